@@ -1,0 +1,85 @@
+"""`python -m rwkv_jobs.<job>`: what the command line submits, and what torchrun or a debugger starts."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import traceback
+from pathlib import Path
+
+from rwkv_jobs.driver import drive
+from rwkv_jobs.launch import torchrun_rank
+from rwkvctl import runs, settings
+from rwkvctl.errors import JobFailedError, UserError
+from rwkvctl.resolve import on_machine, with_data
+from rwkvctl.specs.jobs import JOBS, JobSpec, TrainingSpec
+from rwkvctl.specs.load import build, merge, parse_assignments, read_recipe
+
+DONE, FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
+
+
+def main(job: str) -> None:
+    """Run one job and exit: 0 done, 1 failed, 2 the user's mistake, 130 interrupted."""
+    parser = argparse.ArgumentParser(prog=f"python -m rwkv_jobs.{job}")
+    parser.add_argument("target", help="folder of a run, name of a recipe, or path of a YAML file")
+    parser.add_argument("--set", dest="assignments", action="append", default=[], metavar="FIELD=VALUE")
+    arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: interrupt())
+    sys.exit(guarded(job, arguments.target, arguments.assignments))
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def guarded(job: str, target: str, assignments: list[str]) -> int:
+    """Run the job; every failure becomes an exit code, and a mistake of the user's one line."""
+    try:
+        spec, run_dir = resolve(job, target, assignments)
+        drive(spec, run_dir)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USER_ERROR
+    except JobFailedError as error:
+        print(f"failed: {error}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        print("interrupted; continue with --resume", file=sys.stderr)
+        return INTERRUPTED
+    except Exception:
+        traceback.print_exc()
+        return FAILED
+    return DONE
+
+
+def resolve(job: str, target: str, assignments: list[str]) -> tuple[JobSpec, Path]:
+    """The spec and the run folder: an existing run's, or those of a recipe, in which case the run is new."""
+    if (Path(target) / runs.SPEC).is_file():
+        spec = runs.read_spec(Path(target))
+        if spec.job != job:
+            raise UserError(f"{target}: is a {spec.job} run, not {job}")
+        return spec, Path(target).absolute()
+    machine = settings.load()
+    fields = merge(read_recipe(target), parse_assignments(assignments))
+    if fields.get("job") != job:
+        raise UserError(f"recipe {target}: is for {fields.get('job')}, not {job}")
+    spec = build(JOBS[job], fields, f"recipe {target}")
+    if isinstance(spec, TrainingSpec):
+        spec = with_data(spec, machine)
+    run_dir = new_or_same_run(on_machine(spec, machine), spec.storage or machine.storage)
+    return runs.read_spec(run_dir), run_dir
+
+
+def new_or_same_run(spec: JobSpec, storage: str) -> Path:
+    """A new run; under torchrun, where all ranks come here and may be restarted, the run of the given name."""
+    import os
+
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return runs.create(spec, storage)
+    if spec.name is None:
+        raise UserError("name: must be set under torchrun, so that all ranks mean one run (--set name=...)")
+    folder = Path(storage) / spec.name
+    if torchrun_rank() == 0 and not (folder / runs.SPEC).exists():
+        runs.create(spec, storage)
+    return folder

@@ -1,0 +1,175 @@
+"""Supervised segmentation training: from shards (and, best, a pretrained encoder) to a model folder.
+
+python -m rwkv_jobs.finetune RUN_FOLDER_OR_RECIPE [--set FIELD=VALUE ...]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from rwkv_jobs.fit import run_training
+from rwkv_jobs.scoring import score_cases, write_scores
+from rwkv_jobs.training import (
+    Recorder,
+    Stepper,
+    advance,
+    checkpoint_is_due,
+    close_epoch,
+    describe,
+    improves,
+    make_optimizer,
+    model_info,
+    train_loader,
+    validation_is_due,
+)
+from rwkv_jobs.worker import Worker, autocast, worker
+from rwkv_unet import create_model
+from rwkvctl import bundle, models
+from rwkvctl.checkpoint import TrainState, load_checkpoint, pointed_at, read_checked
+from rwkvctl.data.loaders import to_input
+from rwkvctl.data.manifest import Manifest
+from rwkvctl.errors import UserError
+from rwkvctl.files import write_json
+from rwkvctl.losses import segmentation_loss
+from rwkvctl.specs.jobs import FinetuneSpec
+
+Report = Callable[[dict[str, float]], None]
+
+
+def run(spec: FinetuneSpec, run_dir: Path) -> dict[str, Any]:
+    """Lay the pretrained encoder ready, train on all workers, then register the model."""
+    if spec.model.encoder_weights is not None:
+        models.copy_into(spec.model.encoder_weights, run_dir / "encoder", spec)
+    return run_training(train, spec, run_dir, default_name=f"rwkv_unet_{spec.data.dataset}")
+
+
+def train(spec: FinetuneSpec, run_dir: Path, report: Report | None = None) -> None:
+    """What every worker runs: continue from the run's latest checkpoint, if there is one, to the last epoch.
+
+    `report` is called on rank 0 with the scores of every validation (a sweep's scheduler listens there).
+    """
+    with worker(spec.cluster) as me:
+        manifest = Manifest.load(spec.data.path or "")
+        loader = train_loader(spec, spec.augment, manifest, me)
+        model = make_model(spec, manifest, run_dir).to(me.device)
+        state = TrainState(
+            model, make_optimizer(model, spec.optimizer), manifest.fingerprint, spec.model_dump(mode="json")
+        )
+        recorder = Recorder(me, run_dir)
+        load_checkpoint(run_dir / "checkpoints", state)
+        recorder.params(describe(model, manifest, spec.data.image_size))
+        recorder.event(
+            "plan", epochs=spec.train.epochs, steps_per_epoch=loader.steps_per_epoch, step=state.position.step
+        )
+        parallel = me.wrap(model)
+        stepper = Stepper(spec, me, model, state.optimizer, loader.steps_per_epoch)
+        position = state.position
+        while position.epoch < spec.train.epochs:
+            model.train()
+            for batch in loader.epoch(position.epoch, position.consumed):
+                stepper.seed(position.step)
+                with autocast(spec.train.precision, me.device):
+                    logits = parallel(to_input(batch.images, me.device))
+                target = batch.targets.to(me.device, non_blocking=True)
+                loss = segmentation_loss(
+                    logits,
+                    target,
+                    alpha=spec.loss.alpha,
+                    beta=spec.loss.beta,
+                    ignore_index=manifest.ignore_index,
+                )
+                recorder.metrics(stepper.step(loss, position.step), position.step + 1)
+                last = advance(position, spec.train.batch_size, loader.steps_per_epoch)
+                if checkpoint_is_due(spec, position) and not last:
+                    recorder.checkpoint(state)
+            close_epoch(position)
+            better = validate(spec, manifest, model, me, state, recorder, report)
+            recorder.checkpoint(state, best=better)
+            stepper.skip_time()
+        finish(spec, manifest, model, me, run_dir, recorder)
+        recorder.close()
+
+
+def outputs_of(manifest: Manifest) -> int:
+    """Channels of the logits: one for a single foreground class, as in the paper's binary sets, else one a class."""
+    return 1 if len(manifest.classes) == 2 else len(manifest.classes)
+
+
+def make_model(spec: FinetuneSpec, manifest: Manifest, run_dir: Path) -> nn.Module:
+    """The network with the seed's weights, or with the encoder that was laid ready in the run's folder."""
+    torch.manual_seed(spec.seed)
+    model = create_model(spec.model.name, num_classes=outputs_of(manifest), **spec.model.overrides())
+    if spec.model.encoder_weights is not None:
+        load_encoder(model, run_dir / "encoder")
+    return model
+
+
+def load_encoder(model: nn.Module, folder: Path) -> None:
+    """Start the encoder from a model folder: a pretrained classifier, or another network's encoder."""
+    source, info = bundle.load(folder)
+    encoder = model.get_submodule("encoder")
+    given = getattr(source, "encoder", source).state_dict()
+    try:
+        encoder.load_state_dict({key: value for key, value in given.items() if key in encoder.state_dict()})
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"model.encoder_weights: {info.model['name']} does not fit the encoder of this model ({reason})"
+        ) from None
+
+
+def validate(
+    spec: FinetuneSpec,
+    manifest: Manifest,
+    model: nn.Module,
+    me: Worker,
+    state: TrainState,
+    recorder: Recorder,
+    report: Report | None,
+) -> bool:
+    """DSC on the validation part when it is due; True when these weights are to be kept as the best."""
+    position = state.position
+    if not validation_is_due(spec, position):
+        return not spec.train.validate_every
+    scores = score_cases(model, manifest, spec.data, "val", me, hd95=False)
+    recorder.metrics(scores.metrics("val"), position.step)
+    value = scores.mean("dsc_strict")
+    recorder.event("validation", epoch=position.epoch, step=position.step, dsc=value)
+    if report is not None and me.is_main:
+        report({"dsc_strict": value, "dsc_official": scores.mean("dsc_official"), "epoch": float(position.epoch)})
+    return improves(position, value)
+
+
+def finish(
+    spec: FinetuneSpec, manifest: Manifest, model: nn.Module, me: Worker, run_dir: Path, recorder: Recorder
+) -> None:
+    """Put the best weights into a model folder, with their DSC and HD95 on the validation part."""
+    best = pointed_at(run_dir / "checkpoints", "best")
+    assert best is not None, "training ended without a checkpoint"
+    read_checked(best)
+    model.load_state_dict(load_file(best / "model.safetensors"))
+    part = "val" if spec.train.validate_every else None
+    scores = score_cases(model, manifest, spec.data, part, me, hd95=True) if part else None
+    if not me.is_main:
+        return
+    summary = describe(model, manifest, spec.data.image_size) | {"checkpoint": best.name}
+    if scores is not None:
+        summary["val"] = write_scores(run_dir / "artifacts" / "val", scores)
+        recorder.metrics(scores.metrics("best_val"), int(best.name.split("-")[1]))
+    description = {"name": spec.model.name, "num_classes": outputs_of(manifest), **spec.model.overrides()}
+    split = spec.data.split or manifest.default_split
+    info = model_info(spec, manifest, description, {"run": run_dir.name, "split": split, "data": spec.data.path})
+    bundle.save(run_dir / "model", model.state_dict(), info)
+    write_json(run_dir / "summary.json", summary)
+
+
+if __name__ == "__main__":
+    from rwkv_jobs.entry import main
+
+    main("finetune")

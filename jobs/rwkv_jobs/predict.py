@@ -1,0 +1,28 @@
+"""Masks for images and volumes.
+
+python -m rwkv_jobs.predict RUN_FOLDER
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rwkv_jobs.worker import pick_device
+from rwkvctl import bundle, models
+from rwkvctl.predict_files import predict_files
+from rwkvctl.specs.jobs import PredictSpec
+
+
+def run(spec: PredictSpec, run_dir: Path) -> dict[str, Any]:
+    """One mask file for every input, in the output folder, at the input's own size."""
+    folder = models.resolve(spec.model, spec)
+    model, info = bundle.load(folder, device=pick_device())
+    written = predict_files(model, info, [Path(path) for path in spec.inputs], Path(spec.out))
+    return {"model": spec.model, "written": [str(path) for path in written]}
+
+
+if __name__ == "__main__":
+    from rwkv_jobs.entry import main
+
+    main("predict")

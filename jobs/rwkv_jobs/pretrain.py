@@ -1,0 +1,147 @@
+"""Classification pretraining of an encoder, with the recipe of the paper's ImageNet-1K runs.
+
+python -m rwkv_jobs.pretrain RUN_FOLDER_OR_RECIPE [--set FIELD=VALUE ...]
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from timm.utils import ModelEmaV3
+from torch import nn
+
+import rwkv_unet  # noqa: F401  (registers the encoders with timm)
+from rwkv_jobs.fit import run_training
+from rwkv_jobs.scoring import count_accuracy
+from rwkv_jobs.training import (
+    Recorder,
+    Stepper,
+    advance,
+    checkpoint_is_due,
+    close_epoch,
+    describe,
+    improves,
+    make_optimizer,
+    model_info,
+    train_loader,
+    validation_is_due,
+)
+from rwkv_jobs.worker import Worker, autocast, worker
+from rwkvctl import bundle
+from rwkvctl.checkpoint import TrainState, load_checkpoint, pointed_at, read_checked
+from rwkvctl.data.loaders import to_input
+from rwkvctl.data.manifest import Manifest
+from rwkvctl.files import write_json
+from rwkvctl.specs.jobs import PretrainSpec
+
+
+def run(spec: PretrainSpec, run_dir: Path) -> dict[str, Any]:
+    """Train on all workers, then register the encoder."""
+    return run_training(train, spec, run_dir, default_name=spec.model.name)
+
+
+def train(spec: PretrainSpec, run_dir: Path) -> None:
+    """What every worker runs: continue from the run's latest checkpoint, if there is one, to the last epoch."""
+    with worker(spec.cluster) as me:
+        manifest = Manifest.load(spec.data.path or "")
+        loader = train_loader(spec, spec.augment, manifest, me)
+        model = make_model(spec, manifest).to(me.device)
+        ema = ModelEmaV3(model, decay=spec.ema_decay, use_warmup=spec.ema_warmup) if spec.ema_decay else None
+        optimizer = make_optimizer(model, spec.optimizer)
+        state = TrainState(
+            model, optimizer, manifest.fingerprint, spec.model_dump(mode="json"), ema.module if ema else None
+        )
+        recorder = Recorder(me, run_dir)
+        load_checkpoint(run_dir / "checkpoints", state)
+        recorder.params(describe(model, manifest, spec.data.image_size))
+        recorder.event(
+            "plan", epochs=spec.train.epochs, steps_per_epoch=loader.steps_per_epoch, step=state.position.step
+        )
+        parallel = me.wrap(model)
+        stepper = Stepper(spec, me, model, optimizer, loader.steps_per_epoch)
+        position = state.position
+        while position.epoch < spec.train.epochs:
+            model.train()
+            for batch in loader.epoch(position.epoch, position.consumed):
+                stepper.seed(position.step)
+                with autocast(spec.train.precision, me.device):
+                    logits = parallel(to_input(batch.images, me.device))
+                target = batch.targets.to(me.device, non_blocking=True)
+                loss = F.cross_entropy(logits.float(), target, label_smoothing=spec.label_smoothing)
+                recorder.metrics(stepper.step(loss, position.step), position.step + 1)
+                if ema is not None:
+                    ema.update(model, step=position.step)
+                last = advance(position, spec.train.batch_size, loader.steps_per_epoch)
+                if checkpoint_is_due(spec, position) and not last:
+                    recorder.checkpoint(state)
+            close_epoch(position)
+            better = validate(spec, manifest, me, state, recorder)
+            recorder.checkpoint(state, best=better)
+            stepper.skip_time()
+        finish(spec, manifest, model, me, run_dir, recorder)
+        recorder.close()
+
+
+def make_model(spec: PretrainSpec, manifest: Manifest) -> nn.Module:
+    """The classifier with the seed's weights."""
+    torch.manual_seed(spec.seed)
+    return timm.create_model(spec.model.name, num_classes=len(manifest.classes), **spec.model.overrides())
+
+
+def validate(spec: PretrainSpec, manifest: Manifest, me: Worker, state: TrainState, recorder: Recorder) -> bool:
+    """Top-1 and top-5 of the weights and of their moving average; True when the better one is the best so far."""
+    position = state.position
+    if not validation_is_due(spec, position):
+        return not spec.train.validate_every
+    values = named(accuracy(spec, manifest, me, state.model), "val")
+    if state.ema is not None:
+        values |= named(accuracy(spec, manifest, me, state.ema), "val_ema")
+    top1 = max(value for name, value in values.items() if name.endswith("/top1"))
+    recorder.metrics(values, position.step)
+    recorder.event("validation", epoch=position.epoch, step=position.step, **values)
+    return improves(position, top1)
+
+
+def accuracy(spec: PretrainSpec, manifest: Manifest, me: Worker, model: nn.Module) -> dict[str, float]:
+    """Top-1 and top-5 over the validation part."""
+    batch = max(1, spec.train.batch_size // me.world_size)
+    return count_accuracy(model, manifest, spec.data, "val", me, batch=batch, precision=spec.train.precision)
+
+
+def named(values: dict[str, float], prefix: str) -> dict[str, float]:
+    """`{"top1": ...}` as `{"val/top1": ...}`."""
+    return {f"{prefix}/{name}": value for name, value in values.items()}
+
+
+def finish(
+    spec: PretrainSpec, manifest: Manifest, model: nn.Module, me: Worker, run_dir: Path, recorder: Recorder
+) -> None:
+    """Put the best weights (of the network or of its moving average, whichever scored higher) into a model folder."""
+    best = pointed_at(run_dir / "checkpoints", "best")
+    assert best is not None, "training ended without a checkpoint"
+    content = read_checked(best)
+    scores: dict[str, dict[str, float]] = {}
+    for name in ["model", "ema"] if "ema.safetensors" in content["sha256"] else ["model"]:
+        model.load_state_dict(load_file(best / f"{name}.safetensors"))
+        scores[name] = accuracy(spec, manifest, me, model)
+    if not me.is_main:
+        return
+    chosen = max(scores, key=lambda name: scores[name]["top1"])
+    weights = load_file(best / f"{chosen}.safetensors")
+    recorder.metrics(named(scores[chosen], "best_val"), int(best.name.split("-")[1]))
+    description = {"name": spec.model.name, "num_classes": len(manifest.classes), **spec.model.overrides()}
+    info = model_info(spec, manifest, description, {"run": run_dir.name, "weights": chosen})
+    bundle.save(run_dir / "model", weights, info)
+    summary = describe(model, manifest, spec.data.image_size) | {"checkpoint": best.name, "weights": chosen}
+    write_json(run_dir / "summary.json", summary | scores[chosen])
+
+
+if __name__ == "__main__":
+    from rwkv_jobs.entry import main
+
+    main("pretrain")

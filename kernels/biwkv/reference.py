@@ -1,0 +1,28 @@
+"""Bi-WKV written as its formula, in float64: what every other implementation is tested against."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def bi_wkv_reference(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Bidirectional WKV attention of RWKV-UNet (eq. 7 of Vision-RWKV), by the formula.
+
+    y_t = (sum_{i != t} e^{-(|t-i|-1) w + k_i} v_i + e^{u + k_t} v_t) / (the same sum without v)
+
+    Args:
+        w: (C,) decay per token. Negative values grow instead.
+        u: (C,) bonus of the token itself.
+        k, v: (B, T, C) keys and values.
+
+    Returns:
+        (B, T, C) float64, differentiable by plain autograd, any number of times. Takes O(B T^2 C) time and memory.
+    """
+    w, u, k, v = (x.double() for x in (w, u, k, v))
+    position = torch.arange(k.shape[1], device=k.device)
+    distance = (position[:, None] - position[None, :]).abs()
+    itself = (distance == 0)[:, :, None]
+    bias = torch.where(itself, u, -(distance[:, :, None] - 1) * w)  # (T, T, C)
+    weights = torch.softmax(bias + k[:, None], dim=2)  # (B, T, T, C)
+    return (weights * v[:, None]).sum(dim=2)

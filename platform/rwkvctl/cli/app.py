@@ -1,0 +1,51 @@
+"""The command `rwkvctl`: its groups, and what becomes of an error."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from rwkvctl.cli import config, data, demo, jobs, model, recipe, runs
+from rwkvctl.errors import JobFailedError, UserError
+
+FAILED, USER_ERROR, INTERRUPTED = 1, 2, 130
+
+app = typer.Typer(
+    name="rwkvctl",
+    help="Train, tune, compare and ship RWKV-UNet segmentation models, from a laptop to a GPU cluster.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(data.app, name="data", help="Raw downloads into verified shards.")
+app.command()(jobs.pretrain)
+app.command()(jobs.finetune)
+app.command()(jobs.tune)
+app.command()(jobs.evaluate)
+app.command()(jobs.predict)
+app.add_typer(model.app, name="model", help="Registered models: list, show, promote.")
+app.command(name="runs")(runs.list_runs)
+app.command()(runs.sync)
+app.command()(runs.ui)
+app.add_typer(recipe.app, name="recipe", help="Recipes that are shipped: list, show.")
+app.add_typer(config.app, name="config", help="Settings of this machine.")
+app.command()(demo.demo)
+
+
+def main() -> None:
+    """Run the command line: 0 done, 1 failed, 2 the user's mistake, 130 interrupted."""
+    try:
+        app()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(USER_ERROR)
+    except JobFailedError as error:
+        print(f"failed: {error}", file=sys.stderr)
+        sys.exit(FAILED)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+
+
+if __name__ == "__main__":
+    main()

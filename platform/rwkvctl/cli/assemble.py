@@ -1,0 +1,148 @@
+"""From command-line options, recipe and settings to one resolved spec."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rwkvctl import settings
+from rwkvctl.errors import UserError
+from rwkvctl.resolve import on_machine, with_data
+from rwkvctl.specs import load
+from rwkvctl.specs.jobs import (
+    JOBS,
+    EvaluateSpec,
+    FinetuneSpec,
+    PredictSpec,
+    TrainingSpec,
+    TuneSpec,
+)
+
+MODELS = {"pretrain": "rwkv_unet_enc", "finetune": "rwkv_unet"}
+
+
+def training_options(variant: str | None = None, name: str | None = None, **cluster: Any) -> dict[str, Any]:
+    """The options that were given, as fields of a spec. The model's name waits for the job kind."""
+    fields: dict[str, Any] = {"cluster": {key: value for key, value in cluster.items() if value is not None}}
+    if variant is not None:
+        if variant not in ("t", "s", "b"):
+            raise UserError(f"--variant {variant!r}: must be t, s or b")
+        fields["variant"] = variant
+    if name is not None:
+        fields["name"] = name
+    return fields
+
+
+def training_spec(
+    job: str, recipe: str | None, data: str | None, options: dict[str, Any], assignments: list[str], resume: str | None
+) -> TrainingSpec | None:
+    """The spec of a training job; None when an earlier run is continued as it was (`--resume RUN`)."""
+    if resume not in (None, "auto") and recipe is None and data is None and not assignments:
+        return None
+    machine = settings.load()
+    recipe = recipe or pick_recipe(job, data)
+    fields = load.read_recipe(recipe)
+    if fields.get("job") != job:
+        raise UserError(f"recipe {recipe}: is for {fields.get('job')}, not {job}")
+    variant = options.pop("variant", None)
+    if variant is not None:
+        fields = load.merge(fields, {"model": {"name": f"{MODELS[job]}_{variant}"}})
+    fields = load.merge(fields, options)
+    fields = load.merge(fields, load.parse_assignments(assignments))
+    if data is not None:
+        fields = load.merge(fields, {"data": {"path": data}})
+    spec = load.build(JOBS[job], fields, f"recipe {recipe}")
+    assert isinstance(spec, TrainingSpec)
+    return on_machine(with_data(spec, machine), machine)
+
+
+def pick_recipe(job: str, data: str | None) -> str:
+    """The recipe for a data set when none is named: its own, or the one for data of its kind."""
+    if data is None:
+        if job == "pretrain":
+            return "imagenet"
+        raise UserError("recipe: say which, for example: rwkvctl finetune clinicdb (see: rwkvctl recipe list)")
+    from rwkvctl.data.manifest import Manifest
+
+    manifest = Manifest.load(data)
+    if manifest.dataset in load.recipe_names(job):
+        return manifest.dataset
+    if job == "pretrain":
+        return "imagefolder"
+    return "binary" if len(manifest.classes) == 2 else "multiclass"
+
+
+def tune_spec(
+    space: str,
+    recipe: str | None,
+    data: str | None,
+    options: dict[str, Any],
+    assignments: list[str],
+    resume: str | None,
+    trials: int | None,
+    concurrency: int | None,
+    name: str | None,
+) -> TuneSpec:
+    """A sweep over a space, around the recipe of the data or of the space."""
+    found = load.read_space(space)
+    if recipe is None:
+        recipe = found.recipe if data is None else pick_recipe("finetune", data)
+    base = training_spec("finetune", recipe, data, options, assignments, resume)
+    assert isinstance(base, FinetuneSpec)
+    fields = {
+        "name": name,
+        "seed": base.seed,
+        "storage": base.storage,
+        "cluster": base.cluster.model_dump(),
+        "tracking": base.tracking.model_dump(),
+        "space_name": Path(space).stem,
+        "space": found.model_dump(mode="json"),
+        "base": base.model_dump(mode="json", by_alias=True),
+        "trials": trials or found.trials,
+        "concurrency": concurrency,
+    }
+    return load.build(TuneSpec, fields, f"space {space}")
+
+
+def evaluate_spec(
+    model: str,
+    part: str,
+    data: str | None,
+    split: str | None,
+    workers: int | None,
+    address: str | None,
+    name: str | None,
+    assignments: list[str],
+) -> EvaluateSpec:
+    """Which model on which part of which data; one worker runs in the job's own process."""
+    cluster: dict[str, Any] = {"workers": workers, "address": address}
+    if (workers or 1) == 1 and address is None:
+        cluster["launcher"] = "process"
+    fields = {
+        "name": name,
+        "model": absolute_model(model),
+        "part": part,
+        "data": None if data is None else settings.absolute(data),
+        "split": split,
+        "cluster": cluster,
+    }
+    fields = load.merge(fields, load.parse_assignments(assignments))
+    spec = load.build(EvaluateSpec, fields, "evaluate")
+    return on_machine(spec, settings.load())
+
+
+def predict_spec(model: str, inputs: list[str], out: str) -> PredictSpec:
+    """Which model, which files, where to."""
+    fields = {
+        "model": absolute_model(model),
+        "inputs": [settings.absolute(path) for path in inputs],
+        "out": settings.absolute(out),
+        "cluster": {"launcher": "process"},
+    }
+    spec = load.build(PredictSpec, fields, "predict")
+    return on_machine(spec, settings.load())
+
+
+def absolute_model(reference: str) -> str:
+    """A model folder as an absolute path; names of runs and URIs as they are."""
+    return settings.absolute(reference) if (Path(reference) / "model.json").is_file() else reference

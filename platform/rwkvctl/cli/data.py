@@ -1,0 +1,191 @@
+"""`rwkvctl data`: make, check and look at data sets."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rwkvctl.errors import UserError
+
+if TYPE_CHECKING:
+    from rwkvctl.data.manifest import Manifest
+
+app = typer.Typer(help="Make, check and look at data sets.", no_args_is_help=True)
+
+Progress = Callable[[str, int, int], None]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of lines.")]
+
+
+@app.command()
+def prepare(
+    format_name: Annotated[str, typer.Argument(metavar="FORMAT", help="See: rwkvctl data list")],
+    source: Annotated[list[Path], typer.Option(help="Folder with the raw files; may be repeated.")],
+    out: Annotated[Path | None, typer.Option(help="New data set folder [default: <data root>/<name>]")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the data set [default: that of --out]")] = None,
+    split: Annotated[
+        str, typer.Option(help="Ratio train:val:test, for formats without splits of their own.")
+    ] = "8:1:1",
+    seed: Annotated[
+        list[int] | None, typer.Option(help="Seed of a random split; may be repeated [default: 41 1029 3407]")
+    ] = None,
+    classes: Annotated[str | None, typer.Option(help="Names by mask value, background first: a,b,c")] = None,
+    allow_partial: Annotated[bool, typer.Option("--allow-partial", help="Accept a source that lacks files.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the data set in --out.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Convert raw files to a verified data set (shards, index, splits, manifest)."""
+    from rwkvctl.data.prepare import prepare as run
+
+    with _progress_bar(quiet=as_json) as progress:
+        manifest = run(
+            format_name,
+            source,
+            out or _data_root() / (name or format_name),
+            name=name,
+            classes=[part.strip() for part in classes.split(",")] if classes else None,
+            split=split,
+            seeds=seed or (41, 1029, 3407),
+            allow_partial=allow_partial,
+            overwrite=overwrite,
+            progress=progress,
+        )
+    _show(manifest, as_json)
+
+
+@app.command()
+def verify(
+    path: Annotated[Path, typer.Argument(help="Folder of a data set.")],
+    deep: Annotated[bool, typer.Option("--deep", help="Also decode every image.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Check a data set against its manifest; exit code 1 when something is wrong."""
+    from dataclasses import asdict
+
+    from rwkvctl.data.verify import verify as run
+
+    with _progress_bar(quiet=as_json) as progress:
+        report = run(path, deep=deep, progress=progress)
+    if as_json:
+        print(json.dumps({"ok": report.ok, **asdict(report)}, indent=2))
+    else:
+        for problem in report.problems:
+            print(f"problem: {problem}")
+        for warning in report.warnings:
+            print(f"warning: {warning}")
+        count = len(report.problems)
+        state = "sound" if report.ok else f"{count} problem{'s' if count > 1 else ''}"
+        print(f"{report.root}: {state} ({report.samples} samples in {report.shards} shards)")
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+@app.command()
+def show(path: Annotated[Path, typer.Argument(help="Folder of a data set.")], as_json: AsJson = False) -> None:
+    """Print what a data set holds."""
+    from rwkvctl.data.manifest import Manifest
+
+    _show(Manifest.load(path), as_json)
+
+
+@app.command("list")
+def list_(
+    root: Annotated[Path | None, typer.Option(help="Folder of data sets [default: the data root]")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the formats that can be prepared, and the data sets that are."""
+    from rwkvctl.data.formats import FORMATS
+    from rwkvctl.data.manifest import FILE_NAME, Manifest
+
+    root = root or _data_root()
+    found: dict[str, Any] = {}
+    for path in sorted(root.glob(f"*/{FILE_NAME}")) if root.is_dir() else []:
+        if not path.parent.name.startswith("."):
+            try:
+                found[str(path.parent)] = _summary(Manifest.load(path.parent))
+            except UserError as error:
+                found[str(path.parent)] = {"error": str(error)}
+    if as_json:
+        print(json.dumps({"formats": FORMATS, "root": str(root), "datasets": found}, indent=2))
+        return
+    print("formats")
+    for name, text in FORMATS.items():
+        print(f"  {name:12} {text}")
+    print(f"data sets in {root}" + ("" if found else ": none yet; make one with rwkvctl data prepare"))
+    for path_text, summary in found.items():
+        print(f"  {Path(path_text).name:20} " + (summary.get("error") or _one_line(summary)))
+
+
+def _one_line(summary: dict[str, Any]) -> str:
+    return f"{summary['task']}, {summary['samples']} samples, {len(summary['classes'])} classes"
+
+
+def _summary(manifest: Manifest) -> dict[str, Any]:
+    content = manifest.content
+    return {
+        "path": str(manifest.root),
+        "dataset": manifest.dataset,
+        "task": manifest.task,
+        "classes": manifest.classes,
+        "channels": manifest.channels,
+        "image_kind": manifest.image_kind,
+        "samples": content.counts["samples"],
+        "bytes": sum(shard.bytes for shard in manifest.shards),
+        "shards": len(manifest.shards),
+        "fingerprint": manifest.fingerprint,
+        "default_split": manifest.default_split,
+        "splits": {name: entry.model_dump(exclude={"sha256"}) for name, entry in manifest.splits.items()},
+        "warnings": content.warnings,
+        "stats": content.stats,
+    }
+
+
+def _show(manifest: Manifest, as_json: bool) -> None:
+    summary = _summary(manifest)
+    if as_json:
+        print(json.dumps(summary, indent=2, ensure_ascii=False))
+        return
+    names = ", ".join(manifest.classes[:8]) + (", ..." if len(manifest.classes) > 8 else "")
+    print(summary["path"])
+    print(f"  data set     {manifest.dataset}, {manifest.task}, {manifest.image_kind}")
+    print(f"  classes      {len(manifest.classes)}: {names}")
+    print(f"  samples      {summary['samples']} in {summary['shards']} shards, {summary['bytes'] / 1e6:.1f} MB")
+    for name, entry in manifest.splits.items():
+        counts = ", ".join(f"{part} {entry.counts[part]}" for part in ("train", "val", "test"))
+        default = " (default)" if name == manifest.default_split else ""
+        leaks = f"; {entry.leak_groups_shared} groups leak" if entry.leak_groups_shared else ""
+        print(f"  split        {name}{default}: {counts}{leaks}")
+    for warning in summary["warnings"]:
+        print(f"  warning      {warning}")
+    print(f"  fingerprint  {manifest.fingerprint}")
+
+
+def _data_root() -> Path:
+    from rwkvctl import settings
+
+    return Path(settings.load().data_root).expanduser()
+
+
+@contextmanager
+def _progress_bar(quiet: bool) -> Iterator[Progress | None]:
+    """A bar on a terminal; nothing elsewhere, where the result is all that a reader wants."""
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal:
+        yield None
+        return
+    with Bar(console=console, transient=True) as bar:
+        tasks: dict[str, Any] = {}
+
+        def progress(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(stage, total=total)
+            bar.update(tasks[stage], completed=done)
+
+        yield progress

@@ -1,0 +1,123 @@
+"""From a resolved spec to a finished job: the run's folder, the submission, what is printed at the end."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from rwkvctl import models, preflight, runs, settings
+from rwkvctl.cluster.submit import submit
+from rwkvctl.errors import UserError
+from rwkvctl.specs.jobs import FinetuneSpec, JobSpec, PredictSpec, PretrainSpec, TrainingSpec, TuneSpec
+from rwkvctl.specs.load import dump
+
+
+def start(job: str, spec: JobSpec | None, *, resume: str | None, dry_run: bool, as_json: bool) -> None:
+    """Check, then run a job in a new run or in the one that is continued; leaves with the job's exit code."""
+    if spec is not None:
+        check(spec)
+    if dry_run:
+        if spec is None:
+            raise UserError("--dry-run: give the recipe and its options too")
+        show_plan(spec, as_json=as_json)
+        return
+    storage = (spec.storage if spec is not None else None) or settings.load().storage
+    run_dir = open_run(job, spec, resume, storage)
+    code = submit(job, run_dir, runs.read_spec(run_dir).cluster.address, to_stderr=as_json)
+    if code:
+        sys.exit(code)
+    show_result(job, run_dir, as_json=as_json)
+
+
+def check(spec: JobSpec) -> None:
+    """Everything that can be known to be wrong before a process is started."""
+    preflight.check(spec)
+    base = spec.base if isinstance(spec, TuneSpec) else spec
+    reference = base.model.encoder_weights if isinstance(base, FinetuneSpec) else getattr(spec, "model", None)
+    if isinstance(reference, str):
+        models.resolve(reference, spec)
+
+
+def open_run(job: str, spec: JobSpec | None, resume: str | None, storage: str) -> Path:
+    """The run's folder: that of the run to continue, or a new one."""
+    if resume is not None:
+        found = runs.resume(resume, spec, storage)
+        if found is not None:
+            kept = runs.read_spec(found)
+            if kept.job != job:
+                raise UserError(f"run {found.name}: is a {kept.job} run, not {job}")
+            preflight.check(kept)
+            return found
+    assert spec is not None
+    return runs.create(spec, storage)
+
+
+def show_plan(spec: JobSpec, *, as_json: bool) -> None:
+    """`--dry-run`: the spec, and for a training what it means in parameters, MACs, steps and samples."""
+    training = spec.base if isinstance(spec, TuneSpec) else spec
+    plan = plan_of(training) if isinstance(training, TrainingSpec) else {}
+    if as_json:
+        print(json.dumps({"spec": spec.model_dump(mode="json", by_alias=True), "plan": plan}, indent=2))
+        return
+    print(dump(spec), end="")
+    for key, value in plan.items():
+        print(f"# {key}: {value:,}" if isinstance(value, int) else f"# {key}: {value}")
+
+
+def plan_of(spec: TrainingSpec) -> dict[str, Any]:
+    """Parameters, MACs, batch arithmetic and a check of the data."""
+    from rwkv_unet.flops import count_macs, count_parameters
+    from rwkvctl.data.verify import check_shards
+
+    manifest = preflight.check_training(spec)
+    split = spec.data.split or manifest.default_split
+    samples = len(manifest.ids(split, "train"))
+    check_shards(manifest)
+    model = make_model(spec, len(manifest.classes))
+    macs = count_macs(model, (manifest.channels, spec.data.image_size, spec.data.image_size))
+    batch, workers = spec.train.batch_size, spec.cluster.workers or 1
+    steps = samples // batch if spec.train.tail == "drop" else -(-samples // batch)
+    return {
+        "data": f"{manifest.root}, split {split}, fingerprint {manifest.fingerprint[:12]}, shards as in the manifest",
+        "parameters": count_parameters(model),
+        "macs_paper": macs.paper,
+        "macs_true": macs.true,
+        "training_samples": samples,
+        "batch": f"{batch} = {workers} workers x {batch // workers}",
+        "steps_per_epoch": steps,
+        "steps": steps * spec.train.epochs,
+    }
+
+
+def make_model(spec: TrainingSpec, classes: int) -> Any:
+    """The model of a training, with random weights."""
+    import timm
+
+    from rwkv_unet import create_model
+
+    if isinstance(spec, FinetuneSpec):
+        return create_model(spec.model.name, num_classes=1 if classes == 2 else classes, **spec.model.overrides())
+    assert isinstance(spec, PretrainSpec)
+    return timm.create_model(spec.model.name, num_classes=classes, **spec.model.overrides())
+
+
+def show_result(job: str, run_dir: Path, *, as_json: bool) -> None:
+    """What a finished job leaves to read."""
+    result = runs.result(run_dir)
+    assert result is not None, "a job that ended well leaves its result"
+    if as_json:
+        print(json.dumps(result, indent=2))
+        return
+    from rwkvctl.cli import show
+
+    show.result(job, run_dir, result)
+
+
+def predict(spec: PredictSpec, *, as_json: bool) -> None:
+    """Predictions leave no run behind: their folder is a temporary one."""
+    spec = spec.model_copy(update={"model": str(models.resolve(spec.model, spec))})
+    with tempfile.TemporaryDirectory(prefix="rwkvctl-") as folder:
+        start("predict", spec.model_copy(update={"storage": folder}), resume=None, dry_run=False, as_json=as_json)

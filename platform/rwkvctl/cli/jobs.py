@@ -1,0 +1,131 @@
+"""`rwkvctl pretrain | finetune | tune | evaluate | predict`: from options to a spec, from a spec to a submitted job."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+Recipe = Annotated[str | None, typer.Argument(help="Recipe by name or YAML path (see: rwkvctl recipe list).")]
+Variant = Annotated[str | None, typer.Option(help="Model size: t, s or b.")]
+Data = Annotated[
+    str | None, typer.Option(help="Folder with shards; by default the data set's place under the data root.")
+]
+Workers = Annotated[int | None, typer.Option(help="Training workers over all nodes.")]
+Nodes = Annotated[int | None, typer.Option(help="Nodes of the cluster to use.")]
+GpusPerNode = Annotated[int | None, typer.Option(help="Workers per node; by default the cluster is asked.")]
+Address = Annotated[str | None, typer.Option(help="Ray cluster: host:port, or http://host:8265 for its job server.")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Override a field of the recipe.")]
+Name = Annotated[str | None, typer.Option(help="Name of the run.")]
+Resume = Annotated[str | None, typer.Option(metavar="auto|RUN", help="Continue a run from its latest checkpoint.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved spec and what it means; start nothing.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON; progress goes to standard error.")]
+Encoder = Annotated[str | None, typer.Option(help="Where the encoder starts: a run, models:/NAME@ALIAS, or a folder.")]
+
+
+def pretrain(
+    recipe: Recipe = None,
+    variant: Variant = None,
+    data: Data = None,
+    workers: Workers = None,
+    nodes: Nodes = None,
+    gpus_per_node: GpusPerNode = None,
+    address: Address = None,
+    assignments: Set = None,
+    name: Name = None,
+    resume: Resume = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Pretrain an encoder by classification."""
+    from rwkvctl.cli import assemble, execute
+
+    options = assemble.training_options(
+        variant=variant, name=name, workers=workers, nodes=nodes, gpus_per_node=gpus_per_node, address=address
+    )
+    spec = assemble.training_spec("pretrain", recipe, data, options, assignments or [], resume)
+    execute.start("pretrain", spec, resume=resume, dry_run=dry_run, as_json=as_json)
+
+
+def finetune(
+    recipe: Recipe = None,
+    variant: Variant = None,
+    data: Data = None,
+    encoder: Encoder = None,
+    workers: Workers = None,
+    nodes: Nodes = None,
+    gpus_per_node: GpusPerNode = None,
+    address: Address = None,
+    assignments: Set = None,
+    name: Name = None,
+    resume: Resume = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Train a segmentation model, best from a pretrained encoder, and register it."""
+    from rwkvctl.cli import assemble, execute
+
+    options = assemble.training_options(
+        variant=variant, name=name, workers=workers, nodes=nodes, gpus_per_node=gpus_per_node, address=address
+    )
+    if encoder is not None:
+        options.setdefault("model", {})["encoder_weights"] = encoder
+    spec = assemble.training_spec("finetune", recipe, data, options, assignments or [], resume)
+    execute.start("finetune", spec, resume=resume, dry_run=dry_run, as_json=as_json)
+
+
+def tune(
+    space: Annotated[str, typer.Option(help="Sweep space by name or YAML path (see: rwkvctl recipe list).")],
+    recipe: Annotated[
+        str | None, typer.Option(help="Recipe that is varied; by default the data's or the space's.")
+    ] = None,
+    variant: Variant = None,
+    data: Data = None,
+    encoder: Encoder = None,
+    trials: Annotated[int | None, typer.Option(min=1, help="How many trials the study is to have.")] = None,
+    concurrency: Annotated[int | None, typer.Option(min=1, help="Trials at once; by default all that fit.")] = None,
+    address: Address = None,
+    assignments: Set = None,
+    name: Name = None,
+    resume: Resume = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Sweep a space of model, loss or training choices with Ray Tune and Optuna."""
+    from rwkvctl.cli import assemble, execute
+
+    options = assemble.training_options(variant=variant, address=address)
+    if encoder is not None:
+        options.setdefault("model", {})["encoder_weights"] = encoder
+    spec = assemble.tune_spec(space, recipe, data, options, assignments or [], resume, trials, concurrency, name)
+    execute.start("tune", spec, resume=resume, dry_run=dry_run, as_json=as_json)
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(metavar="RUN", help="A run, models:/NAME@ALIAS, or a folder with a model.")],
+    part: Annotated[str, typer.Option("--split", help="Part of the data: val or test.")] = "test",
+    data: Annotated[str | None, typer.Option(help="Folder with shards; by default those of the training.")] = None,
+    split_rule: Annotated[str | None, typer.Option(help="Name of the split; by default that of the training.")] = None,
+    workers: Workers = None,
+    address: Address = None,
+    assignments: Set = None,
+    name: Name = None,
+    as_json: Json = False,
+) -> None:
+    """Score a model: DSC and HD95 per class and per case, in both conventions."""
+    from rwkvctl.cli import assemble, execute
+
+    spec = assemble.evaluate_spec(model, part, data, split_rule, workers, address, name, assignments or [])
+    execute.start("evaluate", spec, resume=None, dry_run=False, as_json=as_json)
+
+
+def predict(
+    model: Annotated[str, typer.Argument(help="A run, models:/NAME@ALIAS, or a folder with a model.")],
+    inputs: Annotated[list[str], typer.Argument(help="Images, or .npy/.h5 slices and volumes.")],
+    out: Annotated[str, typer.Option(help="Folder that the masks are written into.")],
+    as_json: Json = False,
+) -> None:
+    """Write a mask for every input, at the input's own size."""
+    from rwkvctl.cli import assemble, execute
+
+    execute.predict(assemble.predict_spec(model, inputs, out), as_json=as_json)

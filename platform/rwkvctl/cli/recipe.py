@@ -1,0 +1,33 @@
+"""`rwkvctl recipe`: the recipes and sweep spaces that are shipped."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True)
+
+
+@app.command(name="list")
+def list_(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """List recipes by job kind, and sweep spaces."""
+    from rwkvctl.specs import load
+
+    names = {job: load.recipe_names(job) for job in ("pretrain", "finetune")} | {"tune (spaces)": load.space_names()}
+    if as_json:
+        print(json.dumps(names, indent=2))
+        return
+    for job, recipes in names.items():
+        print(f"{job}: {', '.join(recipes)}")
+
+
+@app.command()
+def show(name: str) -> None:
+    """Print a recipe with every field written out; redirect it into a file to make your own."""
+    from rwkvctl.specs import load
+    from rwkvctl.specs.jobs import JOBS
+
+    fields = load.read_recipe(name)
+    print(load.dump(load.build(JOBS[fields["job"]], fields, f"recipe {name}")), end="")

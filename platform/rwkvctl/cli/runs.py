@@ -1,0 +1,68 @@
+"""`rwkvctl runs | sync | ui`: what was run, and the tracking that shows it."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+
+def list_runs(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """List the runs on this machine, newest first."""
+    from pathlib import Path
+
+    from rwkvctl import runs, settings
+    from rwkvctl.errors import UserError
+
+    storage = settings.load().storage
+    rows = []
+    for name in runs.run_names(storage):
+        try:
+            job = runs.read_spec(Path(storage) / name).job
+        except UserError as error:
+            job = f"unreadable ({error})"
+        state = "finished" if runs.result(Path(storage) / name) is not None else "not finished"
+        rows.append({"run": name, "job": job, "state": state})
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    for row in rows:
+        print(f"{row['run']}  {row['job']}  {row['state']}")
+    if not rows:
+        print(f"no runs in {storage}")
+
+
+def sync(run: Annotated[str, typer.Argument(help="Name, path or MLflow id of a run.")]) -> None:
+    """Send what a run has written in its journal to MLflow; what was sent before is not doubled."""
+    from rwkvctl import runs, settings
+    from rwkvctl.tracking.sync import sync_run
+
+    machine = settings.load()
+    folder = runs.find(run, machine.storage)
+    tracking = runs.read_spec(folder).tracking
+    uri = tracking.uri or machine.tracking_uri
+    sent = sync_run(folder, uri, tracking.experiment)
+    print(f"{folder.name}: MLflow run {sent.run_id} at {uri}: {sent.metrics} metrics, {sent.artifacts} artifacts")
+
+
+def ui(
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this machine.")] = 5000,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+) -> None:
+    """Open the MLflow UI on this machine's tracking database (a remote server has its own)."""
+    import subprocess
+    import sys
+
+    from rwkvctl import settings
+    from rwkvctl.errors import UserError
+
+    uri = settings.load().tracking_uri
+    if uri.startswith(("http://", "https://")):
+        print(f"the tracking server has its own UI: {uri}")
+        return
+    print(f"MLflow UI on http://{host}:{port} (Ctrl-C ends it)", flush=True)
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri]
+    code = subprocess.call([*command, "--host", host, "--port", str(port)])
+    if code not in (0, 130, -2):
+        raise UserError(f"mlflow ui ended with code {code}: is port {port} in use? give another --port")

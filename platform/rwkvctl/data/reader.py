@@ -1,0 +1,151 @@
+"""Members of samples, by row, straight from the shards: one pread each, no tar parsing."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections import OrderedDict
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rwkvctl.data import images
+from rwkvctl.data.index import Index
+from rwkvctl.data.manifest import Manifest
+from rwkvctl.errors import UserError
+
+OPEN_SHARDS = 16
+
+
+class Reader:
+    """Random access to a data set, or to the rows of one split part.
+
+    Files are opened in the process that reads, at most OPEN_SHARDS at a time; a reader can be pickled or forked.
+    """
+
+    def __init__(self, manifest: Manifest, rows: NDArray[np.int64] | None = None):
+        self.index: Index = manifest.index if rows is None else manifest.index.take(rows)
+        self._paths = [str(manifest.root / shard.name) for shard in manifest.shards]
+        self._descriptors: OrderedDict[int, int] = OrderedDict()
+        self._owner = os.getpid()
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def key(self, row: int) -> str:
+        return self.index.keys[row].decode()
+
+    def has(self, row: int, extension: str) -> bool:
+        return extension in self.index.members and bool(self.index.members[extension][row, 0] >= 0)
+
+    def read(self, row: int, extension: str) -> bytes:
+        """A member's bytes. UserError when the shard is not there or too short."""
+        if not self.has(row, extension):
+            raise UserError(f"{self._path(row)}: sample {self.key(row)} has no member {extension}")
+        offset, size = map(int, self.index.members[extension][row])
+        data = os.pread(self._descriptor(int(self.index.shard[row])), size, offset)
+        if len(data) != size:
+            raise UserError(f"{self._path(row)}: is shorter than its index says; prepare the data set again")
+        return data
+
+    def image(self, row: int) -> NDArray[np.uint8] | NDArray[np.float32]:
+        """uint8 (H, W, 3) from JPEG or PNG; float32 (H, W) or (D, H, W) from npy."""
+        extension = next((e for e in ("jpg", "png", "image.npy") if self.has(row, e)), "jpg")
+        data = self.read(row, extension)
+        try:
+            if extension == "image.npy":
+                return decode_npy(data).astype(np.float32, copy=False)
+            return images.decode_rgb(data)
+        except ValueError as error:
+            raise self._bad(row, extension, error) from error
+
+    def mask(self, row: int) -> NDArray[np.uint8]:
+        """Class ids, uint8 (H, W) or (D, H, W)."""
+        extension = "mask.png" if self.has(row, "mask.png") else "mask.npy"
+        data = self.read(row, extension)
+        try:
+            mask = images.decode_ids(data) if extension == "mask.png" else decode_npy(data)
+            if mask.dtype != np.uint8:
+                raise ValueError(f"dtype {mask.dtype}, a mask is uint8")
+        except ValueError as error:
+            raise self._bad(row, extension, error) from error
+        return mask
+
+    def label(self, row: int) -> int:
+        """The class number of a classification sample."""
+        text = self.read(row, "cls")
+        if not text.isdigit() or len(text) > 9:
+            raise self._bad(row, "cls", ValueError("not a class number"))
+        return int(text)
+
+    def meta(self, row: int) -> dict[str, Any]:
+        """The sample's json."""
+        try:
+            value = json.loads(self.read(row, "json"))
+        except (ValueError, RecursionError) as error:
+            raise self._bad(row, "json", error) from error
+        if not isinstance(value, dict):
+            raise self._bad(row, "json", ValueError("not an object"))
+        return value
+
+    def _path(self, row: int) -> str:
+        return self._paths[self.index.shard[row]]
+
+    def _bad(self, row: int, extension: str, error: Exception) -> UserError:
+        return UserError(f"{self._path(row)}: {self.key(row)}.{extension}: {error}; prepare the data set again")
+
+    def _descriptor(self, shard: int) -> int:
+        if self._owner != os.getpid():  # forked: the parent's descriptors are the parent's to close
+            self._descriptors, self._owner = OrderedDict(), os.getpid()
+        if shard in self._descriptors:
+            self._descriptors.move_to_end(shard)
+            return self._descriptors[shard]
+        if len(self._descriptors) >= OPEN_SHARDS:
+            os.close(self._descriptors.popitem(last=False)[1])
+        try:
+            self._descriptors[shard] = os.open(self._paths[shard], os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise UserError(
+                f"{self._paths[shard]}: cannot be read ({error.strerror}); copy the shard back or prepare again"
+            ) from error
+        return self._descriptors[shard]
+
+    def close(self) -> None:
+        if self._owner == os.getpid():
+            while self._descriptors:
+                os.close(self._descriptors.popitem()[1])
+
+    def __del__(self) -> None:
+        if hasattr(self, "_descriptors"):
+            self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_descriptors": OrderedDict(), "_owner": -1}
+
+
+def decode_npy(data: bytes) -> NDArray[Any]:
+    """An npy member; ValueError for objects (pickle), odd dtypes, or a size that is not that of its data."""
+    buffer = io.BytesIO(data)
+    try:
+        if np.lib.format.read_magic(buffer) != (1, 0):
+            raise ValueError("npy version other than 1.0")
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(buffer)
+    except ValueError as error:
+        raise ValueError(f"not an npy file ({str(error).splitlines()[0]})") from error
+    if dtype.kind not in "fu" or fortran or len(shape) not in (2, 3):
+        raise ValueError(f"npy of dtype {dtype} and shape {shape}, which is neither image nor mask")
+    start = buffer.tell()
+    count = 1
+    for length in shape:
+        count *= length
+    if count * dtype.itemsize != len(data) - start:
+        raise ValueError(f"npy header says {shape} {dtype}, but {len(data) - start} bytes follow")
+    # Copied, because an array over `bytes` is read-only and torch cannot take those.
+    return np.frombuffer(data, dtype, count, start).reshape(shape).copy()
+
+
+def reader_for(manifest: Manifest, ids: list[str]) -> Reader:
+    """A reader of the samples `ids`, row i being ids[i]."""
+    return Reader(manifest, manifest.rows(ids))

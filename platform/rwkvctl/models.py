@@ -1,0 +1,40 @@
+"""From what a user calls a model to the folder that holds it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from rwkvctl import runs
+from rwkvctl.errors import UserError
+from rwkvctl.specs.jobs import JobSpec
+
+
+def resolve(reference: str, spec: JobSpec) -> Path:
+    """The model folder of a run, of `models:/name@alias` or `models:/name/version`, or of a path.
+
+    Runs are looked for in the spec's storage, `models:/` in its tracking server; only the latter needs MLflow.
+    """
+    assert spec.storage, "the storage is resolved before a job is submitted"
+    assert spec.tracking.uri, "so is the tracking server"
+    if reference.startswith("models:/"):
+        from rwkvctl.tracking import registry
+
+        return registry.resolve(reference, tracking_uri=spec.tracking.uri)
+    if (Path(reference) / "model.json").is_file():
+        return Path(reference).absolute()
+    folder = runs.find(reference, spec.storage)
+    if not (folder / "model" / "model.json").is_file():
+        raise UserError(f"run {folder.name} has no model yet: finish it first (--resume {folder.name})")
+    return folder / "model"
+
+
+def copy_into(reference: str, target: Path, spec: JobSpec) -> Path:
+    """Lay a model ready inside a run's folder, where every worker sees it; kept when the run is continued."""
+    if not (target / "model.json").is_file():
+        source = resolve(reference, spec)
+        temporary = target.with_name(f".{target.name}.tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.copytree(source, temporary)
+        temporary.replace(target)
+    return target

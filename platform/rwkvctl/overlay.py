@@ -1,0 +1,74 @@
+"""A picture to judge a segmentation by: the image, the truth on it, the prediction on it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+# Class 1, 2, ... in RGB; distinct on grey, also for the colour-blind (Okabe and Ito). Repeats after the eighth.
+COLOURS = np.array(
+    [
+        (230, 159, 0),
+        (86, 180, 233),
+        (0, 158, 115),
+        (240, 228, 66),
+        (204, 121, 167),
+        (213, 94, 0),
+        (0, 114, 178),
+        (170, 255, 85),
+    ],
+    np.uint8,
+)
+GAP = 4
+
+
+def overlay_png(image: NDArray[Any], truth: NDArray[Any], pred: NDArray[Any], *, min_side: int = 256) -> bytes:
+    """A PNG of image | contours of the truth | contours of the prediction, one colour a class.
+
+    Args:
+        image: uint8 (H, W, 3), or float (H, W), whose range is stretched to the grey scale.
+        truth, pred: labels (H, W), 0 the background; 255 (ignored) is not drawn.
+        min_side: smaller images are enlarged to this many pixels on the shorter side.
+    """
+    assert image.shape[:2] == truth.shape == pred.shape, (image.shape, truth.shape, pred.shape)
+    rgb = to_rgb(image)
+    scale = max(1, -(-min_side // min(rgb.shape[:2])))
+    rgb, truth, pred = (_enlarge(picture, scale) for picture in (rgb, truth, pred))
+    gap = np.full((rgb.shape[0], GAP, 3), 255, np.uint8)
+    picture = np.hstack([rgb, gap, _with_contours(rgb, truth), gap, _with_contours(rgb, pred)])
+    written, data = cv2.imencode(".png", picture[..., ::-1])
+    assert written
+    return data.tobytes()
+
+
+def to_rgb(image: NDArray[Any]) -> NDArray[np.uint8]:
+    """uint8 (H, W, 3); float slices are stretched from their least to their greatest value."""
+    if image.dtype == np.uint8 and image.ndim == 3:
+        return image
+    low, high = float(np.nanmin(image)), float(np.nanmax(image))
+    grey = np.nan_to_num((image - low) / (high - low or 1.0)) * 255
+    return np.repeat(grey.round().astype(np.uint8)[..., None], 3, axis=2)
+
+
+def _enlarge(picture: NDArray[Any], scale: int) -> NDArray[Any]:
+    return picture.repeat(scale, axis=0).repeat(scale, axis=1)
+
+
+def _with_contours(rgb: NDArray[np.uint8], labels: NDArray[Any]) -> NDArray[np.uint8]:
+    picture = rgb.copy()
+    for class_id in np.unique(labels):
+        if class_id in (0, 255):
+            continue
+        contour = _contour(labels == class_id)
+        picture[contour] = COLOURS[(int(class_id) - 1) % len(COLOURS)]
+    return picture
+
+
+def _contour(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The pixels of a mask that touch its outside, two deep; the border of the image is outside."""
+    padded = np.pad(mask.astype(np.uint8), 1)
+    inside = cv2.erode(padded, np.ones((3, 3), np.uint8), iterations=2)
+    return mask & ~inside[1:-1, 1:-1].astype(bool)

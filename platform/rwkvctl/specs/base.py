@@ -1,0 +1,52 @@
+"""What every spec has in common: no unknown keys, immutable, all mistakes reported at once."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+
+class Spec(BaseModel):
+    """A node of a job spec. Unknown keys are errors; a spec does not change once it is made."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        populate_by_name=True,
+        validate_default=True,
+        use_attribute_docstrings=True,
+    )
+
+
+def problems(error: ValidationError, spec: type[Spec]) -> str:
+    """Everything that is wrong with a spec, on one line, each with the path of its field."""
+    found = [describe(item, spec) for item in error.errors()]
+    return found[0] if len(found) == 1 else f"{len(found)} problems: " + "; ".join(found)
+
+
+def describe(item: Any, spec: type[Spec]) -> str:
+    """One pydantic error as `path: what is wrong`."""
+    path = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        return f"{path}: unknown field{near(item['loc'], spec)}"
+    if item["type"] == "missing":
+        return f"{path}: missing"
+    message = item["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    if not path:
+        return message
+    given = "" if isinstance(item["input"], dict) else f", got {item['input']!r}"
+    return f"{path}: {message[0].lower()}{message[1:]}{given}"
+
+
+def near(location: tuple[str | int, ...], spec: type[Spec]) -> str:
+    """` (did you mean ...?)` for an unknown field, from the fields of the node that it stands in."""
+    node: Any = spec
+    for part in location[:-1]:
+        field = node.model_fields.get(str(part))
+        node = field.annotation if field is not None else None
+        if not (isinstance(node, type) and issubclass(node, BaseModel)):
+            return ""
+    matches = difflib.get_close_matches(str(location[-1]), node.model_fields, n=1)
+    return f" (did you mean {matches[0]}?)" if matches else f" (known: {', '.join(node.model_fields)})"

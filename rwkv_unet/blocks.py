@@ -1,0 +1,64 @@
+"""GLSP, the global-local spatial perception block that the encoder is built from (Fig. 2b, eqs. 1 to 3)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from timm.layers import DropPath
+from torch import Tensor, nn
+
+from rwkv_unet.layers import NORM_EPS, ConvNormAct, LayerNorm2d, SqueezeExcite
+from rwkv_unet.spatial_mix import SpatialMix
+
+Norm = Literal["batch", "layer", "none"]
+
+
+class GLSP(nn.Module):
+    """Inverted bottleneck with global attention and a local depthwise convolution at its wide point.
+
+    (B, in_dim, H, W) -> (B, out_dim, H / stride, W / stride). Both shortcuts, around the depthwise convolution and
+    around the block, are there if `residual` is set. The norm of the attention comes after it, as in the authors'
+    code (in eq. 3 it comes before).
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        out_dim: int,
+        *,
+        expansion: float,
+        norm: Norm,
+        stride: int = 1,
+        attention: bool = False,
+        squeeze_excite: bool = False,
+        residual: bool = False,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        dim = int(in_dim * expansion)
+        self.residual = residual
+        self.norm = _norm(norm, in_dim)
+        self.expand = ConvNormAct(in_dim, dim, nn.ReLU)
+        self.attention = SpatialMix(dim) if attention else None
+        self.attention_norm = nn.LayerNorm(dim) if attention else None
+        self.local = ConvNormAct(dim, dim, nn.SiLU, kernel_size=5, stride=stride, groups=dim)
+        self.squeeze_excite = SqueezeExcite(dim) if squeeze_excite else nn.Identity()
+        self.project = nn.Conv2d(dim, out_dim, 1, bias=False)
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = self.expand(self.norm(x))
+        if self.attention is not None and self.attention_norm is not None:
+            tokens = wide.permute(0, 2, 3, 1)  # (B, H, W, C)
+            tokens = tokens + self.drop_path(self.attention_norm(self.attention(tokens)))
+            wide = tokens.permute(0, 3, 1, 2)  # (B, C, H, W)
+        local = self.squeeze_excite(self.local(wide))
+        if not self.residual:
+            return self.project(local)
+        return x + self.drop_path(self.project(wide + local))
+
+
+def _norm(kind: Norm, dim: int) -> nn.Module:
+    if kind == "batch":
+        return nn.BatchNorm2d(dim, eps=NORM_EPS)
+    return LayerNorm2d(dim) if kind == "layer" else nn.Identity()

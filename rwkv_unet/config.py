@@ -1,0 +1,112 @@
+"""What an RWKV-UNet is made of: every size of Table I and every ablation of the paper, checked."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from dataclasses import dataclass
+from typing import Any
+
+ATTENTIONS = ("spatial_mix", "mhsa", "focused_linear", "bi_mamba", "none")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Sizes and ablations of an RWKV-UNet. A bad value raises a ValueError that names the field.
+
+    The sequences have one entry a stage (I to IV). The encoder's widths also are those of the CCM and the decoder.
+    """
+
+    num_classes: int
+    stem_dim: int
+    depths: tuple[int, ...]
+    """Blocks a stage, the downsampling block included."""
+    dims: tuple[int, ...]
+    """Output channels a stage."""
+    expansions: tuple[float, ...]
+    """Width inside a block over the width outside; twice that in the downsampling block."""
+    in_channels: int = 3
+    """Channels of the input. A model of 3 channels also takes grey images, which it repeats."""
+    drop_path: float = 0.05
+    """Stochastic depth of the last encoder block (rising linearly from 0) and of the CCM."""
+    decoder_kernel_size: int = 9
+    """Depthwise kernel in the decoder, odd (Table IX)."""
+    num_skips: int = 3
+    """Skip connections, shallowest first; 0 also leaves out the CCM (Table XII)."""
+    ccm: bool = True
+    """Cross-channel mix on the skip connections (Table XII)."""
+    ccm_hidden_rate: int = 2
+    """Hidden width over width in the CCM's channel mix (Table XIII)."""
+    attention: str = "spatial_mix"
+    """Token mixer of stages III and IV (Table II)."""
+    shallow_attention: bool = False
+    """Token mixer in stages I and II too (Table X)."""
+    glsp_channel_mix: bool = False
+    """Channel mix after the token mixer of a block (Table XI)."""
+    encoder: str | None = None
+    """A timm name in place of our encoder (Table VII)."""
+
+    def __post_init__(self) -> None:
+        for name in ("depths", "dims", "expansions"):
+            self._check_stages(name)
+        for name in ("num_classes", "in_channels", "stem_dim", "ccm_hidden_rate"):
+            self._check(name, _is_int(getattr(self, name)) and getattr(self, name) > 0, "must be a positive integer")
+        self._check("drop_path", _is_number(self.drop_path) and 0 <= self.drop_path < 1, "must be in [0, 1)")
+        kernel = self.decoder_kernel_size
+        self._check("decoder_kernel_size", _is_int(kernel) and kernel > 0 and kernel % 2 == 1, "must be odd")
+        self._check("num_skips", _is_int(self.num_skips) and 0 <= self.num_skips <= 3, "must be 0, 1, 2 or 3")
+        for name in ("ccm", "shallow_attention", "glsp_channel_mix"):
+            self._check(name, isinstance(getattr(self, name), bool), "must be true or false")
+        self._check("attention", self.attention in ATTENTIONS, f"must be one of {', '.join(ATTENTIONS)}")
+        self._check("encoder", self.encoder is None or isinstance(self.encoder, str), "must be a timm name or null")
+
+    def _check_stages(self, name: str) -> None:
+        value = getattr(self, name)
+        number = _is_number if name == "expansions" else _is_int
+        fits = isinstance(value, tuple | list) and len(value) == 4 and all(number(x) and x > 0 for x in value)
+        self._check(
+            name, fits, "must be four positive numbers" if name == "expansions" else "must be four positive integers"
+        )
+        object.__setattr__(self, name, tuple(value))  # YAML and JSON have lists only
+
+    def _check(self, name: str, fits: bool, rule: str) -> None:
+        if not fits:
+            raise ValueError(f"model.{name} {rule}, not {getattr(self, name)!r}")
+
+
+# Table I
+SIZES: dict[str, dict[str, Any]] = {
+    "t": {"stem_dim": 24, "depths": (2, 2, 4, 2), "dims": (32, 48, 96, 160), "expansions": (2.0, 2.5, 3.0, 3.5)},
+    "s": {"stem_dim": 24, "depths": (3, 3, 6, 3), "dims": (32, 64, 128, 192), "expansions": (2.0, 2.5, 3.0, 4.0)},
+    "b": {"stem_dim": 24, "depths": (3, 3, 6, 3), "dims": (48, 72, 144, 240), "expansions": (2.0, 2.5, 4.0, 4.0)},
+}
+MODELS = {f"rwkv_unet_{size}": sizes for size, sizes in SIZES.items()}
+
+
+def list_models() -> list[str]:
+    """Names that `create_model` takes."""
+    return list(MODELS)
+
+
+def model_config(name: str, *, num_classes: int, **overrides: Any) -> ModelConfig:
+    """The config of a named model with fields of `ModelConfig` overridden; ValueError with near matches otherwise."""
+    if name not in MODELS:
+        raise ValueError(f"unknown model {name!r}; {_suggest(name, list_models())}")
+    fields = [field.name for field in dataclasses.fields(ModelConfig)]
+    for key in overrides:
+        if key not in fields:
+            raise ValueError(f"unknown model field {key!r}; {_suggest(key, fields)}")
+    return ModelConfig(**{**MODELS[name], "num_classes": num_classes, **overrides})
+
+
+def _suggest(word: str, choices: list[str]) -> str:
+    near = difflib.get_close_matches(str(word), choices)
+    return f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(choices)}"
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

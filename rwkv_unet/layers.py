@@ -1,0 +1,79 @@
+"""Small layers that the blocks are made of."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+NORM_EPS = 1e-6  # of the norms between convolutions; norms of the token and channel mixers keep PyTorch's 1e-5
+
+
+class ConvNormAct(nn.Module):
+    """Convolution without bias, BatchNorm, activation: (B, in_dim, H, W) -> (B, out_dim, H / stride, W / stride)."""
+
+    def __init__(
+        self, in_dim: int, out_dim: int, act: type[nn.Module], *, kernel_size: int = 1, stride: int = 1, groups: int = 1
+    ) -> None:
+        super().__init__()
+        padding = (kernel_size - stride + 1) // 2
+        self.conv = nn.Conv2d(in_dim, out_dim, kernel_size, stride, padding, groups=groups, bias=False)
+        self.norm = nn.BatchNorm2d(out_dim, eps=NORM_EPS)
+        self.act = act(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.norm(self.conv(x)))
+
+
+class LayerNorm2d(nn.Module):
+    """LayerNorm over the channels of (B, C, H, W). The output's memory is (B, H, W, C)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class SqueezeExcite(nn.Module):
+    """Gates every channel of (B, C, H, W) by a two-layer network of all channels' means."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.reduce = nn.Conv2d(dim, dim, 1)
+        self.act = nn.SiLU(inplace=True)
+        self.expand = nn.Conv2d(dim, dim, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = self.expand(self.act(self.reduce(x.mean((2, 3), keepdim=True))))
+        return x * torch.sigmoid(gate)
+
+
+def q_shift(x: Tensor) -> Tensor:
+    """Shift quarters of the channels of (B, H, W, C) by one pixel: right, left, down, up; zeros come in.
+
+    The quarters end at C // 4, C // 2, 3C // 4 and C.
+    """
+    channels = x.shape[3]
+    right, left, down, up = x.tensor_split((channels // 4, channels // 2, 3 * channels // 4), dim=3)
+    return torch.cat(
+        [
+            F.pad(right[:, :, :-1], (0, 0, 1, 0)),
+            F.pad(left[:, :, 1:], (0, 0, 0, 1)),
+            F.pad(down[:, :-1], (0, 0, 0, 0, 1, 0)),
+            F.pad(up[:, 1:], (0, 0, 0, 0, 0, 1)),
+        ],
+        dim=3,
+    )
+
+
+class TokenMix(nn.Module):
+    """A learned blend, channel by channel, of a token and its shifted neighbour, both (B, H, W, C)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.ratio = nn.Parameter(torch.full((dim,), 0.5))
+
+    def forward(self, x: Tensor, shifted: Tensor) -> Tensor:
+        return x * self.ratio + shifted * (1 - self.ratio)

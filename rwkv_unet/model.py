@@ -1,0 +1,114 @@
+"""RWKV-UNet: an encoder with linear global attention, mixed skip connections and a large-kernel decoder.
+
+Paper: "RWKV-UNet: Improving UNet with Long-Range Cooperation for Effective Medical Image Segmentation",
+https://arxiv.org/abs/2501.08458
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from rwkv_unet.ccm import CrossChannelMix
+from rwkv_unet.config import ModelConfig, model_config
+from rwkv_unet.decoder import Decoder
+from rwkv_unet.encoder import RWKVUNetEncoder, not_weights
+
+STRIDE = 16
+"""Height and width of an image must be divisible by it."""
+
+
+class RWKVUNet(nn.Module):
+    """Segments (B, in_channels, H, W) into logits (B, num_classes, H, W).
+
+    H and W may be any multiples of 16, square or not, and change from call to call. A model of 3 channels repeats
+    an image of 1 channel.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        _refuse_unfinished(config)
+        self.config = config
+        self.encoder = RWKVUNetEncoder(
+            config.stem_dim,
+            config.depths,
+            config.dims,
+            config.expansions,
+            in_chans=config.in_channels,
+            num_classes=0,
+            drop_path_rate=config.drop_path,
+            with_head=False,
+        )
+        self.ccm = _ccm(config)
+        self.decoder = Decoder(
+            config.dims, config.stem_dim, kernel_size=config.decoder_kernel_size, num_skips=config.num_skips
+        )
+        self.head = nn.Conv2d(config.stem_dim, config.num_classes, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, num_classes, H, W); ValueError for an image of the wrong shape."""
+        *skips, deepest = self.encoder.forward_stages(self._check(x))
+        skips.reverse()  # deepest first: stages III, II, I
+        if self.ccm is not None:
+            skips = self.ccm(skips)
+        return self.head(self.decoder(deepest, skips[len(skips) - self.config.num_skips :]))
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that are no weights (timm's optimizer factory asks)."""
+        return not_weights(self)
+
+    def _check(self, x: Tensor) -> Tensor:
+        channels = self.config.in_channels
+        if x.ndim != 4:
+            raise ValueError(f"an image batch must be (B, C, H, W), not {tuple(x.shape)}")
+        if x.shape[1] != channels and (x.shape[1], channels) != (1, 3):
+            raise ValueError(f"the model takes images of {channels} channels, not {x.shape[1]}")
+        height, width = x.shape[2:]
+        if height % STRIDE or width % STRIDE or height == 0 or width == 0:
+            fits = f"{_round_up(height)} x {_round_up(width)}"
+            raise ValueError(
+                f"image size {height} x {width} is not divisible by {STRIDE}; the next that works is {fits}"
+            )
+        return x.expand(-1, channels, -1, -1)
+
+
+def create_model(name: str, *, num_classes: int, in_channels: int = 3, **overrides: Any) -> RWKVUNet:
+    """An RWKV-UNet of Table I with random weights.
+
+    Args:
+        name: "rwkv_unet_t", "rwkv_unet_s" or "rwkv_unet_b".
+        num_classes: output channels, the background included.
+        in_channels: input channels.
+        overrides: any other field of `ModelConfig`.
+
+    Raises:
+        ValueError: for an unknown name or field (with near matches) or a bad value.
+        NotImplementedError: for an ablation that is not there yet.
+    """
+    return RWKVUNet(model_config(name, num_classes=num_classes, in_channels=in_channels, **overrides))
+
+
+def _ccm(config: ModelConfig) -> CrossChannelMix | None:
+    if not config.ccm or config.num_skips == 0:
+        return None
+    dims = config.dims[2::-1]  # stages III, II, I
+    return CrossChannelMix(
+        dims, hidden_rate=config.ccm_hidden_rate, drop_path=config.drop_path, num_outputs=config.num_skips
+    )
+
+
+def _refuse_unfinished(config: ModelConfig) -> None:
+    for name, supported in (
+        ("attention", "spatial_mix"),
+        ("shallow_attention", False),
+        ("glsp_channel_mix", False),
+        ("encoder", None),
+    ):
+        value = getattr(config, name)
+        if value != supported:
+            raise NotImplementedError(f"model.{name}={value!r} is not implemented yet; only {supported!r} is")
+
+
+def _round_up(size: int) -> int:
+    return max(STRIDE, -(-size // STRIDE) * STRIDE)

@@ -1,0 +1,37 @@
+"""Spatial mix: RWKV attention over the tokens of an image (eqs. 4 to 8 of the paper)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from biwkv import bi_wkv
+from rwkv_unet.layers import TokenMix, q_shift
+
+
+class SpatialMix(nn.Module):
+    """Global attention, linear in the number of tokens: (B, H, W, C) -> (B, H, W, C)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.mix_key = TokenMix(dim)
+        self.mix_value = TokenMix(dim)
+        self.mix_receptance = TokenMix(dim)
+        self.key = nn.Linear(dim, dim, bias=False)
+        self.value = nn.Linear(dim, dim, bias=False)
+        self.receptance = nn.Linear(dim, dim, bias=False)
+        # Of any sign, and spread over the whole image: the decay from one token to the next is decay / T.
+        self.decay = nn.Parameter(torch.zeros(dim))
+        self.first = nn.Parameter(torch.zeros(dim))
+        self.norm = nn.LayerNorm(dim)
+        self.output = nn.Linear(dim, dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        _, height, width, _ = x.shape
+        tokens = height * width
+        shifted = q_shift(x)
+        key = self.key(self.mix_key(x, shifted)).flatten(1, 2)  # (B, T, C)
+        value = self.value(self.mix_value(x, shifted)).flatten(1, 2)
+        gate = torch.sigmoid(self.receptance(self.mix_receptance(x, shifted)))
+        attended = bi_wkv(self.decay / tokens, self.first / tokens, key, value)
+        return self.output(gate * self.norm(attended).unflatten(1, (height, width)))

@@ -1,0 +1,140 @@
+"""MACs and parameters: the paper's columns, and ptflops itself."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from ptflops import get_model_complexity_info
+from torch import nn
+
+from rwkv_unet import RWKVUNetEncoder, create_model
+from rwkv_unet.config import SIZES
+from rwkv_unet.flops import WKV_MACS, count_macs, count_parameters
+
+
+def giga(name: str, side: int, num_classes: int = 9, **overrides) -> float:
+    model = create_model(name, num_classes=num_classes, **overrides)
+    return count_macs(model, (3, side, side)).paper / 1e9
+
+
+@pytest.mark.parametrize(("size", "expected"), [("b", 8.9589), ("s", 4.7339), ("t", 1.8270)])
+def test_encoders_without_classifier(size: str, expected: float) -> None:
+    encoder = create_model(f"rwkv_unet_{size}", num_classes=1).encoder
+    assert count_macs(encoder, (3, 224, 224)).paper / 1e9 == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("size", "side", "num_classes", "expected"),
+    [
+        ("b", 256, 1, 14.498), ("s", 256, 1, 7.638), ("t", 256, 1, 3.696),
+        ("b", 224, 9, 11.110), ("s", 224, 9, 5.858), ("b", 512, 9, 58.045),
+    ],
+)  # fmt: skip
+def test_nets(size: str, side: int, num_classes: int, expected: float) -> None:
+    assert giga(f"rwkv_unet_{size}", side, num_classes) == pytest.approx(expected, abs=1e-3)
+
+
+TABLES = (
+    [({"decoder_kernel_size": k}, g) for k, g in [(3, 10.971), (5, 11.002), (7, 11.049), (9, 11.110), (11, 11.187)]]
+    + [({"num_skips": n, "ccm": False}, g) for n, g in enumerate([9.177, 9.331, 9.410, 9.477])]
+    + [({"num_skips": n}, g) for n, g in [(1, 10.964), (2, 11.043), (3, 11.110)]]
+    + [({"ccm_hidden_rate": n}, g) for n, g in [(1, 10.588), (3, 11.632), (4, 12.154)]]
+)
+
+
+@pytest.mark.parametrize(("overrides", "expected"), TABLES)
+def test_tables_ix_xii_xiii(overrides: dict, expected: float) -> None:
+    assert giga("rwkv_unet_b", 224, **overrides) == pytest.approx(expected, abs=1e-3)
+
+
+class Mixed(nn.Module):
+    """One of everything that the convention has an opinion about."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 8, 3, stride=2, padding=1, groups=2)
+        self.layers = nn.Sequential(nn.BatchNorm2d(8), nn.ReLU(), nn.GELU(), nn.SiLU(), nn.GroupNorm(2, 8))
+        self.pools = nn.Sequential(nn.MaxPool2d(2), nn.AvgPool2d(2), nn.Upsample(scale_factor=2), nn.ELU())
+        self.back = nn.ConvTranspose2d(8, 4, 2, stride=2)
+        self.linear = nn.Linear(4, 5)
+        self.norm = nn.LayerNorm(5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.back(self.pools(self.layers(self.conv(x))))
+        x = torch.add(nn.functional.interpolate(x, size=(9, 7)), 1).permute(0, 2, 3, 1).flatten(1, 2)
+        x = self.norm(self.linear(x))
+        x = x @ x.transpose(1, 2) * 2 + 1
+        x = torch.softmax(nn.functional.softmax(torch.bmm(x, x), dim=-1), dim=-1)
+        return torch.addmm(x[0], x[0], torch.mul(x[0], x[0]))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [create_model("rwkv_unet_t", num_classes=3), RWKVUNetEncoder(**SIZES["t"]), Mixed()],
+    ids=["net", "encoder", "mixed"],
+)
+def test_agrees_with_ptflops(model: nn.Module) -> None:
+    size = (4 if isinstance(model, Mixed) else 3, 32, 48)
+    ours = count_macs(model, size).paper
+    theirs, _ = get_model_complexity_info(
+        model, size, as_strings=False, print_per_layer_stat=False, verbose=False, backend="pytorch"
+    )
+    assert ours == theirs
+
+
+def test_true_count_is_products_and_wkv() -> None:
+    matmul = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(128, 5))
+    assert count_macs(matmul, (3, 4, 4)).true == 16 * 27 * 8 + 128 * 5
+
+    model = create_model("rwkv_unet_t", num_classes=1)
+    wkv = sum(
+        WKV_MACS * tokens * block.attention.decay.numel()
+        for stage, tokens in zip(model.encoder.stages, (0, 0, 64, 16), strict=True)
+        for block in stage
+        if block.attention is not None
+    )
+    sums = []
+
+    def add(module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
+        positions = output.numel() // output.shape[1 if isinstance(module, nn.Conv2d) else -1]
+        sums.append(module.weight.numel() * positions)
+
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.register_forward_hook(add)
+    model.eval()(torch.zeros(1, 3, 64, 64))
+    products = sum(sums)
+    assert count_macs(model, (3, 64, 64)).true == products + wkv
+
+
+def test_counting_leaves_the_model_as_it_was() -> None:
+    model = create_model("rwkv_unet_t", num_classes=1).train()
+    model.encoder.stem.eval()
+    modes = [module.training for module in model.modules()]
+    state = {name: x.clone() for name, x in model.state_dict().items()}
+    first = count_macs(model, (3, 32, 32))
+    assert [module.training for module in model.modules()] == modes
+    assert all(torch.equal(x, state[name]) for name, x in model.state_dict().items())
+    assert not any(module._forward_hooks for module in model.modules())
+    assert all(x.requires_grad and x.grad is None for x in model.parameters())
+    assert type(next(model.parameters())) is nn.Parameter
+    assert count_macs(model.to(torch.bfloat16), (3, 32, 32)) == first
+    assert count_macs(model.to("meta"), (3, 32, 32)) == first
+
+
+def test_counting_cleans_up_after_an_error() -> None:
+    model = create_model("rwkv_unet_t", num_classes=1).train()
+    with pytest.raises(ValueError, match="not divisible by 16"):
+        count_macs(model, (3, 30, 32))
+    assert model.training
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_parameters() -> None:
+    encoders = {"t": 2_938_472, "s": 9_416_048, "b": 16_694_040}
+    nets = {"t": 3_146_785, "s": 9_703_225, "b": 17_127_049}
+    unused_norms = {"t": 1_024, "s": 1_280, "b": 1_536}
+    for size in SIZES:
+        model = create_model(f"rwkv_unet_{size}", num_classes=1)
+        assert count_parameters(model.encoder) == encoders[size]
+        assert count_parameters(model) == nets[size] - unused_norms[size]

@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rwkvctl.data import Manifest, phantom
+from rwkvctl.data.prepare import prepare
+
+
+@pytest.fixture(autouse=True)
+def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RWKVCTL_HOME", str(tmp_path / "home"))
+
+
+@pytest.fixture(scope="session")
+def polyps(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A raw images/ + masks/ tree. Tests must not change it."""
+    return phantom.write_polyps(tmp_path_factory.mktemp("raw") / "polyps", n=20, size=48)
+
+
+@pytest.fixture(scope="session")
+def hearts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return phantom.write_volumes(tmp_path_factory.mktemp("raw") / "hearts", n_patients=4, size=32, depth=3)
+
+
+@pytest.fixture(scope="session")
+def textures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return phantom.write_textures(tmp_path_factory.mktemp("raw") / "textures", classes=3, per_class=10, size=32)
+
+
+@pytest.fixture(scope="session")
+def binary(polyps: Path, tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    return prepare("folder", [polyps], tmp_path_factory.mktemp("shards") / "binary", seeds=[41])
+
+
+@pytest.fixture(scope="session")
+def cardiac(hearts: Path, tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    return prepare("acdc", [hearts], tmp_path_factory.mktemp("shards") / "cardiac")
+
+
+@pytest.fixture(scope="session")
+def classed(textures: Path, tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    return prepare("imagefolder", [textures], tmp_path_factory.mktemp("shards") / "classed")

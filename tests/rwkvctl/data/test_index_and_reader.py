@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rwkvctl.data import Manifest, index
+from rwkvctl.data.formats.base import encode_npy
+from rwkvctl.data.reader import OPEN_SHARDS, Reader, decode_npy, reader_for
+from rwkvctl.data.writer import Limits, ShardWriter
+from rwkvctl.errors import UserError
+
+
+def line(key="a", members=None) -> bytes:
+    return json.dumps({"key": key, "m": {"jpg": [512, 10]} if members is None else members}).encode()
+
+
+HOSTILE = {
+    "not json": b"{",
+    "deep": b"[" * 100_000,
+    "a list": b"[]",
+    "no members": line(members={}),
+    "key with a path": line("../../etc/passwd"),
+    "key with a dot": line("a.b"),
+    "key is a number": line(7),
+    "pickle": line(members={"pkl": [512, 10]}),
+    "pth": line(members={"pth": [512, 10]}),
+    "before the shard": line(members={"jpg": [-1, 10]}),
+    "negative size": line(members={"jpg": [512, -10]}),
+    "beyond the shard": line(members={"jpg": [4090, 10]}),
+    "far beyond": line(members={"jpg": [2**70, 2**70]}),
+    "float": line(members={"jpg": [512.0, 10]}),
+    "bool": line(members={"jpg": [True, 10]}),
+    "three numbers": line(members={"jpg": [1, 2, 3]}),
+    "not a list": line(members={"jpg": "512"}),
+}
+
+
+@pytest.mark.parametrize("content", HOSTILE.values(), ids=HOSTILE.keys())
+def test_a_hostile_index_is_refused_by_line(content: bytes):
+    with pytest.raises(UserError, match=r"x\.idx line 2: ") as caught:
+        index.load([("x.idx", line("ok") + b"\n" + content, 4096)])
+    assert len(str(caught.value)) < 300
+
+
+def test_duplicates_across_shards_are_refused():
+    with pytest.raises(UserError, match="'a' is in the index twice"):
+        index.load([("x.idx", line("a"), 4096), ("y.idx", line("a"), 4096)])
+
+
+def test_rows_and_take():
+    loaded = index.load([("x", line("b") + b"\n" + line("a", {"png": [0, 1]}), 4096), ("y", line("c"), 4096)])
+    assert loaded.shard.tolist() == [0, 0, 1]
+    assert loaded.rows(["c", "a", "b"]).tolist() == [2, 1, 0]
+    assert loaded.members["png"].tolist() == [[-1, -1], [0, 1], [-1, -1]]
+    taken = loaded.take(loaded.rows(["c", "a"]))
+    assert (taken.keys.tolist(), taken.shard.tolist()) == ([b"c", b"a"], [1, 0])
+    for unknown in ("0", "bb", "z", "a" * 50):
+        with pytest.raises(KeyError, match=unknown):
+            loaded.rows(["a", unknown])
+    assert len(index.load([])) == 0
+
+
+@pytest.mark.parametrize(
+    "member",
+    [
+        {"name": "a.jpg", "type": tarfile.SYMTYPE, "linkname": "/etc/passwd"},
+        {"name": "a.jpg", "type": tarfile.LNKTYPE, "linkname": "b.jpg"},
+        {"name": "a.jpg", "type": tarfile.CHRTYPE},
+        {"name": "../a.jpg"},
+        {"name": "/a.jpg"},
+        {"name": "a.pkl"},
+    ],
+    ids=str,
+)
+def test_a_hostile_tar_is_refused(tmp_path: Path, member: dict):
+    path = tmp_path / "x.tar"
+    with tarfile.open(path, "w") as tar:
+        info = tarfile.TarInfo(member["name"])
+        info.type = member.get("type", tarfile.REGTYPE)
+        info.linkname = member.get("linkname", "")
+        tar.addfile(info, io.BytesIO())
+    with pytest.raises(ValueError, match="does not belong into a shard"):
+        list(index.entries_of_tar(path))
+
+
+def test_the_index_is_that_of_tarfile(binary: Manifest):
+    reader = Reader(binary)
+    with tarfile.open(binary.root / binary.shards[0].name) as tar:
+        for row in range(len(reader)):
+            for extension in ("jpg", "mask.png", "json"):
+                member = tar.extractfile(f"{reader.key(row)}.{extension}")
+                assert member is not None
+                assert member.read() == reader.read(row, extension)
+
+
+def test_few_files_are_open_and_none_crosses_a_process(tmp_path: Path, binary: Manifest):
+    with ShardWriter(tmp_path, "p", Limits(samples=1)) as writer:
+        for n in range(OPEN_SHARDS + 5):
+            writer.add(f"k{n:02d}", {"cls": b"%d" % n})
+    loaded = index.load(
+        [(s["name"], (tmp_path / "index" / f"{s['name'][:-4]}.idx").read_bytes(), s["bytes"]) for s in writer.shards]
+    )
+    reader = Reader(binary)
+    reader.index, reader._paths = loaded, [str(tmp_path / s["name"]) for s in writer.shards]
+    for _ in range(2):
+        assert [reader.label(row) for row in range(len(loaded))] == list(range(OPEN_SHARDS + 5))
+    assert len(reader._descriptors) == OPEN_SHARDS
+    copy = pickle.loads(pickle.dumps(reader))
+    assert not copy._descriptors
+    assert copy.label(3) == 3
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if reader.label(2) == 2 and len(reader._descriptors) == 1 else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    reader.close()
+
+
+def test_a_missing_or_short_shard(classed: Manifest, tmp_path: Path):
+    import shutil
+
+    copy = Manifest.load(shutil.copytree(classed.root, tmp_path / "copy"))
+    shard = copy.root / copy.shards[0].name
+    reader = reader_for(copy, copy.ids(None, "train"))
+    os.truncate(shard, 100)
+    with pytest.raises(UserError, match="is shorter than its index says"):
+        reader.label(0)
+    shard.unlink()
+    with pytest.raises(UserError, match="cannot be read"):
+        reader_for(copy, copy.ids(None, "train")).label(0)
+
+
+def test_npy_there_and_back():
+    for array in (np.ones((3, 4), ">f4"), np.arange(24, dtype=np.uint8).reshape(2, 3, 4).transpose(1, 0, 2)):
+        read = decode_npy(encode_npy(array))
+        np.testing.assert_array_equal(read, array)
+        assert read.flags.writeable
+
+
+def npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=True)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        npy(np.array([[{"a": 1}]], dtype=object)),
+        npy(np.ones((2, 2), np.complex64)),
+        npy(np.ones(4)),
+        encode_npy(np.ones((4, 4)))[:-1],
+        encode_npy(np.ones((4, 4))).replace(b"(4, 4)", b"(9, 9)"),
+        b"PK\x03\x04",
+        b"",
+    ],
+)
+def test_npy_that_is_not_read(data: bytes):
+    with pytest.raises(ValueError, match="npy"):
+        decode_npy(data)
