@@ -5,20 +5,24 @@ python -m rwkv_jobs.evaluate RUN_FOLDER
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
 
 from rwkv_jobs.launch import launch
-from rwkv_jobs.scoring import Gallery, count_accuracy, score_cases, write_scores
+from rwkv_jobs.scoring import Gallery, count_accuracy, named, score_cases, write_scores
 from rwkv_jobs.training import Recorder
 from rwkv_jobs.worker import worker
 from rwkvctl import bundle, models
 from rwkvctl.data.manifest import Manifest
+from rwkvctl.data.verify import check_shards
 from rwkvctl.errors import UserError
 from rwkvctl.files import write_json
+from rwkvctl.metrics import flat_metrics
 from rwkvctl.specs.jobs import EvaluateSpec
 from rwkvctl.specs.parts import DataSpec
+from rwkvctl.tracking.journal import say
 
 
 def run(spec: EvaluateSpec, run_dir: Path) -> dict[str, Any]:
@@ -27,7 +31,18 @@ def run(spec: EvaluateSpec, run_dir: Path) -> dict[str, Any]:
     data_of(spec, run_dir)
     launch(score, spec, run_dir)
     summary = json.loads((run_dir / "summary.json").read_text())
+    note_on_versions(spec, run_dir, summary)
     return {"model": spec.model, "part": spec.part, **summary}
+
+
+def note_on_versions(spec: EvaluateSpec, run_dir: Path, summary: dict[str, Any]) -> None:
+    """Put the scores on the registered versions with these weights, where promotion gates look for them."""
+    values = flat_metrics(summary, spec.part) if "classes" in summary else named(summary, spec.part)
+    with contextlib.suppress(Exception):  # the scores are on disk: a tracking server must not fail the evaluation
+        from rwkvctl.tracking import registry
+
+        for uri in registry.record_metrics(run_dir / "model", values, tracking_uri=spec.tracking.uri or ""):
+            say(run_dir, f"scores noted on {uri}")
 
 
 def data_of(spec: EvaluateSpec, run_dir: Path) -> tuple[Manifest, DataSpec, bundle.BundleInfo]:
@@ -43,7 +58,7 @@ def data_of(spec: EvaluateSpec, run_dir: Path) -> tuple[Manifest, DataSpec, bund
             f"the model has {', '.join(info.classes)}; give other --data"
         )
     split = spec.split or info.extra.get("split") or manifest.default_split
-    manifest.ids(split, spec.part)
+    check_shards(manifest, manifest.ids(split, spec.part))
     data = DataSpec(dataset=manifest.dataset, path=str(path), split=split, image_size=info.image_size, workers=0)
     return manifest, data, info
 
@@ -55,8 +70,8 @@ def score(spec: EvaluateSpec, run_dir: Path) -> None:
         model, _ = bundle.load(run_dir / "model", device=me.device)
         recorder = Recorder(me, run_dir)
         if manifest.task == "classification":
-            summary = count_accuracy(model, manifest, data, spec.part, me, batch=64)
-            values = {f"{spec.part}/{name}": value for name, value in summary.items()}
+            summary: dict[str, Any] = count_accuracy(model, manifest, data, spec.part, me, batch=64)
+            values = named(summary, spec.part)
         else:
             folder = run_dir / "artifacts" / spec.part
             scores = score_cases(

@@ -57,7 +57,7 @@ def train(spec: FinetuneSpec, run_dir: Path, report: Report | None = None) -> No
     with worker(spec.cluster) as me:
         manifest = Manifest.load(spec.data.path or "")
         loader = train_loader(spec, spec.augment, manifest, me)
-        model = make_model(spec, manifest, run_dir).to(me.device)
+        model = make_model(spec, manifest, run_dir).to(me.device).to(memory_format=torch.channels_last)
         state = TrainState(
             model, make_optimizer(model, spec.optimizer), manifest.fingerprint, spec.model_dump(mode="json")
         )

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from rwkv_jobs.launch import launch
-from rwkvctl import runs
 from rwkvctl.metrics import flat_metrics
 from rwkvctl.specs.jobs import TrainingSpec
-from rwkvctl.tracking.journal import Journal
+from rwkvctl.tracking.journal import say
 
 
 def run_training(
@@ -46,9 +45,3 @@ def register(spec: TrainingSpec, run_dir: Path, name: str, summary: dict[str, An
 def top_metrics(summary: dict[str, Any]) -> dict[str, float]:
     """Top-1 and top-5 of a classifier under the names that its run has them by."""
     return {f"val/{key}": summary[key] for key in ("top1", "top5") if key in summary}
-
-
-def say(run_dir: Path, text: str) -> None:
-    """A line for the person who watches the run."""
-    with Journal(run_dir / runs.JOURNAL) as journal:
-        journal.event("message", text=text)

@@ -17,7 +17,7 @@ from torch import nn
 
 import rwkv_unet  # noqa: F401  (registers the encoders with timm)
 from rwkv_jobs.fit import run_training
-from rwkv_jobs.scoring import count_accuracy
+from rwkv_jobs.scoring import count_accuracy, named
 from rwkv_jobs.training import (
     Recorder,
     Stepper,
@@ -50,7 +50,7 @@ def train(spec: PretrainSpec, run_dir: Path) -> None:
     with worker(spec.cluster) as me:
         manifest = Manifest.load(spec.data.path or "")
         loader = train_loader(spec, spec.augment, manifest, me)
-        model = make_model(spec, manifest).to(me.device)
+        model = make_model(spec, manifest).to(me.device).to(memory_format=torch.channels_last)
         ema = ModelEmaV3(model, decay=spec.ema_decay, use_warmup=spec.ema_warmup) if spec.ema_decay else None
         optimizer = make_optimizer(model, spec.optimizer)
         state = TrainState(
@@ -111,11 +111,6 @@ def accuracy(spec: PretrainSpec, manifest: Manifest, me: Worker, model: nn.Modul
     """Top-1 and top-5 over the validation part."""
     batch = max(1, spec.train.batch_size // me.world_size)
     return count_accuracy(model, manifest, spec.data, "val", me, batch=batch, precision=spec.train.precision)
-
-
-def named(values: dict[str, float], prefix: str) -> dict[str, float]:
-    """`{"top1": ...}` as `{"val/top1": ...}`."""
-    return {f"{prefix}/{name}": value for name, value in values.items()}
 
 
 def finish(

@@ -136,6 +136,11 @@ def count_accuracy(
     return {"top1": 100 * top1 / images_seen, "top5": 100 * top5 / images_seen}
 
 
+def named(values: dict[str, float], part: str) -> dict[str, float]:
+    """`{"top1": ...}` as `{"val/top1": ...}`."""
+    return {f"{part}/{name}": value for name, value in values.items()}
+
+
 def count_hits(logits: Tensor, targets: Tensor) -> Tensor:
     """[right at first, right among five, images] of a batch."""
     ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices

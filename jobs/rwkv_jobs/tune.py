@@ -14,11 +14,11 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
-from rwkv_jobs.fit import say
 from rwkvctl import runs
 from rwkvctl.errors import JobFailedError, UserError
 from rwkvctl.specs.jobs import Choice, FinetuneSpec, FloatRange, IntRange, SpaceSpec, TuneSpec
 from rwkvctl.specs.load import build, merge, nest
+from rwkvctl.tracking.journal import say
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 

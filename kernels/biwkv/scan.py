@@ -117,9 +117,9 @@ def _plan(w: Tensor, u: Tensor, k: Tensor, *others: Tensor) -> tuple[tuple[Tenso
 
 
 def _is_narrow(w: Tensor, u: Tensor, s: Tensor, length: int) -> bool:
-    """Whether one scale per chunk is enough. Reads one number back from the device."""
+    """Whether one scale per chunk is enough (or of no use: NaN). Reads one number back from the device."""
     spread = (s.amax(dim=1) - s.amin(dim=1)).amax() / 2 + length * w.abs().amax()
-    return float(torch.maximum(spread, u.abs().amax())) <= SPREAD
+    return not float(torch.maximum(spread, u.abs().amax())) > SPREAD
 
 
 def _split(x: Tensor, length: int) -> Tensor:

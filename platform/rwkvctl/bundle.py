@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import safetensors.torch
+import torch
 from pydantic import Field, ValidationError
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -80,7 +81,7 @@ def read_info(folder: str | os.PathLike[str]) -> BundleInfo:
         raise UserError(f"{path}: {where}: {first['msg']}: export the model again") from None
 
 
-def load(folder: str | os.PathLike[str], device: str = "cpu") -> tuple[nn.Module, BundleInfo]:
+def load(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> tuple[nn.Module, BundleInfo]:
     """The model of a folder on `device`, in evaluation mode, and what is known of it.
 
     Raises:

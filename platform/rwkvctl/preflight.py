@@ -35,7 +35,12 @@ def check_cluster(cluster: ClusterSpec) -> None:
 
 
 def check_training(spec: TrainingSpec) -> Manifest:
-    """The data of a training job: there, of the right task, with samples in every part that is needed."""
+    """The data of a training job: there, whole, of the right task, with samples in every part that is needed.
+
+    A shard is hashed the first time that this machine meets it; afterwards its size and time are enough.
+    """
+    from rwkvctl.data.verify import check_shards
+
     manifest = load_manifest(spec)
     task = TASKS[spec.job]
     if manifest.task != task:
@@ -47,8 +52,8 @@ def check_training(spec: TrainingSpec) -> Manifest:
             f"train.batch_size {spec.train.batch_size} is more than the {samples} training samples of split {split}: "
             "use a smaller batch, or train.tail=wrap"
         )
-    if spec.train.validate_every:
-        manifest.ids(split, "val")
+    parts = ["train", "val"] if spec.train.validate_every else ["train"]
+    check_shards(manifest, [key for part in parts for key in manifest.ids(split, part)])
     return manifest
 
 

@@ -165,6 +165,16 @@ def test_strides_do_not_matter() -> None:
     torch.testing.assert_close(one["y"], v[:, :1].expand_as(v))
 
 
+def test_nan_stays_in_its_sample_and_channel() -> None:
+    w, u, k, v, _ = inputs(2, 100, 3)
+    clean = bi_wkv(w, u, k, v)
+    k[0, 5, 1] = torch.nan
+    y = bi_wkv(w, u, k, v)
+    assert y[0, :, 1].isnan().all()
+    y[0, :, 1] = clean[0, :, 1]
+    assert torch.equal(y, clean)
+
+
 def test_same_bits_every_time_and_inputs_untouched() -> None:
     args = inputs(3, 100, 20)
     copies = [x.clone() for x in args]

@@ -70,12 +70,10 @@ def show_plan(spec: JobSpec, *, as_json: bool) -> None:
 def plan_of(spec: TrainingSpec) -> dict[str, Any]:
     """Parameters, MACs, batch arithmetic and a check of the data."""
     from rwkv_unet.flops import count_macs, count_parameters
-    from rwkvctl.data.verify import check_shards
 
     manifest = preflight.check_training(spec)
     split = spec.data.split or manifest.default_split
     samples = len(manifest.ids(split, "train"))
-    check_shards(manifest)
     model = make_model(spec, len(manifest.classes))
     macs = count_macs(model, (manifest.channels, spec.data.image_size, spec.data.image_size))
     batch, workers = spec.train.batch_size, spec.cluster.workers or 1

@@ -45,7 +45,7 @@ class Batch(NamedTuple):
 def to_input(images: torch.Tensor, device: torch.device | str) -> torch.Tensor:
     """The model's input, float32 (B, C, H, W) on `device`: uint8 normalised by ImageNet's mean and deviation there
     (a quarter of the bytes to copy), float32 as it is."""
-    images = images.to(device, non_blocking=True)
+    images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
     if images.dtype != torch.uint8:
         return images.float()
     mean = torch.tensor(IMAGENET_MEAN, device=images.device).view(1, 3, 1, 1)

@@ -112,6 +112,19 @@ def register(
     return int(made.version)
 
 
+def record_metrics(
+    bundle_folder: str | os.PathLike[str], metrics: Mapping[str, float], *, tracking_uri: str
+) -> list[str]:
+    """Note metrics on every version that has the weights of a model folder, for gates; returns their URIs."""
+    weights = bundle.read_info(bundle_folder).weights_sha256
+    client = connect(tracking_uri)
+    found = list(client.search_model_versions(f"tags.`{WEIGHTS_TAG}` = '{weights}'"))
+    for version in found:
+        for key, value in metrics.items():
+            client.set_model_version_tag(version.name, str(version.version), f"{METRIC_TAG}{key}", repr(float(value)))
+    return [f"models:/{version.name}/{version.version}" for version in found]
+
+
 def _run_id(client: MlflowClient, run: str | os.PathLike[str]) -> str:
     path = Path(run) / journal.JOURNAL_NAME
     if path.exists():
