@@ -17,7 +17,7 @@ from rwkvctl import preflight, runs
 from rwkvctl.files import write_json
 from rwkvctl.specs.jobs import JobSpec, PredictSpec
 from rwkvctl.tracking.journal import Journal
-from rwkvctl.tracking.lease import RunLease
+from rwkvctl.tracking.lease import LeaseLost, RunLease
 from rwkvctl.tracking.sync import Syncer
 
 
@@ -70,16 +70,20 @@ def tracked(spec: JobSpec, run_dir: Path) -> Iterator[None]:
     with contextlib.suppress(Exception):  # the background thread tries again, and says what is wrong
         syncer.push()
     syncer.start()
-    status = "FAILED"
+    status: str | None = "FAILED"
     try:
         yield
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
         raise
+    except LeaseLost:
+        status = None  # the run is another job's now, and has not ended
+        raise
     finally:
-        with Journal(run_dir / runs.JOURNAL) as journal:
-            journal.event("end", status=status)
+        if status is not None:
+            with Journal(run_dir / runs.JOURNAL) as journal:
+                journal.event("end", status=status)
         syncer.close()
 
 

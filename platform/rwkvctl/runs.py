@@ -27,16 +27,10 @@ from rwkvctl.specs.load import build, dump
 
 SPEC, JOURNAL, RESULT = "spec.yaml", "journal.jsonl", "result.json"
 MAY_CHANGE = (
-    "name",
-    "storage",
-    "cluster",
-    "tracking",
-    "data.workers",
-    "data.path",
-    "base.data.path",
-    "base.data.workers",
+    *("name", "storage", "cluster", "tracking", "data.workers", "data.path"),
+    *("trials", "concurrency", "base.storage", "base.cluster", "base.tracking", "base.data.workers", "base.data.path"),
 )
-"""Fields that a resumed run may have otherwise: where it runs, not what it computes."""
+"""Fields that a resumed run may have otherwise: where it runs and how many trials, not what it computes."""
 
 
 def default_name(spec: JobSpec) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rwkvctl import settings
+from rwkvctl import runs, settings
 from rwkvctl.errors import UserError
 from rwkvctl.resolve import on_machine, with_data
 from rwkvctl.specs import load
@@ -81,9 +81,12 @@ def tune_spec(
     resume: str | None,
     trials: int | None,
     concurrency: int | None,
+    study: str | None,
     name: str | None,
 ) -> TuneSpec:
     """A sweep over a space, around the recipe of the data or of the space."""
+    if resume not in (None, "auto") and recipe is None and data is None and not assignments:
+        return continued_sweep(resume, trials, concurrency)
     found = load.read_space(space)
     if recipe is None:
         recipe = found.recipe if data is None else pick_recipe("finetune", data)
@@ -100,8 +103,19 @@ def tune_spec(
         "base": base.model_dump(mode="json", by_alias=True),
         "trials": trials or found.trials,
         "concurrency": concurrency,
+        "study_storage": study,
     }
     return load.build(TuneSpec, fields, f"space {space}")
+
+
+def continued_sweep(run: str, trials: int | None, concurrency: int | None) -> TuneSpec:
+    """The spec of a sweep that is continued, with more trials if they are asked for."""
+    folder = runs.find(run, settings.load().storage)
+    spec = runs.read_spec(folder)
+    if not isinstance(spec, TuneSpec):
+        raise UserError(f"run {folder.name}: is a {spec.job} run, not tune")
+    changes = {"trials": trials or spec.trials, "concurrency": concurrency or spec.concurrency}
+    return spec.model_copy(update=changes)
 
 
 def evaluate_spec(

@@ -84,6 +84,7 @@ def tune(
     encoder: Encoder = None,
     trials: Annotated[int | None, typer.Option(min=1, help="How many trials the study is to have.")] = None,
     concurrency: Annotated[int | None, typer.Option(min=1, help="Trials at once; by default all that fit.")] = None,
+    study: Annotated[str | None, typer.Option(metavar="URL", help="Database of the Optuna study.")] = None,
     address: Address = None,
     assignments: Set = None,
     name: Name = None,
@@ -97,7 +98,7 @@ def tune(
     options = assemble.training_options(variant=variant, address=address)
     if encoder is not None:
         options.setdefault("model", {})["encoder_weights"] = encoder
-    spec = assemble.tune_spec(space, recipe, data, options, assignments or [], resume, trials, concurrency, name)
+    spec = assemble.tune_spec(space, recipe, data, options, assignments or [], resume, trials, concurrency, study, name)
     execute.start("tune", spec, resume=resume, dry_run=dry_run, as_json=as_json)
 
 
