@@ -13,9 +13,10 @@ from typing import Any
 import rwkvctl
 from rwkv_jobs.launch import torchrun_rank
 from rwkv_jobs.progress import Progress
-from rwkvctl import preflight, runs
+from rwkvctl import networks, preflight, runs
+from rwkvctl.data.manifest import Manifest
 from rwkvctl.files import write_json
-from rwkvctl.specs.jobs import JobSpec, PredictSpec
+from rwkvctl.specs.jobs import FinetuneSpec, JobSpec, PredictSpec, PretrainSpec, TuneSpec
 from rwkvctl.tracking.journal import Journal
 from rwkvctl.tracking.lease import LeaseLost, RunLease
 from rwkvctl.tracking.sync import Syncer
@@ -24,7 +25,7 @@ from rwkvctl.tracking.sync import Syncer
 def drive(spec: JobSpec, run_dir: Path) -> dict[str, Any]:
     """Run a job from its spec to its result, which is left in `result.json`. Ranks other than 0 only train."""
     job = importlib.import_module(f"rwkv_jobs.{spec.job}")
-    preflight.check(spec)
+    check(spec)
     if torchrun_rank() > 0:
         job.train(spec, run_dir)
         return {}
@@ -44,6 +45,14 @@ def drive(spec: JobSpec, run_dir: Path) -> dict[str, Any]:
         result = result | {"run": run_dir.name, "run_id": runs.mlflow_run_id(run_dir)}
         write_json(run_dir / runs.RESULT, result)
     return result
+
+
+def check(spec: JobSpec) -> None:
+    """Data, cluster and model, before the run says a word."""
+    preflight.check(spec)
+    training = spec.base if isinstance(spec, TuneSpec) else spec
+    if isinstance(training, PretrainSpec | FinetuneSpec):
+        networks.check(training.model, Manifest.load(training.data.path or "").classes)
 
 
 def start(journal: Journal, spec: JobSpec, run_dir: Path) -> None:

@@ -29,8 +29,7 @@ from rwkv_jobs.training import (
     validation_is_due,
 )
 from rwkv_jobs.worker import Worker, autocast, worker
-from rwkv_unet import create_model
-from rwkvctl import bundle, models
+from rwkvctl import bundle, models, networks
 from rwkvctl.checkpoint import TrainState, load_checkpoint, pointed_at, read_checked
 from rwkvctl.data.loaders import to_input
 from rwkvctl.data.manifest import Manifest
@@ -96,15 +95,10 @@ def train(spec: FinetuneSpec, run_dir: Path, report: Report | None = None) -> No
         recorder.close()
 
 
-def outputs_of(manifest: Manifest) -> int:
-    """Channels of the logits: one for a single foreground class, as in the paper's binary sets, else one a class."""
-    return 1 if len(manifest.classes) == 2 else len(manifest.classes)
-
-
 def make_model(spec: FinetuneSpec, manifest: Manifest, run_dir: Path) -> nn.Module:
     """The network with the seed's weights, or with the encoder that was laid ready in the run's folder."""
     torch.manual_seed(spec.seed)
-    model = create_model(spec.model.name, num_classes=outputs_of(manifest), **spec.model.overrides())
+    model = networks.segmentation_network(spec.model, manifest.classes)
     if spec.model.encoder_weights is not None:
         load_encoder(model, run_dir / "encoder")
     return model
@@ -162,7 +156,7 @@ def finish(
     if scores is not None:
         summary["val"] = write_scores(run_dir / "artifacts" / "val", scores)
         recorder.metrics(scores.metrics("best_val"), int(best.name.split("-")[1]))
-    description = {"name": spec.model.name, "num_classes": outputs_of(manifest), **spec.model.overrides()}
+    description = {"name": spec.model.name, "num_classes": networks.outputs(manifest.classes), **spec.model.overrides()}
     split = spec.data.split or manifest.default_split
     info = model_info(spec, manifest, description, {"run": run_dir.name, "split": split, "data": spec.data.path})
     bundle.save(run_dir / "model", model.state_dict(), info)

@@ -8,14 +8,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from timm.utils import ModelEmaV3
 from torch import nn
 
-import rwkv_unet  # noqa: F401  (registers the encoders with timm)
 from rwkv_jobs.fit import run_training
 from rwkv_jobs.scoring import count_accuracy, named
 from rwkv_jobs.training import (
@@ -32,7 +30,7 @@ from rwkv_jobs.training import (
     validation_is_due,
 )
 from rwkv_jobs.worker import Worker, autocast, worker
-from rwkvctl import bundle
+from rwkvctl import bundle, networks
 from rwkvctl.checkpoint import TrainState, load_checkpoint, pointed_at, read_checked
 from rwkvctl.data.loaders import to_input
 from rwkvctl.data.manifest import Manifest
@@ -90,7 +88,7 @@ def train(spec: PretrainSpec, run_dir: Path) -> None:
 def make_model(spec: PretrainSpec, manifest: Manifest) -> nn.Module:
     """The classifier with the seed's weights."""
     torch.manual_seed(spec.seed)
-    return timm.create_model(spec.model.name, num_classes=len(manifest.classes), **spec.model.overrides())
+    return networks.classifier(spec.model, manifest.classes)
 
 
 def validate(spec: PretrainSpec, manifest: Manifest, me: Worker, state: TrainState, recorder: Recorder) -> bool:

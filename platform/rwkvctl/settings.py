@@ -23,6 +23,7 @@ ENVIRONMENT = {
     "data_root": "RWKVCTL_DATA_ROOT",
     "storage": "RWKVCTL_STORAGE",
 }
+PATHS = ("data_root", "storage")
 
 
 class Settings(Spec):
@@ -48,7 +49,7 @@ def load() -> Settings:
         settings = Settings.model_validate(values)
     except ValidationError as error:
         raise UserError(f"{config_file()}: {problems(error, Settings)}") from None
-    return settings.model_copy(update={key: absolute(getattr(settings, key)) for key in ("data_root", "storage")})
+    return settings.model_copy(update={key: absolute(getattr(settings, key)) for key in PATHS})
 
 
 def absolute(path: str) -> str:
@@ -75,6 +76,8 @@ def save(key: str, value: str | None) -> Settings:
     """Set one key in the file (null removes it) and return what is in force now."""
     if key not in Settings.model_fields:
         raise UserError(f"config key {key!r} is unknown; the keys are {', '.join(Settings.model_fields)}")
+    if value is not None and key in PATHS:
+        value = absolute(value)  # not relative to wherever the next command is typed
     values = read_file() | {key: value}
     values = {name: content for name, content in values.items() if content is not None}
     try:

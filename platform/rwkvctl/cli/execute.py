@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -13,6 +14,8 @@ from rwkvctl.cluster.submit import submit
 from rwkvctl.errors import UserError
 from rwkvctl.specs.jobs import FinetuneSpec, JobSpec, PredictSpec, PretrainSpec, TrainingSpec, TuneSpec
 from rwkvctl.specs.load import dump
+
+USER_ERROR = 2
 
 
 def start(job: str, spec: JobSpec | None, *, resume: str | None, dry_run: bool, as_json: bool) -> None:
@@ -27,6 +30,8 @@ def start(job: str, spec: JobSpec | None, *, resume: str | None, dry_run: bool, 
     storage = (spec.storage if spec is not None else None) or settings.load().storage
     run_dir = open_run(job, spec, resume, storage)
     code = submit(job, run_dir, runs.read_spec(run_dir).cluster.address, to_stderr=as_json)
+    if code == USER_ERROR and not (run_dir / runs.JOURNAL).exists():
+        shutil.rmtree(run_dir)  # it was refused before it began
     if code:
         sys.exit(code)
     show_result(job, run_dir, as_json=as_json)
@@ -74,7 +79,7 @@ def plan_of(spec: TrainingSpec) -> dict[str, Any]:
     manifest = preflight.check_training(spec)
     split = spec.data.split or manifest.default_split
     samples = len(manifest.ids(split, "train"))
-    model = make_model(spec, len(manifest.classes))
+    model = network(spec, manifest.classes)
     macs = count_macs(model, (manifest.channels, spec.data.image_size, spec.data.image_size))
     batch, workers = spec.train.batch_size, spec.cluster.workers or 1
     steps = samples // batch if spec.train.tail == "drop" else -(-samples // batch)
@@ -90,16 +95,14 @@ def plan_of(spec: TrainingSpec) -> dict[str, Any]:
     }
 
 
-def make_model(spec: TrainingSpec, classes: int) -> Any:
+def network(spec: TrainingSpec, classes: list[str]) -> Any:
     """The model of a training, with random weights."""
-    import timm
-
-    from rwkv_unet import create_model
+    from rwkvctl import networks
 
     if isinstance(spec, FinetuneSpec):
-        return create_model(spec.model.name, num_classes=1 if classes == 2 else classes, **spec.model.overrides())
+        return networks.segmentation_network(spec.model, classes)
     assert isinstance(spec, PretrainSpec)
-    return timm.create_model(spec.model.name, num_classes=classes, **spec.model.overrides())
+    return networks.classifier(spec.model, classes)
 
 
 def show_result(job: str, run_dir: Path, *, as_json: bool) -> None:

@@ -27,7 +27,5 @@ def list_(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] =
 def show(name: str) -> None:
     """Print a recipe with every field written out; redirect it into a file to make your own."""
     from rwkvctl.specs import load
-    from rwkvctl.specs.jobs import JOBS
 
-    fields = load.read_recipe(name)
-    print(load.dump(load.build(JOBS[fields["job"]], fields, f"recipe {name}")), end="")
+    print(load.dump(load.load_recipe(name)), end="")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, model_validator
 
@@ -19,6 +19,8 @@ from rwkvctl.specs.parts import (
     TrackingSpec,
     TrainSpec,
 )
+
+AnyRange = TypeVar("AnyRange")
 
 
 class JobSpec(Spec):
@@ -114,11 +116,22 @@ class Choice(Spec):
     choice: Annotated[list[Any], Field(min_length=1)]
 
 
+def ascending(node: AnyRange, low: float, high: float) -> AnyRange:
+    """The range itself, if it is one."""
+    if low > high:
+        raise ValueError("must be [low, high], low first")
+    return node
+
+
 class IntRange(Spec):
     """An integer from low to high, both included."""
 
     int: tuple[int, int]
     step: Positive = 1
+
+    @model_validator(mode="after")
+    def _ascends(self) -> IntRange:
+        return ascending(self, *self.int)
 
 
 class FloatRange(Spec):
@@ -126,6 +139,12 @@ class FloatRange(Spec):
 
     float: tuple[float, float]
     log: bool = False
+
+    @model_validator(mode="after")
+    def _ascends(self) -> FloatRange:
+        if self.log and self.float[0] <= 0:
+            raise ValueError("low must be above 0 on a logarithmic scale")
+        return ascending(self, *self.float)
 
 
 class SpaceSpec(Spec):

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from rwkvctl.errors import UserError
 from rwkvctl.specs.base import problems
-from rwkvctl.specs.jobs import JobSpec, SpaceSpec
+from rwkvctl.specs.jobs import JOBS, JobSpec, SpaceSpec
 
 AnySpec = TypeVar("AnySpec", bound=JobSpec)
 
@@ -63,12 +63,25 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def read_recipe(name: str) -> dict[str, Any]:
+def read_recipe(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
     """A recipe's fields; `base: OTHER` at its top takes the other's fields first."""
     known = sorted(file.stem for file in (job_folder() / "recipes").glob("*.yaml"))
     fields = read_yaml(shipped_or_path("recipes", name, known))
     base = fields.pop("base", None)
-    return merge(read_recipe(base), fields) if base is not None else fields
+    if base is None:
+        return fields
+    if not isinstance(base, str) or base in (*above, name):
+        raise UserError(f"recipe {name}: base must name another recipe, got {base!r}")
+    return merge(read_recipe(base, (*above, name)), fields)
+
+
+def load_recipe(name: str) -> JobSpec:
+    """A recipe as the spec of its job."""
+    fields = read_recipe(name)
+    kind = JOBS.get(str(fields.get("job")))
+    if kind is None:
+        raise UserError(f"recipe {name}: field job must be one of {', '.join(JOBS)}")
+    return build(kind, fields, f"recipe {name}")
 
 
 def read_space(name: str) -> SpaceSpec:
