@@ -127,7 +127,7 @@ def not_weights(model: nn.Module) -> set[str]:
 def _stages(
     stem_dim: int, depths: Sequence[int], dims: Sequence[int], expansions: Sequence[float], drop_path: float
 ) -> nn.Sequential:
-    rates = iter(torch.linspace(0, drop_path, sum(depths)).tolist())
+    rates = iter(torch.linspace(0, drop_path, sum(depths), device="cpu").tolist())
     stages = nn.Sequential()
     for index, (in_dim, dim) in enumerate(pairwise([stem_dim, *dims])):
         norm: Norm = "batch" if index < 2 else "layer"

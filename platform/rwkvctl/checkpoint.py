@@ -67,7 +67,8 @@ def save_checkpoint(folder: Path, state: TrainState, *, best: bool = False) -> P
     """Write a checkpoint, point `latest` (and `best`) at it, and delete those that nothing points at."""
     name = f"step-{state.position.step:08d}"
     target = folder / name
-    if not target.exists():
+    if target not in (pointed_at(folder, "latest"), pointed_at(folder, "best")):
+        shutil.rmtree(target, ignore_errors=True)  # a killed writer's, who may have had other data or workers
         temporary = folder / f".{name}.{os.getpid()}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
@@ -177,8 +178,13 @@ def load_optimizer(optimizer: Optimizer, tensors: dict[str, Tensor], groups: lis
         index, name = key.split(".", 1)
         states.setdefault(int(index), {})[name] = value
     current = optimizer.state_dict()["param_groups"]
-    merged = [old | group | {"params": old["params"]} for old, group in zip(current, groups, strict=True)]
+    merged = [old | tuples(group) | {"params": old["params"]} for old, group in zip(current, groups, strict=True)]
     optimizer.load_state_dict({"state": states, "param_groups": merged})
+
+
+def tuples(group: dict[str, Any]) -> dict[str, Any]:
+    """Settings as the optimiser had them: JSON has made lists of tuples (betas)."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in group.items()}
 
 
 __all__ = ["Position", "TrainState", "load_checkpoint", "pointed_at", "read_checked", "save_checkpoint"]

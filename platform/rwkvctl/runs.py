@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import secrets
 from datetime import datetime
 from pathlib import Path
@@ -34,7 +35,7 @@ MAY_CHANGE = (
 
 
 def default_name(spec: JobSpec) -> str:
-    """`finetune-clinicdb-20260131-120000-3f`: job, what it is about, time, and two digits against collisions."""
+    """`finetune-clinicdb-20260131-120000-3f2a`: job, what it is about, time, and four digits against collisions."""
     fields = spec.model_dump()
     data = fields.get("data") or fields.get("base", {}).get("data") or {}
     subject = data.get("dataset") if isinstance(data, dict) else None
@@ -43,9 +44,9 @@ def default_name(spec: JobSpec) -> str:
         fields.get("space_name"),
         subject,
         f"{datetime.now():%Y%m%d-%H%M%S}",
-        secrets.token_hex(1),
+        secrets.token_hex(2),
     ]
-    return "-".join(str(part) for part in parts if part)
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(str(part) for part in parts if part))
 
 
 def create(spec: JobSpec, storage: str) -> Path:

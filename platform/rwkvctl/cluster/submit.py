@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import shlex
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import sys
 from pathlib import Path
 from types import FrameType
 
+from rwkvctl.cluster.token import send_token_if_there_is_one
 from rwkvctl.errors import UserError
 
 FAILED, INTERRUPTED = 1, 130
@@ -45,11 +47,14 @@ def run_here(job: str, run_dir: Path, *, to_stderr: bool) -> int:
 
 def submit_to_cluster(job: str, run_dir: Path, address: str, *, to_stderr: bool) -> int:
     """As a Ray job; its lines are shown as they come, and Ctrl-C stops it."""
+    send_token_if_there_is_one()
+    from ray.exceptions import RayError
     from ray.job_submission import JobStatus, JobSubmissionClient
 
+    logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)
     try:
         client = JobSubmissionClient(address)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"cluster.address {address}: no Ray job server answers ({reason})") from None
     # The interpreter of the cluster's own nodes, which need not lie where ours does.

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rwkvctl.cluster.token import send_token_if_there_is_one
 from rwkvctl.errors import JobFailedError, UserError
 from rwkvctl.files import write_json
 from rwkvctl.specs.jobs import JOBS, JobSpec
@@ -28,6 +29,8 @@ def ray_session(cluster: ClusterSpec, cpus: int | None = None) -> Iterator[None]
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if cluster.address is not None:
+        send_token_if_there_is_one()
     import ray
 
     # Ray says on every start that its tokens are on; that they are is what we want.
@@ -36,8 +39,10 @@ def ray_session(cluster: ClusterSpec, cpus: int | None = None) -> Iterator[None]
     if cluster.address is None:
         ray.init(address="local", include_dashboard=False, num_cpus=cpus or available_cpus(), **quiet)
     else:
+        # A job server has already brought this driver into its cluster.
+        address = "auto" if cluster.address.startswith("http") else cluster.address
         try:
-            ray.init(address=cluster.address, **quiet)
+            ray.init(address=address, **quiet)
         except (ConnectionError, RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"cluster.address {cluster.address}: no Ray cluster answers ({reason})") from None
