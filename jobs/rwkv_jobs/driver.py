@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import subprocess
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import rwkvctl
-from rwkv_jobs.launch import torchrun_rank
+from rwkv_jobs.launch import check_launch, torchrun_rank
 from rwkv_jobs.progress import Progress
-from rwkvctl import networks, preflight, runs
-from rwkvctl.data.manifest import Manifest
+from rwkvctl import preflight, runs
+from rwkvctl.errors import UserError
 from rwkvctl.files import write_json
-from rwkvctl.specs.jobs import FinetuneSpec, JobSpec, PredictSpec, PretrainSpec, TuneSpec
+from rwkvctl.lineage import git_commit
+from rwkvctl.specs.jobs import JobSpec, PredictSpec
 from rwkvctl.tracking.journal import Journal
 from rwkvctl.tracking.lease import LeaseLost, RunLease
 from rwkvctl.tracking.sync import Syncer
@@ -25,7 +27,7 @@ from rwkvctl.tracking.sync import Syncer
 def drive(spec: JobSpec, run_dir: Path) -> dict[str, Any]:
     """Run a job from its spec to its result, which is left in `result.json`. Ranks other than 0 only train."""
     job = importlib.import_module(f"rwkv_jobs.{spec.job}")
-    check(spec)
+    check(job, spec, run_dir)
     if torchrun_rank() > 0:
         job.train(spec, run_dir)
         return {}
@@ -47,12 +49,16 @@ def drive(spec: JobSpec, run_dir: Path) -> dict[str, Any]:
     return result
 
 
-def check(spec: JobSpec) -> None:
-    """Data, cluster and model, before the run says a word."""
-    preflight.check(spec)
-    training = spec.base if isinstance(spec, TuneSpec) else spec
-    if isinstance(training, PretrainSpec | FinetuneSpec):
-        networks.check(training.model, Manifest.load(training.data.path or "").classes)
+def check(job: ModuleType, spec: JobSpec, run_dir: Path) -> None:
+    """Data, cluster and model, before the run says a word; a new run that cannot work leaves no folder behind."""
+    try:
+        preflight.check(spec)
+        check_launch(spec.cluster)
+        job.check(spec, run_dir)
+    except UserError:
+        if torchrun_rank() == 0 and not (run_dir / runs.JOURNAL).exists():
+            shutil.rmtree(run_dir, ignore_errors=True)
+        raise
 
 
 def start(journal: Journal, spec: JobSpec, run_dir: Path) -> None:
@@ -61,15 +67,8 @@ def start(journal: Journal, spec: JobSpec, run_dir: Path) -> None:
     journal.event("start", run=run_dir.name, job=fields["job"])
     journal.event("message", text=f"run {run_dir.name} in {run_dir}")
     journal.params({key: value for key, value in fields.items() if value is not None})
-    journal.tags({"rwkvctl.version": rwkvctl.__version__, "mlflow.source.git.commit": git_commit() or "unknown"})
+    journal.tags({"rwkvctl.version": rwkvctl.__version__, "mlflow.source.git.commit": git_commit()})
     journal.artifact(run_dir / runs.SPEC)
-
-
-def git_commit() -> str | None:
-    """Commit of the code that runs, when it runs from a git checkout."""
-    folder = Path(__file__).parent
-    found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=False)
-    return found.stdout.strip() if found.returncode == 0 else None
 
 
 @contextmanager

@@ -25,10 +25,14 @@ from rwkvctl.specs.parts import DataSpec
 from rwkvctl.tracking.journal import say
 
 
+def check(spec: EvaluateSpec, run_dir: Path) -> None:
+    """Whether there is such a model, and data that it fits."""
+    data_of(spec, models.resolve(spec.model, spec))
+
+
 def run(spec: EvaluateSpec, run_dir: Path) -> dict[str, Any]:
     """Lay the model ready, score it on all workers, and hand back the summary."""
     models.copy_into(spec.model, run_dir / "model", spec)
-    data_of(spec, run_dir)
     launch(score, spec, run_dir)
     summary = json.loads((run_dir / "summary.json").read_text())
     note_on_versions(spec, run_dir, summary)
@@ -45,9 +49,9 @@ def note_on_versions(spec: EvaluateSpec, run_dir: Path, summary: dict[str, Any])
             say(run_dir, f"scores noted on {uri}")
 
 
-def data_of(spec: EvaluateSpec, run_dir: Path) -> tuple[Manifest, DataSpec, bundle.BundleInfo]:
+def data_of(spec: EvaluateSpec, model: Path) -> tuple[Manifest, DataSpec, bundle.BundleInfo]:
     """The data to score on: as asked for, or those that the model was trained on."""
-    info = bundle.read_info(run_dir / "model")
+    info = bundle.read_info(model)
     path = spec.data or info.extra.get("data")
     if path is None:
         raise UserError(f"model {spec.model}: does not say which data it was trained on; give --data")
@@ -65,10 +69,9 @@ def data_of(spec: EvaluateSpec, run_dir: Path) -> tuple[Manifest, DataSpec, bund
 
 def score(spec: EvaluateSpec, run_dir: Path) -> None:
     """What every worker runs."""
-    with worker(spec.cluster) as me:
-        manifest, data, _ = data_of(spec, run_dir)
+    with worker(spec.cluster) as me, Recorder(me, run_dir) as recorder:
+        manifest, data, _ = data_of(spec, run_dir / "model")
         model, _ = bundle.load(run_dir / "model", device=me.device)
-        recorder = Recorder(me, run_dir)
         if manifest.task == "classification":
             summary: dict[str, Any] = count_accuracy(model, manifest, data, spec.part, me, batch=64)
             values = named(summary, spec.part)
@@ -82,7 +85,6 @@ def score(spec: EvaluateSpec, run_dir: Path) -> None:
         if me.is_main:
             recorder.metrics(values, 0)
             write_json(run_dir / "summary.json", summary)
-        recorder.close()
 
 
 if __name__ == "__main__":

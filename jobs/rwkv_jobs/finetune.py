@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from rwkv_jobs.fit import run_training
-from rwkv_jobs.scoring import score_cases, write_scores
+from rwkv_jobs.scoring import Gallery, score_cases, write_scores
 from rwkv_jobs.training import (
     Recorder,
     Stepper,
@@ -41,6 +41,13 @@ from rwkvctl.specs.jobs import FinetuneSpec
 Report = Callable[[dict[str, float]], None]
 
 
+def check(spec: FinetuneSpec, run_dir: Path) -> None:
+    """Whether the model can be built, and its encoder can be had."""
+    networks.check(spec.model, Manifest.load(spec.data.path or "").classes)
+    if spec.model.encoder_weights is not None and not (run_dir / "encoder").exists():
+        models.resolve(spec.model.encoder_weights, spec)
+
+
 def run(spec: FinetuneSpec, run_dir: Path) -> dict[str, Any]:
     """Lay the pretrained encoder ready, train on all workers, then register the model."""
     if spec.model.encoder_weights is not None:
@@ -53,14 +60,13 @@ def train(spec: FinetuneSpec, run_dir: Path, report: Report | None = None) -> No
 
     `report` is called on rank 0 with the scores of every validation (a sweep's scheduler listens there).
     """
-    with worker(spec.cluster) as me:
+    with worker(spec.cluster) as me, Recorder(me, run_dir) as recorder:
         manifest = Manifest.load(spec.data.path or "")
         loader = train_loader(spec, spec.augment, manifest, me)
         model = make_model(spec, manifest, run_dir).to(me.device).to(memory_format=torch.channels_last)
         state = TrainState(
             model, make_optimizer(model, spec.optimizer), manifest.fingerprint, spec.model_dump(mode="json")
         )
-        recorder = Recorder(me, run_dir)
         load_checkpoint(run_dir / "checkpoints", state)
         recorder.params(describe(model, manifest, spec.data.image_size))
         recorder.event(
@@ -92,7 +98,6 @@ def train(spec: FinetuneSpec, run_dir: Path, report: Report | None = None) -> No
             recorder.checkpoint(state, best=better)
             stepper.skip_time()
         finish(spec, manifest, model, me, run_dir, recorder)
-        recorder.close()
 
 
 def make_model(spec: FinetuneSpec, manifest: Manifest, run_dir: Path) -> nn.Module:
@@ -149,7 +154,8 @@ def finish(
     read_checked(best)
     model.load_state_dict(load_file(best / "model.safetensors"))
     part = "val" if spec.train.validate_every else None
-    scores = score_cases(model, manifest, spec.data, part, me, hd95=True) if part else None
+    gallery = Gallery(run_dir / "artifacts" / "val" / "overlays", 4)
+    scores = score_cases(model, manifest, spec.data, part, me, hd95=True, gallery=gallery) if part else None
     if not me.is_main:
         return
     summary = describe(model, manifest, spec.data.image_size) | {"checkpoint": best.name}

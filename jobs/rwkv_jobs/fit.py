@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rwkv_jobs.launch import launch
+from rwkvctl.lineage import git_commit
 from rwkvctl.metrics import flat_metrics
 from rwkvctl.specs.jobs import TrainingSpec
 from rwkvctl.tracking.journal import say
@@ -27,6 +28,7 @@ def run_training(
 def register(spec: TrainingSpec, run_dir: Path, name: str, summary: dict[str, Any]) -> str | None:
     """A version of the registered model; None, with a line that says so, where MLflow cannot be had."""
     tags = {key: value for key, value in summary.items() if isinstance(value, int | str)}
+    tags |= {"run": run_dir.name, "git_commit": git_commit(), "spec": spec.model_dump_json(by_alias=True)}
     metrics = flat_metrics(summary["val"], "val") if "val" in summary else top_metrics(summary)
     try:
         from rwkvctl.tracking import registry

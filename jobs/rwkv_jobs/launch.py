@@ -9,6 +9,7 @@ from typing import Any
 
 from rwkvctl.errors import UserError
 from rwkvctl.specs.jobs import JobSpec
+from rwkvctl.specs.parts import ClusterSpec
 
 
 def launch(function: Callable[[Any, Path], None], spec: JobSpec, run_dir: Path) -> None:
@@ -18,13 +19,17 @@ def launch(function: Callable[[Any, Path], None], spec: JobSpec, run_dir: Path) 
 
         run_workers(function, spec, run_dir)
         return
-    wanted, have = spec.cluster.workers or 1, int(os.environ.get("WORLD_SIZE", "1"))
-    if wanted not in (1, have):
+    function(spec, run_dir)
+
+
+def check_launch(cluster: ClusterSpec) -> None:
+    """Refuse more workers in process than torchrun has started."""
+    wanted, have = cluster.workers or 1, int(os.environ.get("WORLD_SIZE", "1"))
+    if cluster.launcher == "process" and wanted not in (1, have):
         raise UserError(
             f"cluster.workers {wanted} with the process launcher needs torchrun --nproc-per-node {wanted} "
             f"(this process is one of {have}), or cluster.launcher=ray"
         )
-    function(spec, run_dir)
 
 
 def torchrun_rank() -> int:

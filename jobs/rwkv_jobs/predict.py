@@ -10,8 +10,13 @@ from typing import Any
 
 from rwkv_jobs.worker import pick_device
 from rwkvctl import bundle, models
-from rwkvctl.predict_files import predict_files
+from rwkvctl.predict_files import check_inputs, predict_files
 from rwkvctl.specs.jobs import PredictSpec
+
+
+def check(spec: PredictSpec, run_dir: Path) -> None:
+    """Whether the inputs are there."""
+    check_inputs([Path(path) for path in spec.inputs])
 
 
 def run(spec: PredictSpec, run_dir: Path) -> dict[str, Any]:

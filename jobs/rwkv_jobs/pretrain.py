@@ -38,6 +38,11 @@ from rwkvctl.files import write_json
 from rwkvctl.specs.jobs import PretrainSpec
 
 
+def check(spec: PretrainSpec, run_dir: Path) -> None:
+    """Whether the model can be built."""
+    networks.check(spec.model, Manifest.load(spec.data.path or "").classes)
+
+
 def run(spec: PretrainSpec, run_dir: Path) -> dict[str, Any]:
     """Train on all workers, then register the encoder."""
     return run_training(train, spec, run_dir, default_name=spec.model.name)
@@ -45,7 +50,7 @@ def run(spec: PretrainSpec, run_dir: Path) -> dict[str, Any]:
 
 def train(spec: PretrainSpec, run_dir: Path) -> None:
     """What every worker runs: continue from the run's latest checkpoint, if there is one, to the last epoch."""
-    with worker(spec.cluster) as me:
+    with worker(spec.cluster) as me, Recorder(me, run_dir) as recorder:
         manifest = Manifest.load(spec.data.path or "")
         loader = train_loader(spec, spec.augment, manifest, me)
         model = make_model(spec, manifest).to(me.device).to(memory_format=torch.channels_last)
@@ -54,7 +59,6 @@ def train(spec: PretrainSpec, run_dir: Path) -> None:
         state = TrainState(
             model, optimizer, manifest.fingerprint, spec.model_dump(mode="json"), ema.module if ema else None
         )
-        recorder = Recorder(me, run_dir)
         load_checkpoint(run_dir / "checkpoints", state)
         recorder.params(describe(model, manifest, spec.data.image_size))
         recorder.event(
@@ -82,7 +86,6 @@ def train(spec: PretrainSpec, run_dir: Path) -> None:
             recorder.checkpoint(state, best=better)
             stepper.skip_time()
         finish(spec, manifest, model, me, run_dir, recorder)
-        recorder.close()
 
 
 def make_model(spec: PretrainSpec, manifest: Manifest) -> nn.Module:

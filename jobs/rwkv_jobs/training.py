@@ -140,7 +140,7 @@ class Recorder:
     """What rank 0 writes: journal and checkpoints, under a lease on the run's folder. On other ranks it does nothing.
 
     Made before anything is read from the run: all ranks wait until rank 0 holds the lease, so that no orphan of an
-    earlier start can still write what they are about to read.
+    earlier start can still write what they are about to read. Closed however the job ends.
     """
 
     def __init__(self, worker: Worker, run_dir: Path):
@@ -170,7 +170,10 @@ class Recorder:
             save_checkpoint(self.run_dir / "checkpoints", state, best=best)
         self.worker.barrier()
 
-    def close(self) -> None:
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(self, *error: object) -> None:
         if self.active:
             self.journal.close()
             self.lease.release()
