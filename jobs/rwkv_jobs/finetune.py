@@ -52,7 +52,7 @@ def run(spec: FinetuneSpec, run_dir: Path) -> dict[str, Any]:
     """Lay the pretrained encoder ready, train on all workers, then register the model."""
     if spec.model.encoder_weights is not None:
         models.copy_into(spec.model.encoder_weights, run_dir / "encoder", spec)
-    return run_training(train, spec, run_dir, default_name=f"rwkv_unet_{spec.data.dataset}")
+    return run_training(train, spec, run_dir)
 
 
 def train(spec: FinetuneSpec, run_dir: Path, report: Report | None = None) -> None:

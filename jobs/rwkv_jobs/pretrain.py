@@ -45,7 +45,7 @@ def check(spec: PretrainSpec, run_dir: Path) -> None:
 
 def run(spec: PretrainSpec, run_dir: Path) -> dict[str, Any]:
     """Train on all workers, then register the encoder."""
-    return run_training(train, spec, run_dir, default_name=spec.model.name)
+    return run_training(train, spec, run_dir)
 
 
 def train(spec: PretrainSpec, run_dir: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
+from rwkv_jobs import finetune
 from rwkvctl import runs
 from rwkvctl.errors import JobFailedError, UserError
 from rwkvctl.specs.jobs import Choice, FinetuneSpec, FloatRange, IntRange, SpaceSpec, TuneSpec
@@ -23,15 +24,19 @@ from rwkvctl.tracking.journal import say
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
+def check(spec: TuneSpec, run_dir: Path) -> None:
+    """Whether the model that is varied can be trained, and the space fits it."""
+    finetune.check(spec.base, run_dir)
+    check_space(spec)
+
+
 def run(spec: TuneSpec, run_dir: Path) -> dict[str, Any]:
     """Run the trials that the study still lacks, and hand back its table."""
-    check_space(spec)
     storage = optuna.storages.RDBStorage(spec.study_storage or f"sqlite:///{run_dir / 'study.db'}")
     study = optuna.create_study(storage=storage, study_name=run_dir.name, direction="maximize", load_if_exists=True)
     retire_stale(study)
     if spec.space.cover:
-        for point in grid(spec.space):
-            study.enqueue_trial(point, skip_if_exists=True)
+        enqueue_missing(study, grid(spec.space))
     missing = spec.trials - len(study.get_trials(states=(TrialState.COMPLETE,)))
     if missing > 0:
         run_trials(spec, run_dir, storage, missing)
@@ -61,6 +66,15 @@ def retire_stale(study: optuna.Study) -> None:
     for trial in study.get_trials(states=(TrialState.RUNNING,)):
         study.tell(trial.number, state=TrialState.FAIL)
         study.enqueue_trial(trial.params)
+
+
+def enqueue_missing(study: optuna.Study, points: list[dict[str, Any]]) -> None:
+    """Queue the points that are neither done nor queued; one whose trial failed is tried again."""
+    done = [trial.params for trial in study.get_trials(states=(TrialState.COMPLETE,))]
+    queued = [trial.system_attrs["fixed_params"] for trial in study.get_trials(states=(TrialState.WAITING,))]
+    for point in points:
+        if point not in done and point not in queued:
+            study.enqueue_trial(point)
 
 
 def grid(space: SpaceSpec) -> list[dict[str, Any]]:

@@ -33,17 +33,24 @@ def list_runs(as_json: Annotated[bool, typer.Option("--json", help="Print JSON."
         print(f"no runs in {storage}")
 
 
-def sync(run: Annotated[str, typer.Argument(help="Name, path or MLflow id of a run.")]) -> None:
-    """Send what a run has written in its journal to MLflow; what was sent before is not doubled."""
+def sync(
+    run: Annotated[str, typer.Argument(help="Name, path or MLflow id of a run.")],
+    to: Annotated[str | None, typer.Option(help="Tracking server or database; by default that of the run.")] = None,
+) -> None:
+    """Send what a run has written in its journal to MLflow, and register its model; nothing is doubled."""
     from rwkvctl import runs, settings
+    from rwkvctl.tracking.release import release_later
     from rwkvctl.tracking.sync import sync_run
 
     machine = settings.load()
     folder = runs.find(run, machine.storage)
     tracking = runs.read_spec(folder).tracking
-    uri = tracking.uri or machine.tracking_uri
+    uri = to or tracking.uri or machine.tracking_uri
     sent = sync_run(folder, uri, tracking.experiment)
+    registered = release_later(folder, uri)
     print(f"{folder.name}: MLflow run {sent.run_id} at {uri}: {sent.metrics} metrics, {sent.artifacts} artifacts")
+    if registered is not None:
+        print(f"registered {registered}")
 
 
 def ui(
