@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 import traceback
@@ -67,19 +68,21 @@ def resolve(job: str, target: str, assignments: list[str]) -> tuple[JobSpec, Pat
     spec = build(JOBS[job], fields, f"recipe {target}")
     if isinstance(spec, TrainingSpec):
         spec = with_data(spec, machine)
-    run_dir = new_or_same_run(on_machine(spec, machine), spec.storage or machine.storage)
+    spec = on_machine(spec, machine)
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return same_run(spec)
+    run_dir = runs.create(spec, spec.storage or machine.storage)
     return runs.read_spec(run_dir), run_dir
 
 
-def new_or_same_run(spec: JobSpec, storage: str) -> Path:
-    """A new run; under torchrun, where all ranks come here and may be restarted, the run of the given name."""
-    import os
-
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
-        return runs.create(spec, storage)
+def same_run(spec: JobSpec) -> tuple[JobSpec, Path]:
+    """Under torchrun all ranks come here, and again when they are restarted: the run of the given name."""
     if spec.name is None:
         raise UserError("name: must be set under torchrun, so that all ranks mean one run (--set name=...)")
-    folder = Path(storage) / spec.name
-    if torchrun_rank() == 0 and not (folder / runs.SPEC).exists():
-        runs.create(spec, storage)
-    return folder
+    folder = Path(spec.storage or "").absolute() / spec.name
+    if torchrun_rank() == 0:
+        if (folder / runs.SPEC).exists():
+            runs.adopt(folder, spec)
+        else:
+            runs.create(spec, str(folder.parent))
+    return spec, folder

@@ -52,7 +52,8 @@ def check_training(spec: TrainingSpec) -> Manifest:
             f"train.batch_size {spec.train.batch_size} is more than the {samples} training samples of split {split}: "
             "use a smaller batch, or train.tail=wrap"
         )
-    parts = ["train", "val"] if spec.train.validate_every else ["train"]
+    scored = spec.train.validate_every > 0 or spec.job == "pretrain"  # which says its top-1 at the end in any case
+    parts = ["train", "val"] if scored else ["train"]
     check_shards(manifest, [key for part in parts for key in manifest.ids(split, part)])
     return manifest
 

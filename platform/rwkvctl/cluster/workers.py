@@ -29,6 +29,7 @@ def ray_session(cluster: ClusterSpec, cpus: int | None = None) -> Iterator[None]
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's own table; ours comes from the journal
     if cluster.address is not None:
         send_token_if_there_is_one()
     import ray
