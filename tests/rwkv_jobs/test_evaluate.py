@@ -1,0 +1,158 @@
+"""Scores of a trained model: both conventions, volumes slice by slice, the same for any number of workers."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from rwkv_jobs import evaluate
+from rwkv_jobs.entry import guarded
+from rwkvctl import bundle, metrics, runs
+from rwkvctl.data.loaders import iter_cases
+from rwkvctl.data.manifest import Manifest
+from rwkvctl.inference import segment_image
+from rwkvctl.specs.jobs import EvaluateSpec
+
+from .conftest import Jobs, mlflow_history, mlflow_runs
+from .test_workers import free_port
+
+
+@pytest.fixture(scope="session")
+def models(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Model folders `polyps`, `hearts` (untrained, but not blank) and `textures`."""
+    from rwkvctl.networks import classifier, outputs, segmentation_network
+    from rwkvctl.specs.parts import EncoderSpec, ModelSpec
+
+    folder = tmp_path_factory.mktemp("models")
+    for name in ("polyps", "hearts", "textures"):
+        manifest = Manifest.load(shards / name)
+        torch.manual_seed(3)
+        if name == "textures":
+            model = classifier(EncoderSpec(name="rwkv_unet_enc_t"), manifest.classes)
+            described: dict[str, Any] = {"name": "rwkv_unet_enc_t", "num_classes": len(manifest.classes)}
+        else:
+            model = segmentation_network(ModelSpec(name="rwkv_unet_t"), manifest.classes)
+            described = {"name": "rwkv_unet_t", "num_classes": outputs(manifest.classes)}
+        info = bundle.BundleInfo(
+            model=described,
+            classes=manifest.classes,
+            image_size=32,
+            image_kind=manifest.image_kind,
+            channels=manifest.channels,
+            dataset=name,
+            fingerprint=manifest.fingerprint,
+            extra={"data": str(shards / name)},
+        )
+        bundle.save(folder / name, model.state_dict(), info)
+    return folder
+
+
+def new(jobs: Jobs, name: str, model: Path, **fields: Any) -> Path:
+    spec = EvaluateSpec.model_validate(
+        {"name": name, "model": str(model), "cluster": {"launcher": "process"}, "storage": str(jobs.runs)}
+        | {"tracking": {"uri": f"sqlite:///{jobs.home / 'mlflow.db'}"}}
+        | fields
+    )
+    return runs.create(spec, str(jobs.runs))
+
+
+def result(run_dir: Path) -> dict[str, Any]:
+    return json.loads((run_dir / "result.json").read_text())
+
+
+@pytest.mark.parametrize("name", ["polyps", "hearts"])
+def test_scores_are_those_of_the_cases(jobs: Jobs, models: Path, shards: Path, name: str):
+    run_dir = new(jobs, "eval", models / name, overlays=2)
+    assert guarded("evaluate", str(run_dir), []) == 0
+    found = result(run_dir)
+    manifest = Manifest.load(shards / name)
+    model, _ = bundle.load(models / name)
+    cases = {}
+    for case in iter_cases(manifest, split=None, part="test"):
+        slices = case.image if case.mask.ndim == 3 else [case.image]
+        masks = [
+            segment_image(model, image, image_size=32, image_kind=manifest.image_kind, device="cpu") for image in slices
+        ]
+        mask = np.stack(masks) if case.mask.ndim == 3 else masks[0]
+        cases[case.key] = metrics.score_case(mask, case.mask, len(manifest.classes), case.spacing_mm)
+    expected = json.loads(json.dumps(metrics.summarise(cases, manifest.classes)))
+    assert {key: found[key] for key in expected} == expected
+    for convention in ("strict", "official"):
+        assert 0 <= found["mean"][f"dsc_{convention}"] <= 1
+        assert f"hd95_vox_{convention}" in found["mean"]
+    rows = list(csv.DictReader((run_dir / "artifacts" / "test" / "cases.csv").open()))
+    assert len(rows) == len(cases) * (len(manifest.classes) - 1)
+    assert len(list((run_dir / "artifacts" / "test" / "overlays").glob("*.png"))) == min(2, len(cases))
+    [tracked] = mlflow_runs(jobs.home)
+    sent = {key: value for key, _, value in mlflow_history(jobs.home, tracked)}
+    assert sent["test/dsc_strict/mean"] == found["mean"]["dsc_strict"]
+    assert (tracked.info.status, tracked.info.run_id) == ("FINISHED", found["run_id"])
+
+
+def test_a_classifier_is_scored_by_its_accuracy(jobs: Jobs, models: Path):
+    run_dir = new(jobs, "eval", models / "textures", part="val")
+    assert guarded("evaluate", str(run_dir), []) == 0
+    assert result(run_dir)["top5"] == 100
+    assert result(run_dir)["top1"] in [100 * right / 3 for right in range(4)]
+
+
+@pytest.mark.parametrize("name", ["hearts", "textures"])
+def test_two_workers_score_as_one(jobs: Jobs, models: Path, children: list[Any], name: str):
+    one = new(jobs, "one", models / name, part="val")
+    assert guarded("evaluate", str(one), []) == 0
+    two = new(jobs, "two", models / name, part="val", cluster={"launcher": "process", "workers": 2})
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    children += [jobs.start("evaluate", two, RANK=str(rank), **group) for rank in range(2)]
+    for process in children:
+        process.join(120)
+    assert [process.exitcode for process in children] == [0, 0], two.with_suffix(".log").read_text()
+    same = {"run", "run_id"}
+    assert {k: v for k, v in result(two).items() if k not in same} == {
+        k: v for k, v in result(one).items() if k not in same
+    }
+
+
+@pytest.mark.parametrize(
+    ("model", "fields", "said"),
+    [
+        ("nowhere", {}, "is not in"),
+        ("polyps", {"data": "{shards}/hearts"}, "has the classes background, "),
+        ("polyps", {"data": "{shards}/nothing"}, "no prepared data set here"),
+        ("polyps", {"split": "nope"}, "nope"),
+        ("damaged", {}, "SHA-256"),
+    ],
+)
+def test_mistakes_leave_no_run(
+    jobs: Jobs,
+    models: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    model: str,
+    fields: dict[str, str],
+    said: str,
+):
+    shutil.copytree(models / "polyps", tmp_path / "damaged")
+    weights = tmp_path / "damaged" / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    folder = {"polyps": models / "polyps", "damaged": tmp_path / "damaged"}.get(model, Path(model))
+    run_dir = new(jobs, "eval", folder, **{key: value.format(shards=jobs.shards) for key, value in fields.items()})
+    assert guarded("evaluate", str(run_dir), []) == 2
+    [line] = [line for line in capsys.readouterr().err.splitlines() if line]
+    assert said in line
+    assert not run_dir.exists()
+    assert mlflow_runs(jobs.home) == []
+
+
+def test_a_model_says_which_data_it_knows(jobs: Jobs, models: Path, tmp_path: Path):
+    bare = shutil.copytree(models / "polyps", tmp_path / "bare")
+    content = json.loads((bare / "model.json").read_text()) | {"extra": {}}
+    (bare / "model.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="does not say which data it was trained on; give --data"):
+        evaluate.check(runs.read_spec(new(jobs, "eval", bare)), jobs.runs / "eval")  # type: ignore[arg-type]

@@ -1,0 +1,258 @@
+"""A run that is killed, interrupted or refused: what it leaves, and how it goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rwkvctl import runs
+from rwkvctl.cli import app
+from rwkvctl.tracking.lease import RunLease
+
+from .conftest import Jobs, events, history, latest, mlflow_history, mlflow_runs, wait_for_step, weights
+
+DIE = """
+import signal
+from rwkv_jobs import training
+taken = training.Stepper.step
+def step(self, loss, number):
+    if number == {step}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return taken(self, loss, number)
+training.Stepper.step = step
+"""
+SLOW = """
+import time
+from rwkv_jobs import training
+taken = training.Stepper.step
+def step(self, loss, number):
+    time.sleep(0.2)
+    return taken(self, loss, number)
+training.Stepper.step = step
+"""
+
+
+def kill_at(jobs: Jobs, kind: str, run_dir: Path, step: int) -> None:
+    """Run until this step's gradient is due, and be killed there."""
+    process = jobs.start(kind, run_dir, DIE.format(step=step))
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL, run_dir.with_suffix(".log").read_text()
+
+
+@pytest.mark.parametrize("kind", ["finetune", "pretrain"])
+@pytest.mark.parametrize("step", [1, 5])  # before the first checkpoint; in mid-epoch, one step behind a checkpoint
+def test_a_killed_run_ends_with_the_weights_of_an_uninterrupted_one(jobs: Jobs, kind: str, step: int):
+    assert jobs.run(kind, "straight") == 0
+    run_dir = jobs.new(kind, "killed")
+    kill_at(jobs, kind, run_dir, step)
+    assert (run_dir / "checkpoints" / "latest.json").exists() == (step > 2)
+    assert jobs.run(kind, run_dir) == 0
+    assert weights(run_dir) == weights(jobs.runs / "straight")
+    seen = [(key, at) for key, at, _ in history(run_dir)]
+    assert len(seen) == len(set(seen)), "every (key, step) once"
+    varying = "train/images_per_second"
+    straight = {(key, at, value) for key, at, value in history(jobs.runs / "straight") if key != varying}
+    assert {(key, at, value) for key, at, value in history(run_dir) if key != varying} == straight
+    [found] = [run for run in mlflow_runs(jobs.home) if run.info.run_name == "killed"]
+    assert found.info.status == "FINISHED"
+    assert sorted(mlflow_history(jobs.home, found)) == sorted(history(run_dir))
+
+
+def test_auto_finds_the_killed_run_and_a_finished_one_ends_well_again(jobs: Jobs):
+    run_dir = jobs.new("finetune", "killed")
+    spec = runs.read_spec(run_dir)
+    kill_at(jobs, "finetune", run_dir, 4)
+    assert runs.result(run_dir) is None
+    assert runs.resume("auto", spec.model_copy(update={"name": None}), str(jobs.runs)) == run_dir
+    assert jobs.run("finetune", run_dir) == 0
+    before, told = weights(run_dir), history(run_dir)
+    assert runs.resume("auto", spec.model_copy(update={"name": None}), str(jobs.runs)) is None
+    assert jobs.run("finetune", run_dir) == 0
+    assert (weights(run_dir), history(run_dir)) == (before, told)
+    assert runs.result(run_dir) is not None
+    [found] = mlflow_runs(jobs.home)
+    assert found.info.status == "FINISHED"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_says_so_and_goes_on(jobs: Jobs, children: list[Any], number: signal.Signals):
+    run_dir = jobs.new("finetune", "stopped", "data.workers=1")  # a loader process is in the group too
+    process = jobs.start("finetune", run_dir, SLOW)
+    children.append(process)
+    wait_for_step(run_dir, 2)
+    os.killpg(process.pid, number) if number == signal.SIGINT else os.kill(process.pid, number)
+    process.join(60)
+    assert process.exitcode == 130
+    assert run_dir.with_suffix(".log").read_text().splitlines()[-1] == "interrupted; continue with --resume"
+    assert "Traceback" not in run_dir.with_suffix(".log").read_text()
+    assert [event["status"] for event in events(run_dir, "end")] == ["KILLED"]
+    assert [run.info.status for run in mlflow_runs(jobs.home)] == ["KILLED"]
+    assert runs.result(run_dir) is None
+    assert jobs.run("finetune", run_dir) == 0
+    assert [run.info.status for run in mlflow_runs(jobs.home)] == ["FINISHED"]
+
+
+def test_a_run_that_is_being_trained_is_not_trained_twice(
+    jobs: Jobs, children: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    run_dir = jobs.new("finetune", "busy", "train.epochs=30")
+    process = jobs.start("finetune", run_dir, SLOW)
+    children.append(process)
+    wait_for_step(run_dir, 1)
+    monkeypatch.setattr("rwkv_jobs.driver.RunLease", partial(RunLease, wait=0.5))
+    before = len(events(run_dir, "start"))
+    assert jobs.run("finetune", run_dir) == 2
+    assert one_error(capsys) == (
+        f"run {run_dir} is being written by process {process.pid} on {os.uname().nodename}: "
+        "stop that job first, or give this one another name"
+    )
+    assert len(events(run_dir, "start")) == before
+    assert process.is_alive()
+
+
+# What is refused ----------------------------------------------------------------------------------------------------
+
+
+def one_error(capsys: pytest.CaptureFixture[str]) -> str:
+    [line] = [line for line in capsys.readouterr().err.splitlines() if line]
+    assert line.startswith("error: ")
+    return line.removeprefix("error: ")
+
+
+def test_a_run_whose_data_changed_is_refused(jobs: Jobs, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    from rwkvctl.data import phantom
+    from rwkvctl.data.prepare import prepare
+
+    data = tmp_path / "moving"
+    shutil.copytree(jobs.shards / "polyps", data)
+    run_dir = jobs.new("finetune", "run", data=data)
+    kill_at(jobs, "finetune", run_dir, 4)
+    phantom.write_polyps(tmp_path / "raw", n=20, size=40, seed=1)
+    prepare("folder", [tmp_path / "raw"], data, seeds=[41], overwrite=True)
+    kept = {path: path.read_bytes() for path in latest(run_dir).iterdir()}
+    capsys.readouterr()
+    assert jobs.run("finetune", run_dir) == 2
+    assert "restore the data or start a new run" in one_error(capsys)
+    assert {path: path.read_bytes() for path in latest(run_dir).iterdir()} == kept
+
+
+def test_a_damaged_checkpoint_is_refused(jobs: Jobs, capsys: pytest.CaptureFixture[str]):
+    run_dir = jobs.new("finetune", "run")
+    kill_at(jobs, "finetune", run_dir, 4)
+    path = latest(run_dir) / "optimizer.safetensors"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    capsys.readouterr()
+    assert jobs.run("finetune", run_dir) == 2
+    assert one_error(capsys).startswith(f"{path}: its content does not match the hash")
+
+
+def test_a_damaged_shard_is_refused_before_anything_is_written(
+    jobs: Jobs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    data = tmp_path / "damaged"
+    shutil.copytree(jobs.shards / "polyps", data)
+    shard = next(data.glob("*.tar"))
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    run_dir = jobs.new("finetune", "run", data=data)
+    assert jobs.run("finetune", run_dir) == 2
+    assert str(shard) in one_error(capsys)
+    assert not run_dir.exists()
+    assert mlflow_runs(jobs.home) == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ("model.name=rwkv_unet_x", "rwkv_unet_x"),
+        ("model.attention=mhsa", "mhsa"),
+        ("model.encoder_weights=nowhere", "run 'nowhere' is not in"),
+        ("data.split=nope", "nope"),
+        ("train.batch_size=64 train.tail=drop", "train.batch_size 64 is more than the 12 training samples"),
+        ("cluster.workers=2", "needs torchrun --nproc-per-node 2"),
+    ],
+)
+def test_what_cannot_work_leaves_no_run(jobs: Jobs, overrides: str, said: str, capsys: pytest.CaptureFixture[str]):
+    run_dir = jobs.new("finetune", "run", *overrides.split())
+    assert jobs.run("finetune", run_dir) == 2
+    assert said in one_error(capsys)
+    assert not run_dir.exists()
+    assert mlflow_runs(jobs.home) == []
+
+
+def test_a_loss_that_is_no_number_fails_in_one_line(jobs: Jobs, capsys: pytest.CaptureFixture[str]):
+    assert jobs.run("finetune", "run", "optimizer.lr=1e30", "optimizer.weight_decay=0") == 1
+    [line] = [line for line in capsys.readouterr().err.splitlines() if line]
+    assert line.startswith("failed: the loss is not a number: lower optimizer.lr")
+    assert [run.info.status for run in mlflow_runs(jobs.home)] == ["FAILED"]
+
+
+def test_another_spec_is_refused(jobs: Jobs):
+    run_dir = jobs.new("finetune", "run")
+    changed = runs.read_spec(run_dir).model_copy(update={"seed": 7})
+    with pytest.raises(ValueError, match="was started with another spec"):
+        runs.resume("run", changed, str(jobs.runs))
+
+
+# Without MLflow -----------------------------------------------------------------------------------------------------
+
+WITHOUT_RAY_AND_MLFLOW = """
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("ray", "mlflow"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+for name in [name for name in sys.modules if name.split(".")[0] in ("ray", "mlflow")]:
+    del sys.modules[name]
+sys.meta_path.insert(0, Absent())
+"""
+
+
+@pytest.mark.parametrize("kind", ["finetune", "pretrain"])
+def test_training_needs_neither_ray_nor_mlflow(
+    jobs: Jobs, children: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: str
+):
+    run_dir = jobs.new(kind, "offline")
+    children.append(process := jobs.start(kind, run_dir, WITHOUT_RAY_AND_MLFLOW))
+    process.join(120)
+    log = run_dir.with_suffix(".log").read_text()
+    assert process.exitcode == 0, log
+    assert "register it later with: rwkvctl sync offline" in log
+    assert [step for key, step, _ in history(run_dir) if key == "train/loss"] == list(range(1, 7))
+    assert events(run_dir, "end")[-1]["status"] == "FINISHED"
+    assert (run_dir / "model" / "weights.safetensors").exists()
+    assert mlflow_runs(jobs.home) == []
+
+    for _ in range(2):  # sent once, however often it is asked for
+        monkeypatch.setattr("sys.argv", ["rwkvctl", "sync", "offline"])
+        app.app(standalone_mode=False)
+        [found] = mlflow_runs(jobs.home)
+        assert sorted(mlflow_history(jobs.home, found)) == sorted(history(run_dir))
+        assert (found.info.run_name, found.info.status) == ("offline", "FINISHED")
+    name = "rwkv_unet_polyps" if kind == "finetune" else "rwkv_unet_enc_t"
+    assert f"registered models:/{name}/1" in capsys.readouterr().out
+
+
+def test_a_tracking_server_that_is_down_does_not_stop_a_training(jobs: Jobs, capsys: pytest.CaptureFixture[str]):
+    from rwkvctl.tracking.sync import sync_run
+
+    assert jobs.run("finetune", "run", "train.epochs=1", "tracking.uri=http://127.0.0.1:9") == 0
+    run_dir = jobs.runs / "run"
+    result = json.loads((run_dir / "result.json").read_text())
+    assert result["model_uri"] is None
+    assert "not registered" in capsys.readouterr().out
+    sent = sync_run(run_dir, f"sqlite:///{jobs.home / 'mlflow.db'}")
+    assert sent.metrics == len(history(run_dir))
+    [found] = mlflow_runs(jobs.home)
+    assert sorted(mlflow_history(jobs.home, found)) == sorted(history(run_dir))
+    assert found.info.status == "FINISHED"

@@ -1,0 +1,124 @@
+"""Whole jobs in one process, as a table: (name, kind, overrides, what must hold afterwards)."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .conftest import Jobs, events, history, latest, mlflow_history, mlflow_runs
+
+Check = Callable[[Path, dict[str, Any]], None]
+
+
+def position(run_dir: Path) -> dict[str, Any]:
+    return json.loads((latest(run_dir) / "state.json").read_text())["position"]
+
+
+def trained(steps: int, epochs: int) -> Check:
+    def check(run_dir: Path, result: dict[str, Any]) -> None:
+        found = position(run_dir)
+        assert (found["step"], found["epoch"], found["consumed"]) == (steps, epochs, 0)
+        losses = [(step, value) for key, step, value in history(run_dir) if key == "train/loss"]
+        assert [step for step, _ in losses] == list(range(1, steps + 1))
+        assert all(math.isfinite(value) for _, value in losses)
+
+    return check
+
+
+def both_conventions(run_dir: Path, result: dict[str, Any]) -> None:
+    mean = result["val"]["mean"]
+    for name in ("dsc_strict", "dsc_official"):
+        assert 0 <= mean[name] <= 1
+    assert {"hd95_vox_strict", "hd95_vox_official", "undefined_hd95", "both_empty"} <= set(mean)
+    assert (run_dir / "artifacts" / "val" / "cases.csv").read_text().count("\n") > 1
+
+
+def classes(*names: str) -> Check:
+    def check(run_dir: Path, result: dict[str, Any]) -> None:
+        assert list(result["val"]["classes"]) == list(names)
+
+    return check
+
+
+def output_channels(count: int) -> Check:
+    def check(run_dir: Path, result: dict[str, Any]) -> None:
+        assert json.loads((run_dir / "model" / "model.json").read_text())["model"]["num_classes"] == count
+
+    return check
+
+
+def no_scores(run_dir: Path, result: dict[str, Any]) -> None:
+    assert "val" not in result
+    assert not any(key.startswith("val/") for key, _, _ in history(run_dir))
+    assert latest(run_dir).name == result["checkpoint"]
+
+
+def rates(*expected: float) -> Check:
+    def check(run_dir: Path, result: dict[str, Any]) -> None:
+        found = [value for key, _, value in history(run_dir) if key == "train/lr"]
+        assert found == pytest.approx(list(expected))
+
+    return check
+
+
+def averaged(run_dir: Path, result: dict[str, Any]) -> None:
+    assert (latest(run_dir) / "ema.safetensors").exists()
+    assert any(key == "val_ema/top1" for key, _, _ in history(run_dir))
+    assert 0 <= result["top1"] <= result["top5"] == 100
+
+
+def not_averaged(run_dir: Path, result: dict[str, Any]) -> None:
+    assert not (latest(run_dir) / "ema.safetensors").exists()
+    assert result["weights"] == "model"
+
+
+def smaller_than_published(run_dir: Path, result: dict[str, Any]) -> None:
+    assert result["parameters"] < 3_145_761  # of the published one
+    assert json.loads((run_dir / "model" / "model.json").read_text())["model"]["ccm"] is False
+
+
+TABLE: list[tuple[str, str, list[str], list[Check]]] = [
+    ("binary", "finetune", [], [trained(6, 2), both_conventions, output_channels(1), classes("foreground")]),
+    ("volumes", "hearts", [], [both_conventions, output_channels(4)]),
+    ("wrap", "finetune", ["train.batch_size=8", "train.epochs=1", "train.tail=wrap"], [trained(2, 1)]),
+    ("drop", "finetune", ["train.batch_size=8", "train.epochs=1", "train.tail=drop"], [trained(1, 1)]),
+    ("no validation", "finetune", ["train.validate_every=0", "train.epochs=1"], [trained(3, 1), no_scores]),
+    ("ablation", "finetune", ["model.ccm=false", "train.epochs=1"], [trained(3, 1), smaller_than_published]),
+    ("clipped, by step", "finetune",
+     ["train.epochs=1", "optimizer.clip_grad=1", "optimizer.update=step", "optimizer.lr=2e-3", "optimizer.min_lr=0"],
+     [trained(3, 1), rates(2e-3, 1.5e-3, 0.5e-3)]),
+    ("bf16", "finetune", ["train.epochs=1", "train.precision=bf16"], [trained(3, 1)]),
+    ("loader processes", "finetune", ["train.epochs=1", "data.workers=1"], [trained(3, 1)]),
+    ("classes", "pretrain", [], [trained(6, 2), averaged]),
+    ("no average", "pretrain", ["ema_decay=null", "train.epochs=1", "optimizer.warmup_epochs=0"],
+     [trained(3, 1), not_averaged]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "overrides", "checks"), [row[1:] for row in TABLE], ids=[row[0] for row in TABLE])
+def test_jobs(jobs: Jobs, kind: str, overrides: list[str], checks: list[Check]):
+    assert jobs.run(kind, "run", *overrides) == 0
+    run_dir = jobs.runs / "run"
+    result = json.loads((run_dir / "result.json").read_text())
+    for check in checks:
+        check(run_dir, result)
+    tracked(jobs.home, run_dir, result)
+    assert not list(run_dir.rglob("*.tmp"))
+    assert not (run_dir / "lease.json").exists()
+
+
+def tracked(home: Path, run_dir: Path, result: dict[str, Any]) -> None:
+    """One MLflow run, equal to the journal, with the model registered from it."""
+    [run] = mlflow_runs(home)
+    assert (run.info.status, run.info.run_name, run.info.run_id) == ("FINISHED", "run", result["run_id"])
+    assert sorted(mlflow_history(home, run)) == sorted(history(run_dir))
+    assert run.data.params["macs_paper"] == str(result["macs_paper"])
+    assert run.data.params["data_fingerprint"] == result["data_fingerprint"]
+    assert run.data.params["train.batch_size"]
+    assert result["model_uri"].endswith("/1")
+    assert [event["status"] for event in events(run_dir, "end")] == ["FINISHED"]

@@ -1,0 +1,118 @@
+"""Imports point one way, and the command line stays light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = {  # from the top to the bottom: a package may import those below it
+    "rwkv_jobs": ROOT / "jobs" / "rwkv_jobs",
+    "rwkvctl": ROOT / "platform" / "rwkvctl",
+    "rwkv_unet": ROOT / "rwkv_unet",
+    "biwkv": ROOT / "kernels" / "biwkv",
+}
+MAY_IMPORT = {
+    "ray": ["rwkvctl/cluster/", "rwkv_jobs/launch.py", "rwkv_jobs/tune.py"],
+    "mlflow": ["rwkvctl/tracking/"],
+    "optuna": ["rwkv_jobs/tune.py"],
+}
+HEAVY = ["torch", "ray", "mlflow", "timm", "numpy", "cv2", "monai", "webdataset", "optuna", "pandas"]
+COMMANDS = [
+    "", "data", "data prepare", "data verify", "data show", "data list", "pretrain", "finetune", "tune", "evaluate",
+    "predict", "model", "model list", "model show", "model promote", "runs", "sync", "ui", "recipe", "recipe list",
+    "recipe show", "config", "config show", "config set", "config unset", "demo",
+]  # fmt: skip
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    for package, folder in PACKAGES.items():
+        for path in sorted(folder.rglob("*.py")):
+            yield package, path
+
+
+def imported(path: Path) -> set[str]:
+    """Top-level names of everything that a file imports, wherever in it."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            names.add((node.module or "").split(".")[0])
+    return names
+
+
+def named(path: Path) -> str:
+    """`rwkvctl/cli/app.py`."""
+    package = next(folder for folder in PACKAGES.values() if path.is_relative_to(folder))
+    return path.relative_to(package.parent).as_posix()
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_imports_point_one_way(package: str):
+    order = list(PACKAGES)
+    above = set(order[: order.index(package)])
+    assert [named(path) for name, path in modules() if name == package and imported(path) & above] == []
+
+
+@pytest.mark.parametrize("library", MAY_IMPORT)
+def test_training_works_without_ray_and_mlflow(library: str):
+    users = [named(path) for _, path in modules() if library in imported(path)]
+    assert [user for user in users if not user.startswith(tuple(MAY_IMPORT[library]))] == []
+    assert users
+
+
+@pytest.mark.parametrize("package", ["rwkv_unet", "biwkv"])
+def test_the_model_needs_torch_and_timm_only(package: str):
+    ours = set(PACKAGES)
+    used = set().union(*(imported(path) for name, path in modules() if name == package))
+    assert used - set(sys.stdlib_module_names) - ours <= {"torch", "timm", "triton", "numpy"}
+
+
+def test_the_command_line_never_imports_the_jobs():
+    for _, path in modules():
+        if named(path).startswith("rwkvctl/"):
+            assert "rwkv_jobs" not in imported(path), path
+
+
+def test_no_source_root_is_a_package():
+    assert [root for root in ("platform", "kernels", "jobs") if (ROOT / root / "__init__.py").exists()] == []
+
+
+def test_help_imports_nothing_heavy():
+    """Of every command in one process: `--help` exits by SystemExit, which leaves the modules to be looked at."""
+    code = f"""
+import contextlib, io, sys
+from rwkvctl.cli import app
+for words in {[command.split() for command in COMMANDS]!r}:
+    sys.argv = ["rwkvctl", *words, "--help"]
+    out = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(out):
+            app.main()
+    except SystemExit as end:
+        assert not end.code, words
+    assert "Usage: " in out.getvalue(), words
+print([name for name in {[*HEAVY, "rwkv_jobs"]!r} if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_command_is_in_the_list():
+    import typer
+
+    from rwkvctl.cli.app import app
+
+    found = {""}
+    command = typer.main.get_command(app)
+    for name, group in command.commands.items():  # type: ignore[attr-defined]
+        found |= {name, *(f"{name} {inner}" for inner in getattr(group, "commands", {}))}
+    assert found == set(COMMANDS)
