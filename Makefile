@@ -8,7 +8,8 @@ READY := .venv/.ready
 setup: $(READY)
 
 # One virtual environment with exactly the versions that the tests ran with.
-$(READY): pyproject.toml constraints.txt
+# Again when the operator's compiled kernel changes, which the installation builds.
+$(READY): pyproject.toml constraints.txt hatch_build.py $(wildcard kernels/biwkv/csrc/*)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from biwkv import scan
+from biwkv import cpu, scan
 from biwkv.reference import bi_wkv_reference
 
 
 class Backend(NamedTuple):
-    """An implementation: `forward(w, u, k, v) -> y` and `backward(w, u, k, v, gy) -> (gw, gu, gk, gv)`."""
+    """An implementation: `forward(w, u, k, v) -> y` and `backward(w, u, k, v, gy) -> (gw, gu, gk, gv)`.
+
+    `why_not(k)` says why it cannot run on k here, and is empty if it can.
+    """
 
     forward: Callable[..., Tensor]
     backward: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]
+    why_not: Callable[[Tensor], str] = lambda k: ""
 
 
-BACKENDS: dict[str, Backend] = {"scan": Backend(scan.forward, scan.backward)}
+BACKENDS: dict[str, Backend] = {
+    "scan": Backend(scan.forward, scan.backward),
+    "cpu": Backend(cpu.forward, cpu.backward, cpu.why_not),
+}
+FASTEST = {"cpu": "cpu"}  # by device; scan elsewhere
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -36,18 +46,22 @@ def bi_wkv(w: Tensor, u: Tensor, k: Tensor, v: Tensor, *, backend: str = "auto")
         u: (C,) bonus of the token itself.
         k: (B, T, C) keys in float32, bfloat16, float16 or float64, of any strides.
         v: (B, T, C) values; the dtype may differ from that of k.
-        backend: "auto" (the fastest that runs here), "scan" (torch, any device), or "reference" (float64, O(T^2)).
+        backend: "auto" (the fastest that runs here), "cpu" (compiled; float64 goes to the scan), "scan" (torch, any
+            device), or "reference" (float64, O(T^2)).
 
     Returns:
         (B, T, C) in k's dtype.
 
     Raises:
-        ValueError: for shapes, dtypes or devices that do not fit, an empty input, or an unknown backend.
+        ValueError: for shapes, dtypes or devices that do not fit, an empty input, or a backend that is unknown or
+            cannot run here.
     """
     _check(w, u, k, v)
     if backend == "reference":
         return bi_wkv_reference(w, u, k, v).to(k.dtype)
-    return torch.ops.biwkv.forward(w, u, k, v, _choose(backend))
+    if backend != "auto" and backend not in BACKENDS:
+        raise ValueError(f"bi_wkv: unknown backend {backend!r}; choose from {['auto', *BACKENDS, 'reference']}")
+    return torch.ops.biwkv.forward(w, u, k, v, backend)
 
 
 def _check(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> None:
@@ -65,24 +79,40 @@ def _check(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> None:
             raise ValueError(f"bi_wkv: {name} is on {x.device} but k is on {k.device}; move them to one device")
 
 
-def _choose(backend: str) -> str:
+def _choose(backend: str, k: Tensor) -> Backend:
+    """Called when the operator runs, so that a graph compiled or exported with "auto" suits any machine."""
     if backend == "auto":
-        return "scan"
-    if backend not in BACKENDS:
-        raise ValueError(f"bi_wkv: unknown backend {backend!r}; choose from {['auto', *BACKENDS, 'reference']}")
-    return backend
+        fastest = FASTEST.get(k.device.type, "scan")
+        if not BACKENDS[fastest].why_not(k):
+            return BACKENDS[fastest]
+        _warn_once(fastest, BACKENDS[fastest].why_not(k))
+        return BACKENDS["scan"]
+    if reason := BACKENDS[backend].why_not(k):
+        raise ValueError(f"bi_wkv: backend {backend!r} cannot run: {reason}")
+    return BACKENDS[backend]
+
+
+@cache
+def _warn_once(backend: str, reason: str) -> None:
+    """Once in a process."""
+    warnings.warn(
+        f"biwkv: the {backend!r} kernel cannot run: {reason}. Using the torch implementation, which is about ten "
+        "times slower.",
+        RuntimeWarning,
+        stacklevel=2,
+    )
 
 
 @torch.library.custom_op("biwkv::forward", mutates_args=())
 def _forward(w: Tensor, u: Tensor, k: Tensor, v: Tensor, backend: str) -> Tensor:
-    return BACKENDS[backend].forward(w, u, k, v)
+    return _choose(backend, k).forward(w, u, k, v)
 
 
 @torch.library.custom_op("biwkv::backward", mutates_args=())
 def _backward(
     w: Tensor, u: Tensor, k: Tensor, v: Tensor, gy: Tensor, backend: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return BACKENDS[backend].backward(w, u, k, v, gy)
+    return _choose(backend, k).backward(w, u, k, v, gy)
 
 
 @_forward.register_fake

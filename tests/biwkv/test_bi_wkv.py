@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from biwkv import bi_wkv, bi_wkv_reference, scan
+from biwkv.op import BACKENDS
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "modules.npz"
 NAMES = ("y", "gw", "gu", "gk", "gv")
@@ -36,6 +39,14 @@ def run(op, w: Tensor, u: Tensor, k: Tensor, v: Tensor, gy: Tensor) -> dict[str,
     y = op(*leaves)
     gradients = torch.autograd.grad(y, leaves, gy.to(y.dtype))
     return dict(zip(NAMES, (y.detach(), *gradients), strict=True))
+
+
+@pytest.fixture(params=["scan", "cpu"])
+def op(request: pytest.FixtureRequest) -> Callable[..., Tensor]:
+    """`bi_wkv` by every implementation that runs here."""
+    if reason := BACKENDS[request.param].why_not(torch.empty(1)):
+        pytest.skip(reason)
+    return partial(bi_wkv, backend=request.param)
 
 
 def assert_close(ours: dict[str, Tensor], args: tuple[Tensor, ...], tolerances: dict[str, float] = FLOAT32) -> None:
@@ -81,50 +92,52 @@ def test_goldens(tokens: int, backend: str) -> None:
 
 @pytest.mark.parametrize("tokens", [1, 2, 5, 31, 32, 33, 49, 190, 196, 256])
 @pytest.mark.parametrize(("batch", "channels"), [(1, 20), (2, 1), (24, 3)])
-def test_shapes(tokens: int, batch: int, channels: int) -> None:
+def test_shapes(op: Callable[..., Tensor], tokens: int, batch: int, channels: int) -> None:
     args = inputs(batch, tokens, channels)
-    assert_close(run(bi_wkv, *args), args)
+    assert_close(run(op, *args), args)
 
 
 @pytest.mark.parametrize("tokens", [784, 1024])
-def test_sizes_of_the_model(tokens: int) -> None:
+def test_sizes_of_the_model(op: Callable[..., Tensor], tokens: int) -> None:
     args = inputs(1, tokens, 8, decay=10)
-    assert_close(run(bi_wkv, *args), args)
+    assert_close(run(op, *args), args)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("batch", "tokens", "channels"), [(1, 4096, 2), (2, 5000, 1), (1, 196, 960), (1, 49, 1152)])
-def test_large(batch: int, tokens: int, channels: int) -> None:
+def test_large(op: Callable[..., Tensor], batch: int, tokens: int, channels: int) -> None:
     args = inputs(batch, tokens, channels, decay=-10)
-    assert_close(run(bi_wkv, *args), args)
+    assert_close(run(op, *args), args)
 
 
 @pytest.mark.parametrize("decay", [0, 1, -1, 10, -10, 40, -40, 1000])
 @pytest.mark.parametrize("tokens", [2, 33, 190])
-def test_ranges(decay: float, tokens: int) -> None:
+def test_ranges(op: Callable[..., Tensor], decay: float, tokens: int) -> None:
     for k_scale, bonus, spike in itertools.product((0.1, 1, 5, 20, 80), (0, 1, -20, 20), (0, 60)):
         args = inputs(2, tokens, 3, decay=decay, bonus=bonus, k_scale=k_scale, spike=spike)
-        assert_close(run(bi_wkv, *args), args)
+        assert_close(run(op, *args), args)
 
 
 @pytest.mark.parametrize("bonus", [-1000, 1000])
 @pytest.mark.parametrize("decay", [-80, 5000])
-def test_beyond_float32(bonus: float, decay: float) -> None:
+def test_beyond_float32(op: Callable[..., Tensor], bonus: float, decay: float) -> None:
     for tokens in (1, 2, 40):
         args = inputs(2, tokens, 3, decay=decay, bonus=bonus, k_scale=100)
-        assert_close(run(bi_wkv, *args), args)
+        assert_close(run(op, *args), args)
 
 
 def test_both_chunk_lengths_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     args = inputs(2, 190, 5, decay=3)
-    chunked = run(bi_wkv, *args)
+    op = partial(bi_wkv, backend="scan")
+    chunked = run(op, *args)
     monkeypatch.setattr(scan, "SPREAD", 0.0)
-    for name, x in run(bi_wkv, *args).items():
+    for name, x in run(op, *args).items():
         torch.testing.assert_close(x, chunked[name], rtol=1e-4, atol=1e-5)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
+    backend=st.sampled_from([name for name in ("scan", "cpu") if not BACKENDS[name].why_not(torch.empty(1))]),
     batch=st.integers(1, 3),
     tokens=st.integers(1, 70),
     channels=st.integers(1, 9),
@@ -132,9 +145,11 @@ def test_both_chunk_lengths_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     bonus=st.floats(-30, 30),
     k_scale=st.floats(0, 60),
 )
-def test_any_input(batch: int, tokens: int, channels: int, decay: float, bonus: float, k_scale: float) -> None:
+def test_any_input(
+    backend: str, batch: int, tokens: int, channels: int, decay: float, bonus: float, k_scale: float
+) -> None:
     args = inputs(batch, tokens, channels, decay=decay, bonus=bonus, k_scale=k_scale)
-    assert_close(run(bi_wkv, *args), args)
+    assert_close(run(partial(bi_wkv, backend=backend), *args), args)
 
 
 @pytest.mark.parametrize(
@@ -146,39 +161,41 @@ def test_any_input(batch: int, tokens: int, channels: int, decay: float, bonus: 
         (torch.float32, torch.float16, 1e-3),
     ],
 )
-def test_half_and_mixed_precision(k_dtype: torch.dtype, v_dtype: torch.dtype, tolerance: float) -> None:
+def test_half_and_mixed_precision(
+    op: Callable[..., Tensor], k_dtype: torch.dtype, v_dtype: torch.dtype, tolerance: float
+) -> None:
     w, u, k, v, gy = inputs(2, 100, 6)
     k, v, gy = k.to(k_dtype), v.to(v_dtype), gy.to(k_dtype)
-    ours = run(bi_wkv, w, u, k, v, gy)
+    ours = run(op, w, u, k, v, gy)
     assert [ours[name].dtype for name in NAMES] == [k_dtype, torch.float32, torch.float32, k_dtype, v_dtype]
     assert_close(ours, (w, u, k, v, gy), dict.fromkeys(NAMES, tolerance))
 
 
-def test_strides_do_not_matter() -> None:
+def test_strides_do_not_matter(op: Callable[..., Tensor]) -> None:
     w, u, k, v, _ = inputs(2, 36, 8)
-    plain = run(bi_wkv, w, u, k, v, torch.ones(()).expand_as(k).contiguous())
+    plain = run(op, w, u, k, v, torch.ones(()).expand_as(k).contiguous())
     k_strided = k.transpose(1, 2).contiguous().transpose(1, 2)
     v_strided = torch.cat([v, v], dim=2)[:, :, :8]
-    strided = run(bi_wkv, w, u, k_strided, v_strided, torch.ones(()).expand_as(k))
+    strided = run(op, w, u, k_strided, v_strided, torch.ones(()).expand_as(k))
     assert all(torch.equal(plain[name], strided[name]) for name in NAMES)
-    one = run(bi_wkv, w, u, k, v[:, :1].expand_as(v), torch.ones_like(k))
+    one = run(op, w, u, k, v[:, :1].expand_as(v), torch.ones_like(k))
     torch.testing.assert_close(one["y"], v[:, :1].expand_as(v))
 
 
-def test_nan_stays_in_its_sample_and_channel() -> None:
+def test_nan_stays_in_its_sample_and_channel(op: Callable[..., Tensor]) -> None:
     w, u, k, v, _ = inputs(2, 100, 3)
-    clean = bi_wkv(w, u, k, v)
+    clean = op(w, u, k, v)
     k[0, 5, 1] = torch.nan
-    y = bi_wkv(w, u, k, v)
+    y = op(w, u, k, v)
     assert y[0, :, 1].isnan().all()
     y[0, :, 1] = clean[0, :, 1]
     assert torch.equal(y, clean)
 
 
-def test_same_bits_every_time_and_inputs_untouched() -> None:
+def test_same_bits_every_time_and_inputs_untouched(op: Callable[..., Tensor]) -> None:
     args = inputs(3, 100, 20)
     copies = [x.clone() for x in args]
-    first, second = run(bi_wkv, *args), run(bi_wkv, *args)
+    first, second = run(op, *args), run(op, *args)
     assert all(torch.equal(first[name], second[name]) for name in NAMES)
     assert all(torch.equal(x, copy) for x, copy in zip(args, copies, strict=True))
 
@@ -189,19 +206,20 @@ def test_gradcheck(tokens: int) -> None:
     assert torch.autograd.gradcheck(bi_wkv, leaves)
 
 
-def test_second_derivatives_are_refused() -> None:
+def test_second_derivatives_are_refused(op: Callable[..., Tensor]) -> None:
     leaves = [x.requires_grad_() for x in inputs(1, 5, 2)[:4]]
-    [gradient] = torch.autograd.grad(bi_wkv(*leaves).square().sum(), leaves[2], create_graph=True)
+    [gradient] = torch.autograd.grad(op(*leaves).square().sum(), leaves[2], create_graph=True)
     with pytest.raises(RuntimeError, match="second derivatives are not supported"):
         gradient.sum().backward()
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # opcheck reads it of tensors that are no leaves
-def test_opcheck() -> None:
+@pytest.mark.parametrize("backend", ["auto", "scan"])
+def test_opcheck(backend: str) -> None:
     w, u, k, v, gy = inputs(2, 10, 3)
     leaves = [x.requires_grad_() for x in (w, u, k, v)]
-    torch.library.opcheck(torch.ops.biwkv.forward, (*leaves, "scan"))
-    torch.library.opcheck(torch.ops.biwkv.backward, (*(x.detach() for x in leaves), gy, "scan"))
+    torch.library.opcheck(torch.ops.biwkv.forward, (*leaves, backend))
+    torch.library.opcheck(torch.ops.biwkv.backward, (*(x.detach() for x in leaves), gy, backend))
 
 
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
@@ -254,7 +272,7 @@ def test_wrong_inputs_are_named(args: tuple[Tensor, ...], message: str) -> None:
 
 
 def test_unknown_backend() -> None:
-    with pytest.raises(ValueError, match=r"unknown backend 'cuda'; choose from \['auto', 'scan', 'reference'\]"):
+    with pytest.raises(ValueError, match=r"unknown backend 'cuda'; choose from \['auto', 'scan', 'cpu', 'reference'\]"):
         bi_wkv(W, W, K, K, backend="cuda")
 
 

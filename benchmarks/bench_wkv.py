@@ -1,0 +1,128 @@
+"""Every Bi-WKV implementation that runs here, beside torch's scaled_dot_product_attention at the same shapes.
+
+    python benchmarks/bench_wkv.py [--device cuda] [--dtype bfloat16] [--shape 128,784,576] [--seconds 2]
+
+Needs torch, and triton for its kernels; biwkv may be on PYTHONPATH (PYTHONPATH=kernels). All rows of a shape are
+measured in turns, so that whatever else the machine does falls on all alike; times are the least of all turns. GB/s
+counts the least bytes that the operator must move, and the share is of a measured copy of a tensor as large as all
+that. Attention needs queries, keys and values, of which WKV has no queries: the same k serves as both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from biwkv import bi_wkv
+from biwkv.op import BACKENDS
+
+SHAPES = {
+    "cpu": [(8, 784, 576), (8, 196, 960), (2, 4096, 576)],
+    "cuda": [(128, 784, 576), (128, 196, 960), (24, 784, 576), (8, 4096, 576)],
+}
+HEADS = 8
+Step = Callable[[], object]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"])
+    parser.add_argument("--shape", action="append", help="B,T,C; may be repeated")
+    parser.add_argument("--seconds", type=float, default=2.0, help="about how long to measure a shape and direction")
+    args = parser.parse_args()
+    kind = torch.device(args.device).type
+    dtype = getattr(torch, args.dtype or ("bfloat16" if kind == "cuda" else "float32"))
+    shapes = [tuple(map(int, shape.split(","))) for shape in args.shape or ()] or SHAPES.get(kind, SHAPES["cuda"])
+    name = torch.cuda.get_device_name() if kind == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    print(f"{name}, {str(dtype).removeprefix('torch.')}, torch {torch.__version__}")
+    for shape in shapes:
+        measure(shape, args.device, dtype, args.seconds)
+
+
+def measure(shape: tuple[int, ...], device: str, dtype: torch.dtype, seconds: float) -> None:
+    """Prints the tables of one shape (B, T, C)."""
+    batch, tokens, channels = shape
+    w, u = torch.randn(2, channels, device=device) / tokens
+    k, v, gy = torch.randn(3, *shape, device=device).to(dtype)
+    leaves = [x.requires_grad_() for x in (w, u, k, v)]
+    operators = {name: (partial(bi_wkv, *leaves, backend=name), leaves) for name in backends(k)}
+    operators["attention"] = (partial(attention, k, v), [k, v])
+
+    for direction, tensors in (("forward", 3), ("forward+backward", 8)):
+        train = direction != "forward"
+        steps: dict[str, Step] = {
+            name: partial(step, operator, inputs, gy if train else None)
+            for name, (operator, inputs) in operators.items()
+        }
+        moved = tensors * k.numel() * k.element_size()
+        source = torch.empty(moved // 2, dtype=torch.uint8, device=device)
+        steps["copy"] = partial(torch.empty_like(source).copy_, source)
+        times = least_times(steps, device, seconds)
+        print(f"\nB {batch}  T {tokens}  C {channels}  {direction}")
+        print(f"{'':12}{'ms':>10}{'vs scan':>9}{'GB/s':>8}{'of copy':>9}")
+        for name, t in times.items():
+            print(f"{name:12}{t * 1e3:10.3f}{times['scan'] / t:8.1f}x{moved / t / 1e9:8.1f}{times['copy'] / t:9.0%}")
+
+
+def backends(k: Tensor) -> Iterator[str]:
+    for name, backend in BACKENDS.items():
+        if reason := backend.why_not(k):
+            print(f"without {name!r}: {reason}")
+        else:
+            yield name
+
+
+def attention(k: Tensor, v: Tensor) -> Tensor:
+    """Softmax attention over the same tokens, 8 heads of C / 8 channels: (B, T, C) -> (B, T, C)."""
+    split_k, split_v = (x.unflatten(2, (HEADS, -1)).transpose(1, 2) for x in (k, v))
+    return F.scaled_dot_product_attention(split_k, split_k, split_v).transpose(1, 2).flatten(2)
+
+
+def step(operator: Callable[[], Tensor], inputs: list[Tensor], gy: Tensor | None) -> None:
+    if gy is None:
+        with torch.no_grad():
+            operator()
+    else:
+        torch.autograd.grad(operator(), inputs, gy)
+
+
+def least_times(steps: dict[str, Step], device: str, seconds: float) -> dict[str, float]:
+    """Seconds of each step, the least of turns that take about `seconds` in all; at least 3 turns after a warm-up."""
+    timer = cuda_time if torch.device(device).type == "cuda" else cpu_time
+    for run in steps.values():
+        timer(run)
+    times = dict.fromkeys(steps, float("inf"))
+    turns, end = 0, time.perf_counter() + seconds
+    while turns < 3 or time.perf_counter() < end:
+        for name, run in steps.items():
+            times[name] = min(times[name], timer(run))
+        turns += 1
+    return times
+
+
+def cpu_time(run: Step) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def cuda_time(run: Step) -> float:
+    """Of ten runs in a row, so that launching them is hidden as it is in a model. Without emptying the cache."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    for _ in range(10):
+        run()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e4
+
+
+if __name__ == "__main__":
+    main()

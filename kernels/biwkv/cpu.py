@@ -1,0 +1,72 @@
+"""Bi-WKV on the CPU: the compiled kernel of csrc/, which the package's build leaves beside this file."""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from biwkv import scan
+
+LIBRARY = Path(__file__).with_name("_biwkv_cpu.so")
+VERSION = 1  # of the C interface
+
+
+def why_not(k: Tensor) -> str:
+    """Why the kernel cannot run on k; empty if it can."""
+    if k.device.type != "cpu":
+        return f"k is on {k.device}"
+    return "" if isinstance(_library(), ctypes.CDLL) else str(_library())
+
+
+def forward(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """y (B, T, C) in k's dtype. Computes in float32; float64 is left to the scan."""
+    if _is_double(w, u, k, v):
+        return scan.forward(w, u, k, v)
+    inputs = [_plain(x) for x in (w, u, k, v)]
+    y = torch.empty_like(inputs[2])
+    _call("biwkv_forward", (*inputs, y), k)
+    return y.to(k.dtype)
+
+
+def backward(w: Tensor, u: Tensor, k: Tensor, v: Tensor, gy: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients (gw, gu, gk, gv) of (y * gy).sum(), each in the shape and dtype of its input."""
+    if _is_double(w, u, k, v, gy):
+        return scan.backward(w, u, k, v, gy)
+    inputs = [_plain(x) for x in (w, u, k, v, gy)]
+    gw, gu, gk, gv = (torch.empty_like(x) for x in inputs[:4])
+    _call("biwkv_backward", (*inputs, gw, gu, gk, gv), k)
+    return gw.to(w.dtype), gu.to(u.dtype), gk.to(k.dtype), gv.to(v.dtype)
+
+
+def _is_double(*tensors: Tensor) -> bool:
+    return any(x.dtype == torch.float64 for x in tensors)
+
+
+def _plain(x: Tensor) -> Tensor:
+    return x.detach().to(torch.float32).contiguous()
+
+
+def _call(name: str, tensors: tuple[Tensor, ...], k: Tensor) -> None:
+    library = _library()
+    assert isinstance(library, ctypes.CDLL), library
+    pointers = (ctypes.c_void_p(x.data_ptr()) for x in tensors)
+    sizes = (ctypes.c_int64(size) for size in k.shape)
+    if getattr(library, name)(*pointers, *sizes, ctypes.c_int(torch.get_num_threads())):
+        raise MemoryError(f"bi_wkv: not enough memory for k of shape {tuple(k.shape)}")
+
+
+@cache
+def _library() -> ctypes.CDLL | str:
+    """The library, or why there is none."""
+    if not LIBRARY.is_file():
+        return f"{LIBRARY.name} was not built; install a C++ compiler (g++ or clang++), then this package again"
+    try:
+        library = ctypes.CDLL(str(LIBRARY))
+        version = library.biwkv_version()
+    except (OSError, AttributeError) as error:
+        return f"{LIBRARY.name} cannot be loaded: {error}"
+    return library if version == VERSION else f"{LIBRARY.name} is of another version: {version}, not {VERSION}"
