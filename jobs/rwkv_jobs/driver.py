@@ -23,13 +23,16 @@ from rwkvctl.tracking.journal import Journal
 from rwkvctl.tracking.lease import LeaseLost, RunLease
 from rwkvctl.tracking.sync import Syncer
 
+WORKER_FUNCTIONS = {"pretrain": "train", "finetune": "train", "evaluate": "score"}
+"""What torchrun's other ranks run of a job."""
+
 
 def drive(spec: JobSpec, run_dir: Path) -> dict[str, Any]:
-    """Run a job from its spec to its result, which is left in `result.json`. Ranks other than 0 only train."""
+    """Run a job from its spec to its result, which is left in `result.json`. Ranks other than 0 only work."""
     job = importlib.import_module(f"rwkv_jobs.{spec.job}")
     check(job, spec, run_dir)
     if torchrun_rank() > 0:
-        job.train(spec, run_dir)
+        getattr(job, WORKER_FUNCTIONS[spec.job])(spec, run_dir)
         return {}
     if isinstance(spec, PredictSpec):  # masks are no experiment: nothing to track
         result = job.run(spec, run_dir)

@@ -26,8 +26,10 @@ from rwkvctl.tracking.journal import say
 
 
 def check(spec: EvaluateSpec, run_dir: Path) -> None:
-    """Whether there is such a model, and data that it fits."""
-    data_of(spec, models.resolve(spec.model, spec))
+    """Whether there is such a model, undamaged, and data that it fits."""
+    model = models.resolve(spec.model, spec)
+    _, _, info = data_of(spec, model)
+    bundle.read_weights(model, info)
 
 
 def run(spec: EvaluateSpec, run_dir: Path) -> dict[str, Any]:

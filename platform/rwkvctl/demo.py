@@ -36,7 +36,8 @@ class Demo:
         done = subprocess.run(full, env=self.environment, stdout=subprocess.PIPE, text=True, check=False)
         if done.returncode:
             raise JobFailedError(f"demo: `rwkvctl {' '.join(words)}` ended with code {done.returncode}")
-        self.seconds[" ".join(words[:2])] = time.monotonic() - began
+        step = words[0] if words[0] in ("evaluate", "predict") else " ".join(words[:2])
+        self.seconds[step] = time.monotonic() - began
         found: dict[str, Any] = json.loads(done.stdout)
         return found
 
@@ -89,7 +90,7 @@ def train(demo: Demo) -> tuple[dict[str, Any], dict[str, Any]]:
     common = ["--variant", "t", "--workers", "2", "--set", f"seed={demo.seed}", "--set", "data.workers=0"]
     pretrained = demo.command(
         "pretrain", "imagefolder", "--data", str(demo.shards / "textures"), *common,
-        "--set", "train.epochs=5", "--set", "train.batch_size=16", "--set", "data.image_size=32",
+        "--set", "train.epochs=10", "--set", "train.batch_size=16", "--set", "data.image_size=32",
         "--set", "optimizer.lr_reference_batch=16",
     )  # fmt: skip
     tuned = demo.command(

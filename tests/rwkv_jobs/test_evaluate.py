@@ -87,7 +87,7 @@ def test_scores_are_those_of_the_cases(jobs: Jobs, models: Path, shards: Path, n
     for convention in ("strict", "official"):
         assert 0 <= found["mean"][f"dsc_{convention}"] <= 1
         assert f"hd95_vox_{convention}" in found["mean"]
-    rows = list(csv.DictReader((run_dir / "artifacts" / "test" / "cases.csv").open()))
+    rows = list(csv.DictReader((run_dir / "artifacts" / "test" / "cases.csv").read_text().splitlines()))
     assert len(rows) == len(cases) * (len(manifest.classes) - 1)
     assert len(list((run_dir / "artifacts" / "test" / "overlays").glob("*.png"))) == min(2, len(cases))
     [tracked] = mlflow_runs(jobs.home)
