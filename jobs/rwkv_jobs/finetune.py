@@ -5,7 +5,6 @@ python -m rwkv_jobs.finetune RUN_FOLDER_OR_RECIPE [--set FIELD=VALUE ...]
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +37,6 @@ from rwkvctl.files import write_json
 from rwkvctl.losses import segmentation_loss
 from rwkvctl.specs.jobs import FinetuneSpec
 
-Report = Callable[[dict[str, float]], None]
-
 
 def check(spec: FinetuneSpec, run_dir: Path) -> None:
     """Whether the model can be built, and its encoder can be had."""
@@ -55,11 +52,8 @@ def run(spec: FinetuneSpec, run_dir: Path) -> dict[str, Any]:
     return run_training(train, spec, run_dir)
 
 
-def train(spec: FinetuneSpec, run_dir: Path, report: Report | None = None) -> None:
-    """What every worker runs: continue from the run's latest checkpoint, if there is one, to the last epoch.
-
-    `report` is called on rank 0 with the scores of every validation (a sweep's scheduler listens there).
-    """
+def train(spec: FinetuneSpec, run_dir: Path) -> None:
+    """What every worker runs: continue from the run's latest checkpoint, if there is one, to the last epoch."""
     with worker(spec.cluster) as me, Recorder(me, run_dir) as recorder:
         manifest = Manifest.load(spec.data.path or "")
         loader = train_loader(spec, spec.augment, manifest, me)
@@ -94,7 +88,7 @@ def train(spec: FinetuneSpec, run_dir: Path, report: Report | None = None) -> No
                 if checkpoint_is_due(spec, position) and not last:
                     recorder.checkpoint(state)
             close_epoch(position)
-            better = validate(spec, manifest, model, me, state, recorder, report)
+            better = validate(spec, manifest, model, me, state, recorder)
             recorder.checkpoint(state, best=better)
             stepper.skip_time()
         finish(spec, manifest, model, me, run_dir, recorder)
@@ -130,7 +124,6 @@ def validate(
     me: Worker,
     state: TrainState,
     recorder: Recorder,
-    report: Report | None,
 ) -> bool:
     """DSC on the validation part when it is due; True when these weights are to be kept as the best."""
     position = state.position
@@ -140,8 +133,6 @@ def validate(
     recorder.metrics(scores.metrics("val"), position.step)
     value = scores.mean("dsc_strict")
     recorder.event("validation", epoch=position.epoch, step=position.step, dsc=value)
-    if report is not None and me.is_main:
-        report({"dsc_strict": value, "dsc_official": scores.mean("dsc_official"), "epoch": float(position.epoch)})
     return improves(position, value)
 
 
