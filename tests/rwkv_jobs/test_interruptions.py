@@ -28,12 +28,13 @@ def step(self, loss, number):
     return taken(self, loss, number)
 training.Stepper.step = step
 """
-SLOW = """
+HELD = """
 import time
 from rwkv_jobs import training
 taken = training.Stepper.step
 def step(self, loss, number):
-    time.sleep(0.2)
+    if number == 2:  # in mid-epoch, for as long as it takes to be found there
+        time.sleep(300)
     return taken(self, loss, number)
 training.Stepper.step = step
 """
@@ -84,7 +85,7 @@ def test_auto_finds_the_killed_run_and_a_finished_one_ends_well_again(jobs: Jobs
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_says_so_and_goes_on(jobs: Jobs, children: list[Any], number: signal.Signals):
     run_dir = jobs.new("finetune", "stopped", "data.workers=1")  # a loader process is in the group too
-    process = jobs.start("finetune", run_dir, SLOW)
+    process = jobs.start("finetune", run_dir, HELD)
     children.append(process)
     wait_for_step(run_dir, 2)
     os.killpg(process.pid, number) if number == signal.SIGINT else os.kill(process.pid, number)
@@ -103,7 +104,7 @@ def test_a_run_that_is_being_trained_is_not_trained_twice(
     jobs: Jobs, children: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     run_dir = jobs.new("finetune", "busy", "train.epochs=30")
-    process = jobs.start("finetune", run_dir, SLOW)
+    process = jobs.start("finetune", run_dir, HELD)
     children.append(process)
     wait_for_step(run_dir, 1)
     monkeypatch.setattr("rwkv_jobs.driver.RunLease", partial(RunLease, wait=0.5))
