@@ -22,7 +22,7 @@ from rwkvctl.data.manifest import Manifest
 from .conftest import Jobs, history, latest, mlflow_history, mlflow_runs, wait_for_step, weights
 from .test_interruptions import DIE
 
-TWO = ["train.epochs=2", "cluster.workers=2"]
+TWO = ["train.epochs=8", "cluster.workers=2"]  # long enough to be killed twice on the way
 RAY = [*TWO, "cluster.launcher=ray"]
 
 
