@@ -83,23 +83,17 @@ SIZES: dict[str, dict[str, Any]] = {
 MODELS = {f"rwkv_unet_{size}": sizes for size, sizes in SIZES.items()}
 
 
-def list_models() -> list[str]:
-    """Names that `create_model` takes."""
-    return list(MODELS)
-
-
 def model_config(name: str, *, num_classes: int, **overrides: Any) -> ModelConfig:
-    """The config of a named model with fields of `ModelConfig` overridden; ValueError with near matches otherwise."""
-    if name not in MODELS:
-        raise ValueError(f"unknown model {name!r}; {_suggest(name, list_models())}")
+    """The config of one of `MODELS` with fields overridden; ValueError, with near matches, for an unknown field."""
     fields = [field.name for field in dataclasses.fields(ModelConfig)]
     for key in overrides:
         if key not in fields:
-            raise ValueError(f"unknown model field {key!r}; {_suggest(key, fields)}")
+            raise ValueError(f"unknown model field {key!r}; {suggest(key, fields)}")
     return ModelConfig(**{**MODELS[name], "num_classes": num_classes, **overrides})
 
 
-def _suggest(word: str, choices: list[str]) -> str:
+def suggest(word: str, choices: list[str]) -> str:
+    """The second half of the line for an unknown name: near matches, or everything there is."""
     near = difflib.get_close_matches(str(word), choices)
     return f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(choices)}"
 

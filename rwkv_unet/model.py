@@ -73,20 +73,9 @@ class RWKVUNet(nn.Module):
         return x.expand(-1, channels, -1, -1)
 
 
-def create_model(name: str, *, num_classes: int, in_channels: int = 3, **overrides: Any) -> RWKVUNet:
-    """An RWKV-UNet of Table I with random weights.
-
-    Args:
-        name: "rwkv_unet_t", "rwkv_unet_s" or "rwkv_unet_b".
-        num_classes: output channels, the background included.
-        in_channels: input channels.
-        overrides: any other field of `ModelConfig`.
-
-    Raises:
-        ValueError: for an unknown name or field (with near matches) or a bad value.
-        NotImplementedError: for an ablation that is not there yet.
-    """
-    return RWKVUNet(model_config(name, num_classes=num_classes, in_channels=in_channels, **overrides))
+def create_rwkv_unet(name: str, **fields: Any) -> RWKVUNet:
+    """One of `config.MODELS` with other fields of `ModelConfig`; ValueError for an unknown field or a bad value."""
+    return RWKVUNet(model_config(name, **fields))
 
 
 def _ccm(config: ModelConfig) -> CrossChannelMix | None:
