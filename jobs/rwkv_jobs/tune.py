@@ -34,7 +34,7 @@ def run(spec: TuneSpec, run_dir: Path) -> dict[str, Any]:
     """Run the trials that the study still lacks, and hand back its table."""
     storage = optuna.storages.RDBStorage(spec.study_storage or f"sqlite:///{run_dir / 'study.db'}")
     study = optuna.create_study(storage=storage, study_name=run_dir.name, direction="maximize", load_if_exists=True)
-    retire_stale(study)
+    requeue_stale(study, storage)
     if spec.space.cover:
         enqueue_missing(study, grid(spec.space))
     missing = spec.trials - len(study.get_trials(states=(TrialState.COMPLETE,)))
@@ -61,17 +61,19 @@ def ends(values: Choice | IntRange | FloatRange) -> list[Any]:
     return list(values.int if isinstance(values, IntRange) else values.float)
 
 
-def retire_stale(study: optuna.Study) -> None:
-    """Trials that a killed driver left running are failed, and their parameters queued again."""
+def requeue_stale(study: optuna.Study, storage: optuna.storages.BaseStorage) -> None:
+    """Trials that a killed driver left running wait again, with their parameters and ahead of those never begun."""
+    study_id = storage.get_study_id_from_name(study.study_name)
     for trial in study.get_trials(states=(TrialState.RUNNING,)):
-        study.tell(trial.number, state=TrialState.FAIL)
-        study.enqueue_trial(trial.params)
+        trial_id = storage.get_trial_id_from_study_id_trial_number(study_id, trial.number)
+        storage.set_trial_state_values(trial_id, TrialState.WAITING)
 
 
 def enqueue_missing(study: optuna.Study, points: list[dict[str, Any]]) -> None:
     """Queue the points that are neither done nor queued; one whose trial failed is tried again."""
     done = [trial.params for trial in study.get_trials(states=(TrialState.COMPLETE,))]
-    queued = [trial.system_attrs["fixed_params"] for trial in study.get_trials(states=(TrialState.WAITING,))]
+    waiting = study.get_trials(states=(TrialState.WAITING,))
+    queued = [trial.system_attrs.get("fixed_params", trial.params) for trial in waiting]
     for point in points:
         if point not in done and point not in queued:
             study.enqueue_trial(point)
@@ -217,14 +219,21 @@ def announcer(run_dir: Path) -> Any:
 
 
 def summarise(spec: TuneSpec, run_dir: Path, study: optuna.Study) -> dict[str, Any]:
-    """The table of a sweep, from the trials' own folders, best first."""
+    """The table of a sweep, best first: the study's completed trials, with what their folders say of them.
+
+    A trial that went on after its driver was killed, and was run again, has two folders; one of them counts.
+    """
+    complete = [(trial.params, trial.value) for trial in study.get_trials(states=(TrialState.COMPLETE,))]
     rows = []
     for folder in sorted((run_dir / "trials").glob("*")):
         result = runs.result(folder)
         if result is None:
             continue
-        trial = runs.flatten(runs.read_spec(folder).model_dump(mode="json"))
-        rows.append({path: trial[path] for path in spec.space.params} | trial_figures(result))
+        fields = runs.flatten(runs.read_spec(folder).model_dump(mode="json"))
+        params, figures = {path: fields[path] for path in spec.space.params}, trial_figures(result)
+        if (params, figures[spec.metric]) in complete:
+            complete.remove((params, figures[spec.metric]))
+            rows.append(params | figures)
     rows.sort(key=lambda row: (-row[spec.metric], row["run"]))
     best = study.best_trial
     return {"trials": rows, "best": {"params": best.params, spec.metric: best.value}, "study": study.study_name}
