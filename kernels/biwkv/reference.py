@@ -24,5 +24,31 @@ def bi_wkv_reference(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> Tensor:
     distance = (position[:, None] - position[None, :]).abs()
     itself = (distance == 0)[:, :, None]
     bias = torch.where(itself, u, -(distance[:, :, None] - 1) * w)  # (T, T, C)
+    return _weighted_mean(bias, k, v)
+
+
+def bi_wkv_nd_reference(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Bidirectional WKV attention over several axes, by the formula of `biwkv.bi_wkv_nd`.
+
+    Args:
+        w: (A, C) decay per step along each axis.
+        u: (C,) bonus of the token itself.
+        k, v: (B, *spatial, C) keys and values on A axes, T tokens in all.
+
+    Returns:
+        (B, *spatial, C) float64, differentiable by plain autograd, any number of times. Takes O(B T^2 C) time and
+        memory.
+    """
+    w, u, k, v = (x.double() for x in (w, u, k, v))
+    axes = [torch.arange(size, device=k.device) for size in k.shape[1:-1]]
+    positions = torch.stack([x.flatten() for x in torch.meshgrid(*axes, indexing="ij")])  # (A, T)
+    distances = (positions[:, :, None] - positions[:, None, :]).abs()
+    itself = (distances.sum(dim=0) == 0)[:, :, None]
+    bias = torch.where(itself, u, -torch.einsum("aij,ac->ijc", distances.double(), w))  # (T, T, C)
+    return _weighted_mean(bias, k.flatten(1, -2), v.flatten(1, -2)).reshape(k.shape)
+
+
+def _weighted_mean(bias: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """y (B, T, C) with log weights k and a bias (T, T, C) of the second token for the first."""
     weights = torch.softmax(bias + k[:, None], dim=2)  # (B, T, T, C)
     return (weights * v[:, None]).sum(dim=2)
