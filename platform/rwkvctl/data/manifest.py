@@ -16,8 +16,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from rwkvctl import files
+from rwkvctl import files, paths
 from rwkvctl.data import index
+from rwkvctl.data.index import Index
 from rwkvctl.data.splits import PARTS
 from rwkvctl.errors import UserError
 from rwkvctl.specs.base import Spec
@@ -212,8 +213,22 @@ class Manifest:
         return {part: [str(key) for key in lists[part]] for part in PARTS}
 
     @cached_property
-    def index(self) -> index.Index:
-        """Where every sample lies."""
+    def index(self) -> Index:
+        """Where every sample lies. Of a large data set the arrays are kept in the cache, under the hashes of its
+        index files; one process of a machine makes them, the others wait."""
+        if sum(shard.n for shard in self.shards) < index.CACHED_FROM:
+            return self.read_index()
+        described = "".join(f"{shard.index_sha256} {shard.bytes}\n" for shard in self.shards)
+        kept = paths.cache_dir() / "index" / f"{hashlib.sha256(described.encode()).hexdigest()}.npz"
+        with files.locked(kept):
+            found = index.restore(kept)
+            if found is None:
+                found = self.read_index()
+                index.store(kept, found)
+        return found
+
+    def read_index(self) -> Index:
+        """The same from the index files themselves, each compared with its hash."""
         return index.load(
             [
                 (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import zlib
 from collections import OrderedDict
 from typing import Any
 
@@ -41,13 +42,15 @@ class Reader:
         return extension in self.index.members and bool(self.index.members[extension][row, 0] >= 0)
 
     def read(self, row: int, extension: str) -> bytes:
-        """A member's bytes. UserError when the shard is not there or too short."""
+        """A member's bytes. UserError when the shard is not there, too short, or the bytes are not those written."""
         if not self.has(row, extension):
             raise UserError(f"{self._path(row)}: sample {self.key(row)} has no member {extension}")
-        offset, size = map(int, self.index.members[extension][row])
+        offset, size, crc = map(int, self.index.members[extension][row])
         data = os.pread(self._descriptor(int(self.index.shard[row])), size, offset)
         if len(data) != size:
-            raise UserError(f"{self._path(row)}: is shorter than its index says; prepare the data set again")
+            raise self._bad(row, extension, ValueError("the shard is shorter than its index says"))
+        if zlib.crc32(data) != crc:
+            raise self._bad(row, extension, ValueError("its bytes are not those that were written (CRC differs)"))
         return data
 
     def image(self, row: int) -> NDArray[np.uint8] | NDArray[np.float32]:

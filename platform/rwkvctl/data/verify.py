@@ -109,7 +109,7 @@ def verify(root: Path | str, deep: bool = False, progress: Progress | None = Non
     try:
         manifest = Manifest.load(root)
         report.dataset, report.fingerprint = manifest.dataset, manifest.fingerprint
-        report.shards, report.samples = len(manifest.shards), len(manifest.index)
+        report.shards, report.samples = len(manifest.shards), len(manifest.read_index())
     except UserError as error:
         if not (root / FILE_NAME).exists():
             raise

@@ -4,12 +4,14 @@ import io
 import json
 import os
 import pickle
+import shutil
 import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from rwkvctl import paths
 from rwkvctl.data import Manifest, index
 from rwkvctl.data.formats.base import encode_npy
 from rwkvctl.data.reader import OPEN_SHARDS, Reader, decode_npy, reader_for
@@ -18,7 +20,7 @@ from rwkvctl.errors import UserError
 
 
 def line(key="a", members=None) -> bytes:
-    return json.dumps({"key": key, "m": {"jpg": [512, 10]} if members is None else members}).encode()
+    return json.dumps({"key": key, "m": {"jpg": [512, 10, 7]} if members is None else members}).encode()
 
 
 HOSTILE = {
@@ -29,15 +31,16 @@ HOSTILE = {
     "key with a path": line("../../etc/passwd"),
     "key with a dot": line("a.b"),
     "key is a number": line(7),
-    "pickle": line(members={"pkl": [512, 10]}),
-    "pth": line(members={"pth": [512, 10]}),
-    "before the shard": line(members={"jpg": [-1, 10]}),
-    "negative size": line(members={"jpg": [512, -10]}),
-    "beyond the shard": line(members={"jpg": [4090, 10]}),
-    "far beyond": line(members={"jpg": [2**70, 2**70]}),
-    "float": line(members={"jpg": [512.0, 10]}),
-    "bool": line(members={"jpg": [True, 10]}),
-    "three numbers": line(members={"jpg": [1, 2, 3]}),
+    "pickle": line(members={"pkl": [512, 10, 7]}),
+    "pth": line(members={"pth": [512, 10, 7]}),
+    "before the shard": line(members={"jpg": [-1, 10, 7]}),
+    "negative size": line(members={"jpg": [512, -10, 7]}),
+    "beyond the shard": line(members={"jpg": [4090, 10, 7]}),
+    "far beyond": line(members={"jpg": [2**70, 2**70, 7]}),
+    "float": line(members={"jpg": [512.0, 10, 7]}),
+    "bool": line(members={"jpg": [True, 10, 7]}),
+    "two numbers": line(members={"jpg": [1, 2]}),
+    "crc of more than 32 bits": line(members={"jpg": [512, 10, 1 << 32]}),
     "not a list": line(members={"jpg": "512"}),
 }
 
@@ -55,10 +58,10 @@ def test_duplicates_across_shards_are_refused():
 
 
 def test_rows_and_take():
-    loaded = index.load([("x", line("b") + b"\n" + line("a", {"png": [0, 1]}), 4096), ("y", line("c"), 4096)])
+    loaded = index.load([("x", line("b") + b"\n" + line("a", {"png": [0, 1, 2]}), 4096), ("y", line("c"), 4096)])
     assert loaded.shard.tolist() == [0, 0, 1]
     assert loaded.rows(["c", "a", "b"]).tolist() == [2, 1, 0]
-    assert loaded.members["png"].tolist() == [[-1, -1], [0, 1], [-1, -1]]
+    assert loaded.members["png"].tolist() == [[-1, -1, -1], [0, 1, 2], [-1, -1, -1]]
     taken = loaded.take(loaded.rows(["c", "a"]))
     assert (taken.keys.tolist(), taken.shard.tolist()) == ([b"c", b"a"], [1, 0])
     for unknown in ("0", "bb", "z", "a" * 50):
@@ -123,17 +126,60 @@ def test_few_files_are_open_and_none_crosses_a_process(tmp_path: Path, binary: M
 
 
 def test_a_missing_or_short_shard(classed: Manifest, tmp_path: Path):
-    import shutil
-
     copy = Manifest.load(shutil.copytree(classed.root, tmp_path / "copy"))
     shard = copy.root / copy.shards[0].name
     reader = reader_for(copy, copy.ids(None, "train"))
     os.truncate(shard, 100)
-    with pytest.raises(UserError, match="is shorter than its index says"):
+    with pytest.raises(UserError, match=r"train-000000\.tar: .*\.cls: the shard is shorter than its index says"):
         reader.label(0)
     shard.unlink()
     with pytest.raises(UserError, match="cannot be read"):
         reader_for(copy, copy.ids(None, "train")).label(0)
+
+
+@pytest.mark.parametrize("extension", ["jpg", "mask.png", "json"])
+def test_a_flipped_byte_is_said_of_its_sample_alone(binary: Manifest, tmp_path: Path, extension: str):
+    copy = Manifest.load(shutil.copytree(binary.root, tmp_path / "copy"))
+    reader = Reader(copy)
+    offset, size, _ = reader.index.members[extension][3]
+    with (copy.root / "all-000000.tar").open("r+b") as shard:
+        shard.seek(offset + size // 2)
+        byte = shard.read(1)[0]
+        shard.seek(-1, os.SEEK_CUR)
+        shard.write(bytes([byte ^ 16]))
+    with pytest.raises(UserError, match=rf"/all-000000\.tar: {reader.key(3)}\.{extension}: its bytes are not those"):
+        reader.read(3, extension)
+    for row in {*range(len(reader))} - {3}:
+        reader.image(row), reader.mask(row), reader.meta(row)
+
+
+def test_a_large_index_is_read_once(classed: Manifest, monkeypatch: pytest.MonkeyPatch):
+    plain = classed.read_index()
+    monkeypatch.setattr(index, "CACHED_FROM", 1)
+    first = Manifest.load(classed.root).index
+    (kept,) = (paths.cache_dir() / "index").glob("*.npz")
+    monkeypatch.setattr(Manifest, "read_index", lambda _: pytest.fail("read again"))
+    for read in (first, Manifest.load(classed.root).index):
+        assert read.keys.tolist() == plain.keys.tolist()
+        assert read.shard.tolist() == plain.shard.tolist()
+        assert {name: where.tolist() for name, where in read.members.items()} == {
+            name: where.tolist() for name, where in plain.members.items()
+        }
+    assert kept.stat().st_size
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[:-200], lambda data: data.replace(b"train", b"trail"), lambda _: b""]
+)
+def test_a_damaged_cache_of_the_index_is_made_again(classed: Manifest, monkeypatch: pytest.MonkeyPatch, damage):
+    monkeypatch.setattr(index, "CACHED_FROM", 1)
+    whole = Manifest.load(classed.root).index
+    (kept,) = (paths.cache_dir() / "index").glob("*.npz")
+    good = kept.read_bytes()
+    assert damage(good) != good
+    kept.write_bytes(damage(good))
+    assert Manifest.load(classed.root).index.keys.tolist() == whole.keys.tolist()
+    assert kept.read_bytes() == good
 
 
 def test_npy_there_and_back():
