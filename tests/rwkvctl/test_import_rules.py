@@ -24,9 +24,9 @@ MAY_IMPORT = {
 }
 HEAVY = ["torch", "ray", "mlflow", "timm", "numpy", "cv2", "monai", "webdataset", "optuna", "pandas"]
 COMMANDS = [
-    "", "data", "data prepare", "data verify", "data show", "data list", "pretrain", "finetune", "tune", "evaluate",
-    "predict", "model", "model list", "model show", "model promote", "runs", "sync", "ui", "recipe", "recipe list",
-    "recipe show", "config", "config show", "config set", "config unset", "demo",
+    "", "data", "data prepare", "data verify", "data show", "data list", "data synth", "pretrain", "finetune", "tune",
+    "evaluate", "predict", "model", "model list", "model show", "model promote", "runs", "sync", "ui", "recipe",
+    "recipe list", "recipe show", "config", "config show", "config set", "config unset", "demo",
 ]  # fmt: skip
 
 

@@ -120,6 +120,28 @@ def list_(
         print(f"  {Path(path_text).name:20} " + (summary.get("error") or _one_line(summary)))
 
 
+@app.command()
+def synth(
+    name: Annotated[str, typer.Argument(metavar="NAME[:FORM]", help="Data set and form, see above.")],
+    out: Annotated[Path, typer.Option(help="New folder.")],
+    n: Annotated[int, typer.Option(help="About how many labelled images (patients or cases, for volumes).")] = 12,
+    size: Annotated[int, typer.Option(help="Longer side in pixels.")] = 64,
+    seed: Annotated[int, typer.Option(help="Another seed makes other images.")] = 0,
+    trap: Annotated[list[str] | None, typer.Option(help="Something wrong with it, by name; may be repeated.")] = None,
+) -> None:
+    """Write a small synthetic copy of a data set's download, to try its path before access is granted.
+
+    The forms, the usual one first: acdc:h5|nifti, busi:kaggle, clinicdb:tif|png|jpg, colondb:png|bmp, folder:pairs,
+    fugc:zenodo, glas:bmp, goals:full|public, imagefolder:textures, imagenet:tars|folder|kaggle|parquet|timm,
+    isic2017:official, kvasir:jpg, nnunet:volumes|slices, psvfm:png, synapse:transunet|samed|cascade|nifti.
+    """
+    from rwkvctl.data import synth as trees
+
+    trees.write(name, out, n=n, size=size, seed=seed, traps=trap or ())
+    dataset = name.partition(":")[0]
+    print(f"{out}: synthetic {name}; next: rwkvctl data prepare {dataset} --source {out} --allow-partial")
+
+
 def _one_line(summary: dict[str, Any]) -> str:
     return f"{summary['task']}, {summary['samples']} samples, {len(summary['classes'])} classes"
 

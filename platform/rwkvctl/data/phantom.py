@@ -6,6 +6,7 @@ organs vary in place, size, brightness and contrast, under a bias field and nois
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,24 +18,27 @@ Float = NDArray[np.float64]
 def write_volumes(folder: Path | str, n_patients: int = 8, size: int = 64, depth: int = 8, seed: int = 0) -> Path:
     """An ACDC tree (h5 slices and volumes, two frames a patient) with three nested organs; returns `folder`.
 
-    Patients are numbered so that ACDC's split has all three parts: about a fifth each for test (from 1) and
-    validation (from 21), the rest for training (from 31). At least 3 patients, at most 100.
+    Patients are numbered so that ACDC's split has all three parts. At least 3 patients, at most 100.
     """
-    if not 3 <= n_patients <= 100:
-        raise ValueError(f"n_patients = {n_patients}; give 3 to 100")
     folder = Path(folder)
-    held_out = max(1, min(10, n_patients // 5))
-    numbers = [*range(1, 1 + held_out), *range(21, 21 + held_out), *range(31, 31 + n_patients - 2 * held_out)]
-    for number in numbers:
+    for number in acdc_patients(n_patients):
         rng = np.random.default_rng([seed, number])
-        heart = _heart(rng)
+        heart = heart_anatomy(rng)
         for frame, squeeze in ((1, 1.0), (10, rng.uniform(0.7, 0.85))):
-            image, label = _volume(heart, size, depth, squeeze, rng)
+            image, label = heart_volume(heart, size, depth, squeeze, rng)
             _write_case(folder, f"patient{number:03d}_frame{frame:02d}", image, label)
     return folder
 
 
-def _heart(rng: np.random.Generator) -> dict[str, float]:
+def acdc_patients(n: int) -> list[int]:
+    """`n` patient numbers with some of each part of ACDC's split: 1-20 test, 21-30 validation, 31-100 training."""
+    if not 3 <= n <= 100:
+        raise ValueError(f"n_patients = {n}; give 3 to 100")
+    held_out = max(1, min(10, n // 5))
+    return [*range(1, 1 + held_out), *range(21, 21 + held_out), *range(31, 31 + n - 2 * held_out)]
+
+
+def heart_anatomy(rng: np.random.Generator) -> dict[str, float]:
     """One patient's anatomy, in units of the image's side."""
     return {
         "x": rng.uniform(0.42, 0.58),
@@ -48,7 +52,7 @@ def _heart(rng: np.random.Generator) -> dict[str, float]:
     }
 
 
-def _volume(
+def heart_volume(
     heart: dict[str, float], size: int, depth: int, squeeze: float, rng: np.random.Generator
 ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
     """image (depth, size, size) in [0, 1] and label 0..3: right ventricle, myocardium, left ventricle."""
@@ -66,7 +70,7 @@ def _volume(
         label[z][distance < outer] = 2
         label[z][distance < inner * wobble] = 3
     levels = np.array([heart["tissue"], heart["blood"] * 0.9, heart["muscle"], heart["blood"]])
-    image = levels[label] + 0.12 * _blobs(rng, (depth, size, size), size // 6)
+    image = levels[label] + 0.12 * smooth_noise(rng, (depth, size, size), size // 6)
     image *= 1 + 0.25 * (x - 0.5) * rng.choice([-1, 1])  # bias field of the coil
     image += rng.normal(0, 0.05, image.shape)
     low, high = image.min(), image.max()
@@ -96,19 +100,12 @@ def write_polyps(folder: Path | str, n: int = 40, size: int = 96, seed: int = 0)
     from rwkvctl.data import images
 
     folder = Path(folder)
-    y, x = np.mgrid[:size, :size] / size
     for number in range(1, n + 1):
         rng = np.random.default_rng([seed, number])
-        mask = np.zeros((size, size), bool)
-        for _ in range(rng.integers(1, 3)):
-            cx, cy = rng.uniform(0.25, 0.75, 2)
-            distance, angle = np.hypot(x - cx, y - cy), np.arctan2(y - cy, x - cx)
-            mask |= distance < rng.uniform(0.1, 0.2) * (1 + 0.15 * np.sin(2 * angle + rng.uniform(0, 6)))
+        mask = blobs(rng, (size, size))
         tissue = np.array([0.65, 0.35, 0.3]) + rng.uniform(-0.08, 0.08, 3)
         polyp = tissue + np.array([0.15, 0.12, 0.08]) * rng.uniform(0.7, 1.3)
-        shade = 1 + 0.25 * _blobs(rng, (size, size), size // 6) + rng.normal(0, 0.03, (size, size))
-        pixels = np.where(mask[..., None], polyp, tissue) * shade[..., None]
-        rgb = np.ascontiguousarray(np.clip(pixels * 255, 0, 255).astype(np.uint8))
+        rgb = paint(rng, mask.astype(np.uint8), [tissue, polyp])
         _write(folder / "images" / f"{number}.jpg", simplejpeg.encode_jpeg(rgb, quality=92))
         _write(folder / "masks" / f"{number}.png", images.encode_png(mask.astype(np.uint8) * 255))
     return folder
@@ -122,21 +119,52 @@ def write_textures(folder: Path | str, classes: int = 4, per_class: int = 50, si
     import simplejpeg
 
     folder = Path(folder)
-    y, x = np.mgrid[:size, :size] / size
     for part, count in (("train", per_class), ("val", max(1, per_class // 5))):
         for label in range(classes):
             for number in range(count):
                 rng = np.random.default_rng([seed, part == "val", label, number])
-                turn = np.pi * (label / classes + rng.normal(0, 0.12 / classes))
-                cycles = (4 + 3 * (label % 3)) * rng.uniform(0.85, 1.15)
-                wave = np.sin(2 * np.pi * cycles * (x * np.cos(turn) + y * np.sin(turn)) + rng.uniform(0, 6.3))
-                grey = 0.5 + 0.16 * wave + 0.15 * _blobs(rng, (size, size), size // 8)
-                grey = grey + rng.normal(0, 0.12, (size, size))
-                pixels = grey[..., None] * rng.uniform(0.6, 1.4, 3)
-                rgb = np.ascontiguousarray(np.clip(pixels * 255, 0, 255).astype(np.uint8))
+                rgb = texture(rng, label, classes, size)
                 path = folder / part / f"texture_{label:02d}" / f"{number:04d}.jpg"
                 _write(path, simplejpeg.encode_jpeg(rgb, quality=92))
     return folder
+
+
+def texture(rng: np.random.Generator, label: int, classes: int, size: int) -> NDArray[np.uint8]:
+    """A grating (size, size, 3) of a class."""
+    y, x = np.mgrid[:size, :size] / size
+    turn = np.pi * (label / classes + rng.normal(0, 0.12 / classes))
+    cycles = (4 + 3 * (label % 3)) * rng.uniform(0.85, 1.15)
+    wave = np.sin(2 * np.pi * cycles * (x * np.cos(turn) + y * np.sin(turn)) + rng.uniform(0, 6.3))
+    grey = 0.5 + 0.16 * wave + 0.15 * smooth_noise(rng, (size, size), size // 8)
+    grey = grey + rng.normal(0, 0.12, (size, size))
+    return _to_bytes(grey[..., None] * rng.uniform(0.6, 1.4, 3))
+
+
+def blobs(rng: np.random.Generator, shape: tuple[int, int]) -> NDArray[np.bool_]:
+    """A mask (H, W) of one or two lobed disks."""
+    y, x = np.mgrid[: shape[0], : shape[1]] / min(shape)
+    mask = np.zeros(shape, bool)
+    for _ in range(rng.integers(1, 3)):
+        cx, cy = rng.uniform(0.25, 0.75, 2) * (shape[1] / min(shape), shape[0] / min(shape))
+        distance, angle = np.hypot(x - cx, y - cy), np.arctan2(y - cy, x - cx)
+        mask |= distance < rng.uniform(0.1, 0.2) * (1 + 0.15 * np.sin(2 * angle + rng.uniform(0, 6)))
+    return mask
+
+
+def paint(
+    rng: np.random.Generator,
+    ids: NDArray[np.uint8],
+    colours: Sequence[Sequence[float] | Float],
+    shading: float = 0.25,
+    noise: float = 0.03,
+) -> NDArray[np.uint8]:
+    """Class ids (H, W) -> an image (H, W, 3): a colour (RGB in [0, 1]) a class, under uneven light and noise."""
+    shade = 1 + shading * smooth_noise(rng, ids.shape, min(ids.shape) // 6) + rng.normal(0, noise, ids.shape)
+    return _to_bytes(np.asarray(colours, float)[ids] * shade[..., None])
+
+
+def _to_bytes(pixels: Float) -> NDArray[np.uint8]:
+    return np.ascontiguousarray(np.clip(pixels * 255, 0, 255).astype(np.uint8))
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -144,7 +172,7 @@ def _write(path: Path, data: bytes) -> None:
     path.write_bytes(data)
 
 
-def _blobs(rng: np.random.Generator, shape: tuple[int, ...], width: int) -> Float:
+def smooth_noise(rng: np.random.Generator, shape: tuple[int, ...], width: int) -> Float:
     """Smooth noise of mean 0 and deviation 1; `width` pixels is the extent of a blob in the last two axes."""
     from scipy.ndimage import gaussian_filter
 
