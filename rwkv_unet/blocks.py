@@ -7,8 +7,9 @@ from typing import Literal
 from timm.layers import DropPath
 from torch import Tensor, nn
 
+from rwkv_unet.attention import token_mixer
+from rwkv_unet.channel_mix import ChannelMix
 from rwkv_unet.layers import NORM_EPS, ConvNormAct, LayerNorm2d, SqueezeExcite
-from rwkv_unet.spatial_mix import SpatialMix
 
 Norm = Literal["batch", "layer", "none"]
 
@@ -18,7 +19,8 @@ class GLSP(nn.Module):
 
     (B, in_dim, H, W) -> (B, out_dim, H / stride, W / stride). Both shortcuts, around the depthwise convolution and
     around the block, are there if `residual` is set. The norm of the attention comes after it, as in the authors'
-    code (in eq. 3 it comes before).
+    code (in eq. 3 it comes before). `attention` is a name of `rwkv_unet.attention.ATTENTIONS`; `channel_mix` puts a
+    channel mix of hidden rate 2 after it, with a norm on either side (Table XI).
     """
 
     def __init__(
@@ -29,7 +31,8 @@ class GLSP(nn.Module):
         expansion: float,
         norm: Norm,
         stride: int = 1,
-        attention: bool = False,
+        attention: str = "none",
+        channel_mix: bool = False,
         squeeze_excite: bool = False,
         residual: bool = False,
         drop_path: float = 0.0,
@@ -39,8 +42,10 @@ class GLSP(nn.Module):
         self.residual = residual
         self.norm = _norm(norm, in_dim)
         self.expand = ConvNormAct(in_dim, dim, nn.ReLU)
-        self.attention = SpatialMix(dim) if attention else None
-        self.attention_norm = nn.LayerNorm(dim) if attention else None
+        self.attention = token_mixer(attention, dim)
+        self.attention_norm = nn.LayerNorm(dim) if self.attention is not None else None
+        self.channel_mix = nn.Sequential(nn.LayerNorm(dim), ChannelMix(dim, hidden_rate=2)) if channel_mix else None
+        self.channel_mix_norm = nn.LayerNorm(dim) if channel_mix else None
         self.local = ConvNormAct(dim, dim, nn.SiLU, kernel_size=5, stride=stride, groups=dim)
         self.squeeze_excite = SqueezeExcite(dim) if squeeze_excite else nn.Identity()
         self.project = nn.Conv2d(dim, out_dim, 1, bias=False)
@@ -48,10 +53,11 @@ class GLSP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         wide = self.expand(self.norm(x))
-        if self.attention is not None and self.attention_norm is not None:
-            tokens = wide.permute(0, 2, 3, 1)  # (B, H, W, C)
-            tokens = tokens + self.drop_path(self.attention_norm(self.attention(tokens)))
-            wide = tokens.permute(0, 3, 1, 2)  # (B, C, H, W)
+        tokens = wide.permute(0, 2, 3, 1)  # (B, H, W, C)
+        for mixer, norm in ((self.attention, self.attention_norm), (self.channel_mix, self.channel_mix_norm)):
+            if mixer is not None and norm is not None:
+                tokens = tokens + self.drop_path(norm(mixer(tokens)))
+        wide = tokens.permute(0, 3, 1, 2)  # (B, C, H, W)
         local = self.squeeze_excite(self.local(wide))
         if not self.residual:
             return self.project(local)

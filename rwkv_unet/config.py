@@ -7,7 +7,7 @@ import difflib
 from dataclasses import dataclass
 from typing import Any
 
-ATTENTIONS = ("spatial_mix", "mhsa", "focused_linear", "bi_mamba", "none")
+from rwkv_unet.attention import ATTENTIONS
 
 
 @dataclass(frozen=True)

@@ -20,13 +20,17 @@ from rwkv_unet.blocks import GLSP, Norm
 from rwkv_unet.config import SIZES
 from rwkv_unet.layers import LayerNorm2d
 
+NOT_WEIGHTS = (".decay", ".first", ".ratio", ".scale", ".log_rate", ".step_bias", ".skip")
+"""Last parts of the names of parameters that are no weights, of spatial mix and of the other token mixers."""
+
 
 class RWKVUNetEncoder(nn.Module):
     """A stem at full size and four stages, each of which halves it; attention in stages III and IV.
 
     `forward_features` maps (B, in_chans, H, W) to (B, dims[3], H / 16, W / 16); `forward` goes on to the classifier
     and gives (B, num_classes), or (B, dims[3]) for `num_classes=0`. With `with_head=False` there is no classifier, no
-    final norm, and `forward` is `forward_features`.
+    final norm, and `forward` is `forward_features`. `attention`, `shallow_attention` (in stages I and II too) and
+    `channel_mix` are the ablations of Tables II, X and XI.
     """
 
     def __init__(
@@ -41,13 +45,18 @@ class RWKVUNetEncoder(nn.Module):
         global_pool: str = "avg",
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.05,
+        attention: str = "spatial_mix",
+        shallow_attention: bool = False,
+        channel_mix: bool = False,
         with_head: bool = True,
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.num_features = self.head_hidden_size = dims[-1]
         self.stem = GLSP(in_chans, stem_dim, expansion=1, norm="none", squeeze_excite=True)
-        self.stages = _stages(stem_dim, depths, dims, expansions, drop_path_rate)
+        first = 0 if shallow_attention else 2
+        mixers = [{"attention": attention, "channel_mix": channel_mix} if i >= first else {} for i in range(len(dims))]
+        self.stages = _stages(stem_dim, depths, dims, expansions, drop_path_rate, mixers)
         self.head = ClassifierHead(dims[-1], num_classes, global_pool, drop_rate) if with_head else None
         self.feature_info = [{"num_chs": stem_dim, "reduction": 1, "module": "stem"}] + [
             {"num_chs": dim, "reduction": 2 ** (i + 1), "module": f"stages.{i}"} for i, dim in enumerate(dims)
@@ -120,13 +129,19 @@ class ClassifierHead(nn.Module):
 
 
 def not_weights(model: nn.Module) -> set[str]:
-    """Names of decays, bonuses and token mix ratios: weight decay would pull them to where they do not belong."""
-    return {name for name, _ in model.named_parameters() if name.endswith((".decay", ".first", ".ratio"))}
+    """Names of decays, bonuses, mix ratios and their like: weight decay would pull them to where they do not belong."""
+    return {name for name, _ in model.named_parameters() if name.endswith(NOT_WEIGHTS)}
 
 
 def _stages(
-    stem_dim: int, depths: Sequence[int], dims: Sequence[int], expansions: Sequence[float], drop_path: float
+    stem_dim: int,
+    depths: Sequence[int],
+    dims: Sequence[int],
+    expansions: Sequence[float],
+    drop_path: float,
+    mixers: Sequence[dict[str, Any]],
 ) -> nn.Sequential:
+    """Stages I to IV; `mixers` are the arguments that the blocks of a stage have beside the first block's."""
     rates = iter(torch.linspace(0, drop_path, sum(depths), device="cpu").tolist())
     stages = nn.Sequential()
     for index, (in_dim, dim) in enumerate(pairwise([stem_dim, *dims])):
@@ -141,9 +156,9 @@ def _stages(
                     dim,
                     expansion=expansions[index],
                     norm=norm,
-                    attention=index >= 2,
                     residual=True,
                     drop_path=next(rates),
+                    **mixers[index],
                 )
             )
         stages.append(stage)

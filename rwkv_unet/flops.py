@@ -4,10 +4,12 @@
 are counted by type, functions by name, and a ReLU or an upsampling module therefore twice, once as the module and
 once as the function that it calls. Whatever is reached by neither (WKV, `@`, einsum, `*`, `+`, sigmoid) counts 0.
 (The methods `.add`, `.mul` and `.matmul`, which ptflops counts, cannot be told from the operators here: 0 too.
-Recurrent and deformable layers and `nn.MultiheadAttention`, of which no model here is made, are left out.)
+Recurrent and deformable layers, of which no model here is made, are left out. `nn.MultiheadAttention` counts as if it
+were asked for its weights, which shows ptflops the two products and the softmax twice, whether or not they are fused.)
 
 `Macs.true` is what the hardware has to multiply and add up: convolutions, linear layers, matrix products and
-attention without their biases, and WKV. Norms, activations, resizing, gates and shortcuts count 0.
+attention without their biases, and WKV. Norms, activations, resizing, gates, shortcuts and the decays of Bi-Mamba's
+states count 0.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 import biwkv  # noqa: F401  registers torch.ops.biwkv
 
@@ -51,7 +53,7 @@ def count_macs(model: nn.Module, size: Sequence[int]) -> Macs:
     }
 
     paper = _PaperCounter()
-    true = FlopCounterMode(display=False, custom_mapping={torch.ops.biwkv.forward: _wkv_flops})
+    true = FlopCounterMode(display=False, custom_mapping=FLOPS)
     with _evaluation(model), paper.hooks(model), torch.no_grad(), fake:
         like = next((x for x in state.values() if x.is_floating_point()), torch.empty(0))
         image = torch.empty((1, *size), dtype=like.dtype, device=like.device)
@@ -83,6 +85,16 @@ def _evaluation(model: nn.Module) -> Iterator[None]:
 
 def _wkv_flops(w_shape: Any, u_shape: Any, k_shape: Any, *args: Any, **kwargs: Any) -> int:
     return 2 * WKV_MACS * prod(k_shape)
+
+
+def _attention_flops(q_shape: Any, k_shape: Any, v_shape: Any, *args: Any, **kwargs: Any) -> int:
+    return sdpa_flop_count(q_shape, k_shape, v_shape)
+
+
+FLOPS = {
+    torch.ops.biwkv.forward: _wkv_flops,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,  # unlike others not known to torch
+}
 
 
 class _PaperCounter(TorchFunctionMode):
@@ -124,6 +136,18 @@ def _linear(module: Any, x: Tensor, y: Tensor) -> int:
     return (module.in_features + (module.bias is not None)) * y.numel()
 
 
+def _self_attention(module: Any, x: Tensor, y: Any) -> int:
+    """Scaling, the four projections with their biases, products and softmax of nn.MultiheadAttention."""
+    tokens, batch = x.shape[:2] if not module.batch_first else (x.shape[1], x.shape[0])
+    biases = 1 + 3 * (module.in_proj_bias is not None)
+    dim = module.embed_dim
+    return batch * tokens * dim * (1 + 4 * dim + biases) + _attention_products(batch, tokens, dim, module.num_heads)
+
+
+def _attention_products(batch: int, tokens: int, dim: int, heads: int) -> int:
+    return batch * tokens**2 * (2 * dim + heads)
+
+
 def _norm(module: Any, x: Tensor, y: Tensor) -> int:
     return x.numel() * (2 if getattr(module, "affine", False) else 1)
 
@@ -152,10 +176,18 @@ def _addmm(y: Tensor, input: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, *
     return a.numel() * b.shape[-1] + (input.numel() if beta else 0)
 
 
+def _attention_function(
+    y: Any, query: Tensor, key: Tensor, value: Tensor, dim: int, heads: int, *_: Any, **__: Any
+) -> int:
+    """The products and the softmax once more: ptflops sees them inside the module, unless they are fused."""
+    return _attention_products(query.shape[1], query.shape[0], dim, heads)
+
+
 MODULES: dict[type, Callable[[Any, Tensor, Tensor], int]] = {
     **dict.fromkeys([nn.Conv1d, nn.Conv2d, nn.Conv3d], _conv),
     **dict.fromkeys([nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d], _conv),
     nn.Linear: _linear,
+    nn.MultiheadAttention: _self_attention,
     **dict.fromkeys([nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d], _norm),
     **dict.fromkeys([nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d], _norm),
     # ptflops asks for `affine`, which LayerNorm lacks (it has elementwise_affine), so it counts 1 an element.
@@ -174,5 +206,6 @@ FUNCTIONS: dict[Any, Callable[..., int]] = {
     **dict.fromkeys([F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d], _input),
     **dict.fromkeys([F.interpolate, F.upsample, torch.mul, torch.add], _output),
     **dict.fromkeys([torch.matmul, torch.mm, torch.bmm, torch.Tensor.mm, torch.Tensor.bmm], _matmul),
+    F.multi_head_attention_forward: _attention_function,
     **dict.fromkeys([torch.addmm, torch.baddbmm, torch.Tensor.addmm], _addmm),
 }

@@ -28,7 +28,6 @@ class RWKVUNet(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        _refuse_unfinished(config)
         self.config = config
         self.encoder = RWKVUNetEncoder(
             config.stem_dim,
@@ -38,6 +37,9 @@ class RWKVUNet(nn.Module):
             in_chans=config.in_channels,
             num_classes=0,
             drop_path_rate=config.drop_path,
+            attention=config.attention,
+            shallow_attention=config.shallow_attention,
+            channel_mix=config.glsp_channel_mix,
             with_head=False,
         )
         self.ccm = _ccm(config)
@@ -85,18 +87,6 @@ def _ccm(config: ModelConfig) -> CrossChannelMix | None:
     return CrossChannelMix(
         dims, hidden_rate=config.ccm_hidden_rate, drop_path=config.drop_path, num_outputs=config.num_skips
     )
-
-
-def _refuse_unfinished(config: ModelConfig) -> None:
-    for name, supported in (
-        ("attention", "spatial_mix"),
-        ("shallow_attention", False),
-        ("glsp_channel_mix", False),
-        ("encoder", None),
-    ):
-        value = getattr(config, name)
-        if value != supported:
-            raise NotImplementedError(f"model.{name}={value!r} is not implemented yet; only {supported!r} is")
 
 
 def _round_up(size: int) -> int:

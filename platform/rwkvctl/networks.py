@@ -38,6 +38,6 @@ def check(spec: ModelSpec | EncoderSpec, classes: list[str]) -> None:
 def _build(create: Callable[..., nn.Module], name: str, **arguments: Any) -> nn.Module:
     try:
         return create(name, **arguments)
-    except (ValueError, NotImplementedError, RuntimeError, TypeError) as error:
+    except (ValueError, RuntimeError, TypeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"model.name {name}: {reason}") from None

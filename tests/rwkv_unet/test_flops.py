@@ -37,7 +37,9 @@ def test_nets(size: str, side: int, num_classes: int, expected: float) -> None:
 
 
 TABLES = (
-    [({"decoder_kernel_size": k}, g) for k, g in [(3, 10.971), (5, 11.002), (7, 11.049), (9, 11.110), (11, 11.187)]]
+    [({"attention": a}, g) for a, g in [("mhsa", 18.547), ("focused_linear", 11.192), ("spatial_mix", 11.110)]]
+    + [({"glsp_channel_mix": True}, 19.430)]
+    + [({"decoder_kernel_size": k}, g) for k, g in [(3, 10.971), (5, 11.002), (7, 11.049), (9, 11.110), (11, 11.187)]]
     + [({"num_skips": n, "ccm": False}, g) for n, g in enumerate([9.177, 9.331, 9.410, 9.477])]
     + [({"num_skips": n}, g) for n, g in [(1, 10.964), (2, 11.043), (3, 11.110)]]
     + [({"ccm_hidden_rate": n}, g) for n, g in [(1, 10.588), (3, 11.632), (4, 12.154)]]
@@ -45,8 +47,17 @@ TABLES = (
 
 
 @pytest.mark.parametrize(("overrides", "expected"), TABLES)
-def test_tables_ix_xii_xiii(overrides: dict, expected: float) -> None:
+def test_tables_ii_ix_xi_xii_xiii(overrides: dict, expected: float) -> None:
     assert giga("rwkv_unet_b", 224, **overrides) == pytest.approx(expected, abs=1e-3)
+
+
+def test_table_x() -> None:
+    assert giga("rwkv_unet_s", 224, shallow_attention=True) == pytest.approx(6.917, abs=1e-3)
+
+
+def test_bi_mamba_is_near_the_paper() -> None:
+    """Projections, convolutions and activations; 14.53 in Table II."""
+    assert giga("rwkv_unet_b", 224, attention="bi_mamba") == pytest.approx(14.500, abs=1e-3)
 
 
 class Mixed(nn.Module):
@@ -60,9 +71,12 @@ class Mixed(nn.Module):
         self.back = nn.ConvTranspose2d(8, 4, 2, stride=2)
         self.linear = nn.Linear(4, 5)
         self.norm = nn.LayerNorm(5)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.back(self.pools(self.layers(self.conv(x))))
+        x = self.pools(self.layers(self.conv(x)))
+        tokens = x.flatten(2).transpose(1, 2)
+        x = self.back(x + self.attention(tokens, tokens, tokens)[0].transpose(1, 2).reshape(x.shape))
         x = torch.add(nn.functional.interpolate(x, size=(9, 7)), 1).permute(0, 2, 3, 1).flatten(1, 2)
         x = self.norm(self.linear(x))
         x = x @ x.transpose(1, 2) * 2 + 1

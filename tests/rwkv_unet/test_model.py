@@ -151,15 +151,6 @@ def test_bad_fields_are_named(field: str, value: object) -> None:
         create_model("rwkv_unet_t", **fields)
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [("attention", "mhsa"), ("shallow_attention", True), ("glsp_channel_mix", True), ("encoder", "resnet50")],
-)
-def test_unfinished_ablations_say_so(field: str, value: object) -> None:
-    with pytest.raises(NotImplementedError, match=rf"model\.{field}.* not implemented yet"):
-        tiny(**{field: value})
-
-
 def test_unknown_names_have_near_matches() -> None:
     with pytest.raises(ValueError, match="did you mean rwkv_unet_"):
         create_model("rwkv_unet_x", num_classes=1)

@@ -112,7 +112,7 @@ MODULES: dict[str, tuple[Callable[[], nn.Module], Mapping[str, str], list[tuple[
         [(2, 96, 4, 4), (2, 48, 8, 8), (2, 32, 16, 16)],
     ),
     "glsp_attn": (
-        lambda: GLSP(48, 48, expansion=3, norm="layer", attention=True, residual=True),
+        lambda: GLSP(48, 48, expansion=3, norm="layer", attention="spatial_mix", residual=True),
         GLSP_NAMES,
         [(2, 48, 8, 8)],
     ),

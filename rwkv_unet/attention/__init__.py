@@ -1,0 +1,30 @@
+"""Token mixers of the encoder's blocks, by the names that `ModelConfig.attention` takes (Table II and Fig. 3).
+
+All map (B, H, W, C) to (B, H, W, C) for any H and W.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+
+from rwkv_unet.attention.bi_mamba import BiMamba
+from rwkv_unet.attention.focused_linear import FocusedLinearAttention
+from rwkv_unet.attention.mhsa import MultiHeadSelfAttention
+from rwkv_unet.spatial_mix import SpatialMix
+
+TOKEN_MIXERS: dict[str, Callable[[int], nn.Module]] = {
+    "spatial_mix": SpatialMix,
+    "mhsa": MultiHeadSelfAttention,
+    "focused_linear": FocusedLinearAttention,
+    "bi_mamba": BiMamba,
+}
+ATTENTIONS = (*TOKEN_MIXERS, "none")
+
+
+def token_mixer(attention: str, dim: int) -> nn.Module | None:
+    """The token mixer of that name for `dim` channels, None for "none"; ValueError for an unknown name."""
+    if attention not in ATTENTIONS:
+        raise ValueError(f"attention must be one of {', '.join(ATTENTIONS)}, not {attention!r}")
+    return TOKEN_MIXERS[attention](dim) if attention != "none" else None

@@ -1,0 +1,99 @@
+"""The token mixers of Table II against their formulas, written out token by token."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rwkv_unet.attention import TOKEN_MIXERS, token_mixer
+from rwkv_unet.attention.bi_mamba import BiMamba, selective_scan
+from rwkv_unet.attention.focused_linear import EPS, FocusedLinearAttention
+from rwkv_unet.attention.mhsa import MultiHeadSelfAttention
+
+
+@pytest.mark.parametrize("attention", TOKEN_MIXERS)
+@pytest.mark.parametrize(("height", "width", "dim"), [(1, 1, 8), (3, 5, 24), (4, 2, 20)])
+def test_every_token_sees_every_token(attention: str, height: int, width: int, dim: int) -> None:
+    torch.manual_seed(0)
+    mixer = token_mixer(attention, dim)
+    assert mixer is not None
+    x = torch.randn(2, height, width, dim, requires_grad=True)
+    y = mixer(x)
+    assert y.shape == x.shape
+    corner = [y[:, 0, 0].square().sum(), y[:, -1, -1].square().sum()]
+    for loss in corner:
+        (gradient,) = torch.autograd.grad(loss, x, retain_graph=True)
+        assert (gradient.abs().amax(dim=3) > 0).all()
+
+
+def test_unknown_token_mixers_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"attention must be one of spatial_mix, .*, none, not 'flash'"):
+        token_mixer("flash", 8)
+    assert token_mixer("none", 8) is None
+
+
+def test_mhsa_is_the_same_in_evaluation() -> None:
+    mixer, x = MultiHeadSelfAttention(24), torch.randn(2, 3, 5, 24)
+    with torch.no_grad():
+        torch.testing.assert_close(mixer.eval()(x), mixer.train()(x))
+
+
+def test_heads_divide_the_width() -> None:
+    assert MultiHeadSelfAttention(180).attention.num_heads == 4  # stage II of B
+    assert FocusedLinearAttention(576).heads == 8
+
+
+def test_focused_linear_attention_is_attention_with_a_kernel_for_softmax() -> None:
+    torch.manual_seed(0)
+    mixer, x = FocusedLinearAttention(64).double(), torch.randn(2, 3, 4, 64).double()
+    torch.nn.init.normal_(mixer.scale)
+    query, key, value = mixer.qkv(x).flatten(1, 2).chunk(3, dim=2)
+
+    def phi(x: Tensor) -> Tensor:
+        x = (x.relu() + EPS) / F.softplus(mixer.scale)
+        return x**3 / (x**3).norm(dim=2, keepdim=True) * x.norm(dim=2, keepdim=True)
+
+    heads = []
+    for q, k, v in zip(phi(query).chunk(8, 2), phi(key).chunk(8, 2), value.chunk(8, 2), strict=True):
+        weights = q @ k.transpose(1, 2)
+        attended = weights / (weights.sum(dim=2, keepdim=True) + 12 * EPS) @ v
+        maps = v.unflatten(1, (3, 4)).permute(0, 3, 1, 2)
+        heads.append(attended.unflatten(1, (3, 4)) + mixer.local(maps).permute(0, 2, 3, 1))
+    torch.testing.assert_close(mixer(x), mixer.output(torch.cat(heads, dim=3)), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 7, 16, 30])
+def test_selective_scan_is_its_recurrence(tokens: int) -> None:
+    torch.manual_seed(0)
+    shapes = [(2, tokens, 2, 3), (2, 3, 4), (2, tokens, 2, 4), (2, tokens, 2, 4), (2, tokens, 2, 3)]
+    step, a, b, c, x = (torch.randn(shape) for shape in shapes)
+    step, a = 3 * step.abs(), -8 * a.abs()  # decays of e^-100 and more
+    inputs = [z.requires_grad_() for z in (step, a, b, c, x)]
+    ours = selective_scan(*inputs)
+
+    h, y = torch.zeros(2, 2, 3, 4).double(), []
+    step, a, b, c, x = (z.double() for z in inputs)
+    for t in range(tokens):
+        h = torch.exp(step[:, t, ..., None] * a) * h + (step * x)[:, t, ..., None] * b[:, t, :, None]
+        y.append((h * c[:, t, :, None]).sum(dim=3))
+    expected = torch.stack(y, dim=1)
+    torch.testing.assert_close(ours.double(), expected, rtol=1e-5, atol=1e-5)
+
+    weights = torch.randn_like(expected)
+    theirs = torch.autograd.grad((expected * weights).sum(), inputs)
+    for g, e in zip(torch.autograd.grad((ours * weights).sum(), inputs), theirs, strict=True):
+        torch.testing.assert_close(g, e, rtol=1e-4, atol=1e-4)
+
+
+def test_bi_mamba_with_equal_directions_does_not_know_left_from_right() -> None:
+    torch.manual_seed(0)
+    mixer, x = BiMamba(8), torch.randn(2, 1, 9, 8)
+    inner = mixer.skip.shape[1]
+    with torch.no_grad():
+        for parameter in (mixer.select, mixer.step_weight, mixer.step_bias, mixer.log_rate, mixer.skip):
+            parameter[1] = parameter[0]
+        for parameter in (mixer.conv.weight, mixer.conv.bias):
+            parameter[inner:] = parameter[:inner]
+        torch.testing.assert_close(mixer(x.flip(2)), mixer(x).flip(2))
