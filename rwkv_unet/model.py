@@ -14,6 +14,7 @@ from rwkv_unet.ccm import CrossChannelMix
 from rwkv_unet.config import ModelConfig, model_config
 from rwkv_unet.decoder import Decoder
 from rwkv_unet.encoder import RWKVUNetEncoder, not_weights
+from rwkv_unet.images import check_images
 
 STRIDE = 16
 """Height and width of an image must be divisible by it."""
@@ -25,6 +26,8 @@ class RWKVUNet(nn.Module):
     H and W may be any multiples of 16, square or not, and change from call to call. A model of 3 channels repeats
     an image of 1 channel.
     """
+
+    divisor = STRIDE
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -50,7 +53,8 @@ class RWKVUNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, num_classes, H, W); ValueError for an image of the wrong shape."""
-        *skips, deepest = self.encoder.forward_stages(self._check(x))
+        x = check_images(x, in_channels=self.config.in_channels, divisor=self.divisor)
+        *skips, deepest = self.encoder.forward_stages(x)
         skips.reverse()  # deepest first: stages III, II, I
         if self.ccm is not None:
             skips = self.ccm(skips)
@@ -59,20 +63,6 @@ class RWKVUNet(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that are no weights (timm's optimizer factory asks)."""
         return not_weights(self)
-
-    def _check(self, x: Tensor) -> Tensor:
-        channels = self.config.in_channels
-        if x.ndim != 4:
-            raise ValueError(f"an image batch must be (B, C, H, W), not {tuple(x.shape)}")
-        if x.shape[1] != channels and (x.shape[1], channels) != (1, 3):
-            raise ValueError(f"the model takes images of {channels} channels, not {x.shape[1]}")
-        height, width = x.shape[2:]
-        if height % STRIDE or width % STRIDE or height == 0 or width == 0:
-            fits = f"{_round_up(height)} x {_round_up(width)}"
-            raise ValueError(
-                f"image size {height} x {width} is not divisible by {STRIDE}; the next that works is {fits}"
-            )
-        return x.expand(-1, channels, -1, -1)
 
 
 def create_rwkv_unet(name: str, **fields: Any) -> RWKVUNet:
@@ -87,7 +77,3 @@ def _ccm(config: ModelConfig) -> CrossChannelMix | None:
     return CrossChannelMix(
         dims, hidden_rate=config.ccm_hidden_rate, drop_path=config.drop_path, num_outputs=config.num_skips
     )
-
-
-def _round_up(size: int) -> int:
-    return max(STRIDE, -(-size // STRIDE) * STRIDE)

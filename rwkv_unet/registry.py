@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from rwkv_unet.baselines import BASELINES, create_baseline, libraries
 from rwkv_unet.config import MODELS as RWKV_UNETS
 from rwkv_unet.config import suggest
 from rwkv_unet.model import create_rwkv_unet
@@ -15,27 +16,30 @@ from rwkv_unet.model import create_rwkv_unet
 Create = Callable[..., nn.Module]
 """`(*, num_classes, in_channels, **overrides) -> model`; a ValueError names a field that the model does not have."""
 
-MODELS: dict[str, Create] = {name: partial(create_rwkv_unet, name) for name in RWKV_UNETS}
-FAMILIES: dict[str, Create] = {}
+MODELS: dict[str, Create] = {
+    **{name: partial(create_rwkv_unet, name) for name in RWKV_UNETS},
+    **{name: partial(create_baseline, name) for name in BASELINES},
+}
+FAMILIES: dict[str, Create] = {"smp": libraries.smp_network, "monai": libraries.monai_network}
 """Models of other libraries, "family:member": the member is the first argument."""
 
 
-def list_models() -> list[str]:
-    """Names that `create_model` takes, without the members of families."""
-    return list(MODELS)
+def list_models(*, examples: bool = False) -> list[str]:
+    """Names that `create_model` takes, without the members of families, or with a few of them as examples."""
+    return [*MODELS, *(libraries.EXAMPLES if examples else ())]
 
 
 def create_model(name: str, *, num_classes: int, in_channels: int = 3, **overrides: Any) -> nn.Module:
     """A segmentation model with random weights: (B, in_channels, H, W) -> logits (B, num_classes, H, W).
 
     Args:
-        name: one of `list_models()`.
+        name: one of `list_models()`, "smp:ARCH-ENCODER" or "monai:CLASS" (see `rwkv_unet.baselines.libraries`).
         num_classes: output channels, the background included.
         in_channels: input channels.
-        overrides: for an RWKV-UNet any other field of `ModelConfig`.
+        overrides: for an RWKV-UNet any other field of `ModelConfig`, for the others the arguments of their class.
 
     Raises:
-        ValueError: for an unknown name or field (with near matches) or a bad value.
+        ValueError: for an unknown name or field (with near matches), a bad value, or a library that is missing.
     """
     return _find(name)(num_classes=num_classes, in_channels=in_channels, **overrides)
 

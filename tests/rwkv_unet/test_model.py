@@ -12,7 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rwkv_unet import ModelConfig, RWKVUNetEncoder, create_model, list_models
+from rwkv_unet import ModelConfig, RWKVUNetEncoder, create_model
+from rwkv_unet.config import MODELS
 from rwkv_unet.layers import q_shift
 
 
@@ -22,7 +23,7 @@ def tiny(**overrides: Any) -> Any:
     return create_model("rwkv_unet_t", num_classes=2, **{**sizes, **overrides})
 
 
-@pytest.mark.parametrize("name", list_models())
+@pytest.mark.parametrize("name", MODELS)
 def test_shape_and_a_finite_gradient_for_every_parameter(name: str) -> None:
     model = create_model(name, num_classes=4, drop_path=0.0)
     logits = model(torch.randn(2, 3, 48, 32))

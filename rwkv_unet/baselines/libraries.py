@@ -1,0 +1,128 @@
+"""Networks of segmentation_models_pytorch and MONAI by name, with random weights; both libraries are optional.
+
+    smp:ARCH-ENCODER    smp:unet-resnet50, smp:unet-tu-pvt_v2_b2 (tu- and any timm name), smp:deeplabv3plus-resnet50
+    monai:CLASS         monai:SwinUNETR, monai:BasicUNet: 2-D, about as wide as the paper's U-Net
+
+Options are handed to the library's class: decoder_channels for smp's Unet, img_size for MONAI's UNETR.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from rwkv_unet.baselines.options import check_options
+from rwkv_unet.config import suggest
+from rwkv_unet.images import check_images
+
+EXAMPLES = ("smp:unet-resnet18", "smp:fpn-tu-pvt_v2_b0", "monai:BasicUNet", "monai:SegResNet", "monai:SwinUNETR")
+"""A few names that are enough to try both libraries."""
+
+INSTALL = "pip install 'rwkvctl[baselines]'"
+
+
+class LibraryNetwork(nn.Module):
+    """A library's network (B, in_channels, H, W) -> (B, num_classes, H, W) that refuses images as ours do."""
+
+    def __init__(self, network: nn.Module, in_channels: int, divisor: int) -> None:
+        super().__init__()
+        self.in_channels, self.divisor = in_channels, divisor
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, num_classes, H, W); ValueError for an image of the wrong shape."""
+        y = self.network(check_images(x, in_channels=self.in_channels, divisor=self.divisor))
+        return y[-1] if isinstance(y, list) else y  # the outputs of BasicUNetPlusPlus end with the final one
+
+
+def smp_network(rest: str, *, num_classes: int, in_channels: int, **options: Any) -> nn.Module:
+    """`rest` is ARCH-ENCODER; weights are never downloaded."""
+    name = f"smp:{rest}"
+    try:
+        import segmentation_models_pytorch as smp
+    except ImportError as error:
+        raise _missing(name, "segmentation-models-pytorch", error) from None
+    arch, _, encoder = rest.partition("-")
+    architectures = smp.MODEL_ARCHITECTURES_MAPPING
+    if arch not in architectures:
+        raise ValueError(f"{name}: unknown architecture {arch!r}; {suggest(arch, list(architectures))}")
+    _check_smp_encoder(name, encoder, smp.encoders.get_encoder_names())
+    channels = {"in_channels": in_channels, "classes": num_classes}
+    check_options(name, architectures[arch], options, taken=("encoder_name", "encoder_weights", *channels))
+    network = _build(name, architectures[arch], encoder, encoder_weights=None, **channels, **options)
+    return LibraryNetwork(network, in_channels, network.encoder.output_stride)
+
+
+def _check_smp_encoder(name: str, encoder: str, own: list[str]) -> None:
+    if not encoder.removeprefix("tu-"):
+        raise ValueError(f"{name}: names no encoder; write for example smp:unet-resnet50")
+    of_timm = encoder.startswith("tu-")
+    known = [f"tu-{timm_name}" for timm_name in timm.list_models()] if of_timm else own
+    if encoder not in known:
+        near = suggest(encoder, known)
+        where = "timm.list_models() names them" if of_timm else "see get_encoder_names() of smp.encoders"
+        raise ValueError(f"{name}: unknown encoder {encoder!r}; {near if near.startswith('did you') else where}")
+
+
+class MonaiNetwork(NamedTuple):
+    """How a MONAI class is made and used."""
+
+    arguments: dict[str, Any]
+    """Beside the channels."""
+    divisor: int
+    unused: str = "(?!)"
+    """Pattern for the parameters that it has and never uses; the default matches none."""
+
+
+WIDTHS = (32, 64, 128, 256, 512)
+FIVE_LEVELS = {"channels": WIDTHS, "strides": (2, 2, 2, 2)}
+MONAI: dict[str, MonaiNetwork] = {
+    "AttentionUnet": MonaiNetwork(FIVE_LEVELS, 16),
+    "BasicUNet": MonaiNetwork({"features": (*WIDTHS, 32)}, 16),
+    "BasicUNetPlusPlus": MonaiNetwork({"features": (*WIDTHS, 32)}, 16, r"final_conv_0_[123]"),
+    "DynUNet": MonaiNetwork(
+        {"kernel_size": (3,) * 5, "strides": (1, 2, 2, 2, 2), "upsample_kernel_size": (2,) * 4}, 16
+    ),
+    "SegResNet": MonaiNetwork({"init_filters": 32}, 8),
+    "SwinUNETR": MonaiNetwork({"feature_size": 48}, 32),
+    "UNETR": MonaiNetwork({"img_size": 256}, 16, r"norm_cross_attn"),
+    "UNet": MonaiNetwork({**FIVE_LEVELS, "num_res_units": 2}, 16),
+}
+
+
+def monai_network(rest: str, *, num_classes: int, in_channels: int, **options: Any) -> nn.Module:
+    """`rest` is a class of `monai.networks.nets`, one of `MONAI`."""
+    name = f"monai:{rest}"
+    if rest not in MONAI:
+        raise ValueError(f"unknown model {name!r}; {suggest(name, [f'monai:{known}' for known in MONAI])}")
+    arguments, divisor, unused = MONAI[rest]
+    channels = {"in_channels": in_channels, "out_channels": num_classes}
+    try:
+        from monai.networks import nets
+
+        check_options(name, getattr(nets, rest), options, taken=("spatial_dims", *channels))
+        network = _build(name, getattr(nets, rest), spatial_dims=2, **channels, **{**arguments, **options})
+    except ImportError as error:  # einops is MONAI's own optional dependency
+        raise _missing(name, "monai and einops", error) from None
+    for key, parameter in network.named_parameters():
+        if re.search(unused, key):
+            parameter.requires_grad = False  # else DistributedDataParallel waits for its gradient
+    return LibraryNetwork(network, in_channels, divisor)
+
+
+def _build(name: str, create: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    try:
+        with torch.device("cpu"):  # SwinUNETR asks tensors for their values, which those of a meta device lack
+            return create(*arguments, **options)
+    except (TypeError, KeyError, AssertionError) as error:
+        raise ValueError(f"{name}: {' '.join(str(error).split())}") from None
+
+
+def _missing(name: str, packages: str, error: ImportError) -> ValueError:
+    reason = str(error).split("\n")[0].rstrip(".")
+    return ValueError(f"{name} needs {packages}: {INSTALL} ({reason})")

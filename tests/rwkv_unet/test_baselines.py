@@ -1,0 +1,95 @@
+"""The networks that the paper compares with: sizes, images, options, and libraries that are missing."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import pytest
+import torch
+
+from rwkv_unet import create_model, list_models
+from rwkv_unet.baselines import BASELINES
+from rwkv_unet.baselines.libraries import MONAI
+from rwkv_unet.flops import count_macs, count_parameters
+
+TABLE_VI = [
+    ("unet", 7_765_985, 12.1630),
+    ("att_unet", 8_726_077, 16.7758),
+    ("unet_plus_plus", 9_163_329, 34.7140),
+]
+LIBRARIES = [
+    ("smp:unet-resnet50", 32_521_105, 10.7096),
+    ("smp:unet-tu-pvt_v2_b2", 28_130_577, 7.9169),
+    ("monai:BasicUNet", 7_783_425, 12.8873),
+    ("monai:SwinUNETR", 25_139_275, 17.7967),
+]
+
+
+@pytest.mark.parametrize(("name", "parameters", "giga"), TABLE_VI + LIBRARIES)
+def test_parameters_and_macs_at_256(name: str, parameters: int, giga: float) -> None:
+    with torch.device("meta"):
+        model = create_model(name, num_classes=1)
+    assert count_parameters(model) == parameters
+    assert count_macs(model, (3, 256, 256)).paper / 1e9 == pytest.approx(giga, abs=1e-4)
+
+
+def options(name: str) -> dict[str, Any]:
+    return {"monai:UNETR": {"img_size": 64}}.get(name, {})
+
+
+@pytest.mark.parametrize("name", [*BASELINES, *(f"monai:{name}" for name in MONAI), "smp:fpn-resnet18"])
+def test_images_in_logits_out_and_a_gradient_for_every_parameter(name: str) -> None:
+    model = create_model(name, num_classes=3, **options(name))
+    logits = model(torch.randn(2, 3, 64, 64))
+    assert logits.shape == (2, 3, 64, 64)
+    logits.square().mean().backward()
+    assert not [key for key, x in model.named_parameters() if x.requires_grad and x.grad is None]
+
+
+@pytest.mark.parametrize("name", [*BASELINES, "smp:unet-resnet18", "monai:BasicUNet"])
+def test_grey_images_and_sizes_that_do_not_fit(name: str) -> None:
+    model: Any = create_model(name, num_classes=2).eval()
+    grey = torch.randn(1, 1, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(model(grey), model(grey.repeat(1, 3, 1, 1)))
+        assert create_model(name, num_classes=2, in_channels=1).eval()(grey).shape == (1, 2, 64, 64)
+    with pytest.raises(ValueError, match=f"65 x 64 is not divisible by {model.divisor}"):
+        model(torch.zeros(1, 3, 65, 64))
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "message"),
+    [
+        ("unett", {}, r"unknown model 'unett'; did you mean unet"),
+        ("monai:SwinUNet", {}, r"unknown model 'monai:SwinUNet'; did you mean .*monai:SwinUNETR"),
+        ("smp:unett-resnet50", {}, r"unknown architecture 'unett'; did you mean unet"),
+        ("smp:unet-resnet5", {}, r"unknown encoder 'resnet5'; did you mean resnet50"),
+        ("smp:unet-tu-pvt_v2_b9", {}, r"unknown encoder 'tu-pvt_v2_b9'; did you mean tu-pvt_v2_b5"),
+        ("smp:unet", {}, r"names no encoder; write for example smp:unet-resnet50"),
+        ("unet", {"attention": "mhsa"}, r"^model.attention does not apply to unet, which has dims$"),
+        ("smp:unet-resnet18", {"attention": "mhsa"}, r"^model.attention does not apply to smp:unet-resnet18"),
+        ("smp:unet-resnet18", {"encoder_weights": "imagenet"}, r"^model.encoder_weights does not apply"),
+        ("monai:UNETR", {"image_size": 64}, r"^model.image_size does not apply to monai:UNETR, which has img_size"),
+        ("monai:BasicUNet", {"features": 32}, r"^monai:BasicUNet: "),
+    ],
+)
+def test_wrong_names_and_options(name: str, overrides: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        create_model(name, num_classes=2, **overrides)
+
+
+@pytest.mark.parametrize(
+    ("name", "absent"),
+    [("smp:unet-resnet18", "segmentation_models_pytorch"), ("monai:BasicUNet", "monai.networks")],
+)
+def test_a_library_that_is_missing(name: str, absent: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, absent, None)
+    with pytest.raises(ValueError, match=r"^[^\n]* needs [^\n]*: pip install 'rwkvctl\[baselines\]' \([^\n]*\)$"):
+        create_model(name, num_classes=2)
+
+
+def test_names_are_listed() -> None:
+    assert {"rwkv_unet_t", "unet"} <= set(list_models())
+    assert not [name for name in list_models() if ":" in name]
+    assert {name.split(":")[0] for name in list_models(examples=True) if ":" in name} == {"smp", "monai"}
