@@ -44,7 +44,7 @@ def check_training(spec: TrainingSpec) -> Manifest:
     manifest = load_manifest(spec)
     task = TASKS[spec.job]
     if manifest.task != task:
-        raise UserError(f"data {manifest.root}: is for {manifest.task}, and {spec.job} needs {task}")
+        raise UserError(f"data {manifest.location}: is for {manifest.task}, and {spec.job} needs {task}")
     split = spec.data.split or manifest.default_split
     samples = len(manifest.ids(split, "train"))
     if spec.train.tail == "drop" and samples < spec.train.batch_size:

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import Field, ValidationError
 
+from rwkvctl import paths
 from rwkvctl.errors import UserError
 from rwkvctl.files import write_bytes
 from rwkvctl.paths import config_file, home
@@ -22,8 +23,10 @@ ENVIRONMENT = {
     "tracking_uri": "MLFLOW_TRACKING_URI",
     "data_root": "RWKVCTL_DATA_ROOT",
     "storage": "RWKVCTL_STORAGE",
+    "cache_dir": "RWKVCTL_CACHE",
+    "cache_gb": "RWKVCTL_CACHE_GB",
 }
-PATHS = ("data_root", "storage")
+PATHS = ("data_root", "storage", "cache_dir")
 
 
 class Settings(Spec):
@@ -37,6 +40,10 @@ class Settings(Spec):
     """Every prepared data set has its place here: `<data_root>/<dataset>`."""
     storage: str = Field(default_factory=lambda: str(home() / "runs"))
     """Where runs are kept; a cluster needs a folder that all its nodes see."""
+    cache_dir: str = Field(default_factory=lambda: str(paths.cache_dir()))
+    """Where shards of object stores are kept on this machine."""
+    cache_gb: Annotated[float, Field(gt=0)] = 100
+    """Gigabytes that they may take; the longest unused ones are deleted first."""
     gpus_per_node: Annotated[int, Field(ge=0)] | None = None
     """Workers per node of a cluster; null asks the cluster."""
 

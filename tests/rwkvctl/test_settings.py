@@ -21,12 +21,14 @@ def test_defaults_need_nothing_and_write_nothing(home: Path):
 
 @pytest.mark.parametrize(("key", "variable"), settings.ENVIRONMENT.items())
 def test_the_environment_wins_over_the_file(key: str, variable: str, monkeypatch: pytest.MonkeyPatch):
-    settings.save(key, "/from/file")
-    assert getattr(settings.load(), key) == "/from/file"
-    monkeypatch.setenv(variable, "/from/environment")
-    assert getattr(settings.load(), key) == "/from/environment"
+    in_file, in_environment = ("7", "0.5") if key == "cache_gb" else ("/from/file", "/from/environment")
+    kind = type(getattr(settings.load(), key) or "")
+    settings.save(key, in_file)
+    assert getattr(settings.load(), key) == kind(in_file)
+    monkeypatch.setenv(variable, in_environment)
+    assert getattr(settings.load(), key) == kind(in_environment)
     monkeypatch.setenv(variable, "")
-    assert getattr(settings.load(), key) == "/from/file"
+    assert getattr(settings.load(), key) == kind(in_file)
 
 
 def test_unset_returns_to_the_default(home: Path):

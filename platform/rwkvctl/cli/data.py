@@ -59,7 +59,7 @@ def prepare(
 
 @app.command()
 def verify(
-    path: Annotated[Path, typer.Argument(help="Folder of a data set.")],
+    path: Annotated[str, typer.Argument(help="Folder or URI of a data set.")],
     deep: Annotated[bool, typer.Option("--deep", help="Also decode every image.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -85,7 +85,7 @@ def verify(
 
 
 @app.command()
-def show(path: Annotated[Path, typer.Argument(help="Folder of a data set.")], as_json: AsJson = False) -> None:
+def show(path: Annotated[str, typer.Argument(help="Folder or URI of a data set.")], as_json: AsJson = False) -> None:
     """Print what a data set holds."""
     from rwkvctl.data.manifest import Manifest
 
@@ -149,7 +149,7 @@ def _one_line(summary: dict[str, Any]) -> str:
 def _summary(manifest: Manifest) -> dict[str, Any]:
     content = manifest.content
     return {
-        "path": str(manifest.root),
+        "path": manifest.location,
         "dataset": manifest.dataset,
         "task": manifest.task,
         "classes": manifest.classes,

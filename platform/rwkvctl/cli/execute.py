@@ -84,7 +84,8 @@ def plan_of(spec: TrainingSpec) -> dict[str, Any]:
     batch, workers = spec.train.batch_size, spec.cluster.workers or 1
     steps = samples // batch if spec.train.tail == "drop" else -(-samples // batch)
     return {
-        "data": f"{manifest.root}, split {split}, fingerprint {manifest.fingerprint[:12]}, shards as in the manifest",
+        "data": f"{manifest.location}, split {split}, fingerprint {manifest.fingerprint[:12]}, "
+        "shards as in the manifest",
         "parameters": count_parameters(model),
         "macs_paper": macs.paper,
         "macs_true": macs.true,

@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 from rwkvctl.data import order, transforms
 from rwkvctl.data.manifest import Manifest
 from rwkvctl.data.reader import Reader, reader_for
+from rwkvctl.data.shards import fetched_ahead
 from rwkvctl.errors import UserError
 from rwkvctl.specs.augment import ClassificationAugment, SegmentationAugment
 
@@ -116,6 +117,11 @@ class Schedule:
         ]
         return np.concatenate(parts)[:length]
 
+    def shard_groups(self, epoch: int) -> list[tuple[int, list[int]]]:
+        """The groups of shards of an epoch and the first of the next: (samples before the group, its shards)."""
+        first = order.epoch_groups(self.shard_of, self.seed, epoch + 1)[0][1]
+        return [*order.epoch_groups(self.shard_of, self.seed, epoch), (len(self.shard_of), first)]
+
 
 class TrainLoader:
     """Endless training data, an epoch at a time.
@@ -141,6 +147,8 @@ class TrainLoader:
         tail: Literal["drop", "wrap"] = "drop",
     ):
         reader = reader_for(manifest, manifest.ids(split, "train"))
+        self._files = manifest.shard_files
+        self._files.check_room(order.SHARDS_A_GROUP)
         self.schedule = Schedule(reader.index.shard, seed, global_batch, rank, world_size, tail)
         self._batches = _Batches(self.schedule)
         dataset = _dataset(manifest, reader, _size(image_size), augment, seed)
@@ -153,7 +161,11 @@ class TrainLoader:
     def epoch(self, epoch: int, consumed: int = 0) -> Iterator[Batch]:
         """Batches of `epoch`, beginning after `consumed` of its samples. Use one such iterator at a time."""
         self._batches.start(epoch, consumed)
-        return _plain_errors(iter(self._loader))
+        batches = _plain_errors(iter(self._loader))
+        if self._files.uri is None:
+            return batches
+        groups = self.schedule.shard_groups(epoch)
+        return fetched_ahead(batches, self.schedule.global_batch, consumed, groups, self._files)
 
     def close(self) -> None:
         """End the worker processes (they end with the process anyhow)."""

@@ -16,8 +16,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from rwkvctl import files, paths
-from rwkvctl.data import index
+from rwkvctl import files, settings
+from rwkvctl.data import bucket, index, shards
 from rwkvctl.data.index import Index
 from rwkvctl.data.splits import PARTS
 from rwkvctl.errors import UserError
@@ -119,12 +119,19 @@ class Manifest:
     """A prepared data set. Index and id lists are read when they are first asked for."""
 
     root: Path
+    """The folder of the data set; of one in an object store, that of the files which were fetched so far."""
     content: Content
+    uri: str | None = None
+    """Its place in an object store."""
 
     @classmethod
-    def load(cls, root: str | Path) -> Manifest:
-        """Read `<root>/manifest.json`. UserError when it is absent, broken, or not as `prepare` wrote it."""
-        root = Path(root).expanduser().absolute()
+    def load(cls, location: str | Path) -> Manifest:
+        """Read the manifest of the data set in a folder or at a URI s3://, gs:// or file://.
+
+        UserError when it is absent, broken, or not as `prepare` wrote it."""
+        root = bucket.local_path(location)
+        if root is None:
+            return cls._load_uri(str(location).rstrip("/").removesuffix(f"/{FILE_NAME}"))
         root = root.parent if root.name == FILE_NAME else root
         path = root / FILE_NAME
         try:
@@ -137,6 +144,27 @@ class Manifest:
         except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"{path}: cannot be read ({error}); prepare the data set again") from error
         return cls(root, _validated(path, raw))
+
+    @classmethod
+    def _load_uri(cls, uri: str) -> Manifest:
+        path = f"{uri}/{FILE_NAME}"
+        text = bucket.read(path)
+        try:
+            raw = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}: is no JSON ({error}); upload the data set again") from error
+        content = _validated(path, raw)
+        return cls(shards.cache_root() / content.fingerprint, content, uri)
+
+    @property
+    def location(self) -> str:
+        """The folder or URI, as a message or a person names it."""
+        return self.uri or str(self.root)
+
+    @cached_property
+    def shard_files(self) -> shards.ShardFiles:
+        """The shards as files of this machine."""
+        return shards.ShardFiles(self.root, self.content.shards, self.uri)
 
     @property
     def dataset(self) -> str:
@@ -190,7 +218,7 @@ class Manifest:
         if not ids:
             filled = [f"{name} ({len(found)})" for name, found in self.split_ids(split).items() if found]
             raise UserError(
-                f"{self.root}: split {split} has no {part} samples, only {', '.join(filled)}; "
+                f"{self.location}: split {split} has no {part} samples, only {', '.join(filled)}; "
                 "prepare the data set from a source that has them"
             )
         return ids
@@ -219,7 +247,7 @@ class Manifest:
         if sum(shard.n for shard in self.shards) < index.CACHED_FROM:
             return self.read_index()
         described = "".join(f"{shard.index_sha256} {shard.bytes}\n" for shard in self.shards)
-        kept = paths.cache_dir() / "index" / f"{hashlib.sha256(described.encode()).hexdigest()}.npz"
+        kept = Path(settings.load().cache_dir) / "index" / f"{hashlib.sha256(described.encode()).hexdigest()}.npz"
         with files.locked(kept):
             found = index.restore(kept)
             if found is None:
@@ -232,7 +260,7 @@ class Manifest:
         return index.load(
             [
                 (
-                    str(self.root / shard.index_name),
+                    f"{self.location}/{shard.index_name}",
                     self._read_hashed(shard.index_name, shard.index_sha256),
                     shard.bytes,
                 )
@@ -246,21 +274,32 @@ class Manifest:
             return self.index.rows(ids)
         except KeyError as error:
             raise UserError(
-                f"{self.root}: the split names {error.args[0]!r}, which is in no shard; prepare the data set again"
+                f"{self.location}: the split names {error.args[0]!r}, which is in no shard; prepare the data set again"
             ) from None
 
     def _read_hashed(self, name: str, sha256: str) -> bytes:
-        path = self.root / name
+        path = f"{self.location}/{name}"
         try:
-            content = path.read_bytes()
+            content = (self.root / name).read_bytes() if self.uri is None else self._fetched(name, sha256)
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror}); prepare the data set again") from error
         if hashlib.sha256(content).hexdigest() != sha256:
             raise UserError(f"{path}: is not the file that the manifest describes; prepare the data set again")
         return content
 
+    def _fetched(self, name: str, sha256: str) -> bytes:
+        """An index or split file of an object store, kept beside its shards when it is the right one."""
+        kept = self.root / name
+        with files.locked(kept):
+            if kept.exists() and files.sha256_file(kept) == sha256:
+                return kept.read_bytes()
+            content = bucket.read(f"{self.uri}/{name}")
+            if hashlib.sha256(content).hexdigest() == sha256:
+                files.write_bytes(kept, content)
+        return content
 
-def _validated(path: Path, raw: Any) -> Content:
+
+def _validated(path: Path | str, raw: Any) -> Content:
     if not isinstance(raw, dict) or not re.fullmatch(r"rwkv-data/\d+", str(raw.get("schema"))):
         raise UserError(f"{path}: is not the manifest of a data set; prepare it with: rwkvctl data prepare")
     if raw["schema"] != SCHEMA:

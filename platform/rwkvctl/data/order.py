@@ -22,13 +22,24 @@ def epoch_order(shard_of: NDArray[np.int32], seed: int, epoch: int) -> NDArray[n
     `shard_of` (N,) is the shard number of every sample of a split part; the result (N,) is a permutation.
     """
     draw = np.random.Philox(key=np.array([seed, epoch], np.uint64))
-    shards = np.unique(shard_of)
-    shards = shards[_permutation(draw, len(shards))]
+    shards = _shard_order(shard_of, draw)
     rank_of_shard = np.empty(int(shards.max(initial=-1)) + 1, np.int64)
     rank_of_shard[shards] = np.arange(len(shards))
     group_of = rank_of_shard[shard_of] // SHARDS_A_GROUP
     shuffled = _permutation(draw, len(shard_of))
     return shuffled[np.argsort(group_of[shuffled], kind="stable")]
+
+
+def epoch_groups(shard_of: NDArray[np.int32], seed: int, epoch: int) -> list[tuple[int, list[int]]]:
+    """The groups of shards that `epoch_order` goes through: (samples before the group, its shards)."""
+    shards = _shard_order(shard_of, np.random.Philox(key=np.array([seed, epoch], np.uint64)))
+    before = np.concatenate([[0], np.cumsum(np.bincount(shard_of)[shards])])
+    return [(int(before[k]), shards[k : k + SHARDS_A_GROUP].tolist()) for k in range(0, len(shards), SHARDS_A_GROUP)]
+
+
+def _shard_order(shard_of: NDArray[np.int32], draw: np.random.Philox) -> NDArray[np.int32]:
+    shards = np.unique(shard_of)
+    return shards[_permutation(draw, len(shards))]
 
 
 def _permutation(draw: np.random.Philox, n: int) -> NDArray[np.int64]:

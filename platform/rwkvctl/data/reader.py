@@ -28,7 +28,7 @@ class Reader:
 
     def __init__(self, manifest: Manifest, rows: NDArray[np.int64] | None = None):
         self.index: Index = manifest.index if rows is None else manifest.index.take(rows)
-        self._paths = [str(manifest.root / shard.name) for shard in manifest.shards]
+        self._files = manifest.shard_files
         self._descriptors: OrderedDict[int, int] = OrderedDict()
         self._owner = os.getpid()
 
@@ -94,10 +94,11 @@ class Reader:
         return value
 
     def _path(self, row: int) -> str:
-        return self._paths[self.index.shard[row]]
+        return self._files.name(int(self.index.shard[row]))
 
     def _bad(self, row: int, extension: str, error: Exception) -> UserError:
-        return UserError(f"{self._path(row)}: {self.key(row)}.{extension}: {error}; prepare the data set again")
+        advice = self._files.advice(int(self.index.shard[row]))
+        return UserError(f"{self._path(row)}: {self.key(row)}.{extension}: {error}; {advice}")
 
     def _descriptor(self, shard: int) -> int:
         if self._owner != os.getpid():  # forked: the parent's descriptors are the parent's to close
@@ -107,12 +108,7 @@ class Reader:
             return self._descriptors[shard]
         if len(self._descriptors) >= OPEN_SHARDS:
             os.close(self._descriptors.popitem(last=False)[1])
-        try:
-            self._descriptors[shard] = os.open(self._paths[shard], os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise UserError(
-                f"{self._paths[shard]}: cannot be read ({error.strerror}); copy the shard back or prepare again"
-            ) from error
+        self._descriptors[shard] = self._files.open(shard)
         return self._descriptors[shard]
 
     def close(self) -> None:

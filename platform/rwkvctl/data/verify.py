@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from rwkvctl import files, paths
-from rwkvctl.data import index
+from rwkvctl.data import bucket, index
 from rwkvctl.data.manifest import FILE_NAME, Manifest, Shard
 from rwkvctl.data.reader import Reader
 from rwkvctl.data.splits import PARTS
@@ -29,14 +29,26 @@ def check_shards(manifest: Manifest, ids: list[str] | None = None) -> None:
     """Compare size and SHA-256 of the shards that hold `ids` (default: of all) with the manifest.
 
     UserError names the first shard that differs. A shard that was found good is not read again until its size or
-    time of change differs (remembered under `rwkvctl.paths.cache_dir()`).
+    time of change differs (remembered under `rwkvctl.paths.cache_dir()`). In an object store only the sizes are
+    compared: a shard from there is hashed whenever it is fetched.
     """
     numbers = range(len(manifest.shards))
     wanted = numbers if ids is None else np.unique(manifest.index.shard[manifest.rows(ids)]).tolist()
+    if manifest.uri:
+        _check_sizes(manifest.uri, [manifest.shards[number] for number in wanted])
+        return
     for number in wanted:
         problem = _shard_problem(manifest.root, manifest.shards[number], remembered=True)
         if problem:
             raise UserError(f"{problem}; copy the shard again or prepare the data set again")
+
+
+def _check_sizes(uri: str, shards: list[Shard]) -> None:
+    there = bucket.sizes(uri)
+    for shard in shards:
+        if there.get(shard.name) != shard.bytes:
+            found = f"has {there[shard.name]} bytes" if shard.name in there else "is not there"
+            raise UserError(f"{uri}/{shard.name}: {found}, the manifest says {shard.bytes}; upload it again")
 
 
 def _shard_problem(root: Path, shard: Shard, remembered: bool) -> str:
@@ -104,21 +116,25 @@ def verify(root: Path | str, deep: bool = False, progress: Progress | None = Non
     Shard hashes; tar headers against the index; json, masks and labels of every sample (with `deep` also the pixels
     of every image); splits: known ids, disjoint parts, counts, shared groups. UserError when `root` is no data set.
     """
-    root = Path(root).expanduser().absolute()
-    report = Report(str(root), decoded=deep)
+    folder = bucket.local_path(root)
+    report = Report(str(folder or root), decoded=deep)
     try:
         manifest = Manifest.load(root)
         report.dataset, report.fingerprint = manifest.dataset, manifest.fingerprint
         report.shards, report.samples = len(manifest.shards), len(manifest.read_index())
     except UserError as error:
-        if not (root / FILE_NAME).exists():
+        if folder is None or not (folder / FILE_NAME).exists():
             raise
         report.problems.append(str(error))
         return report
-    for number, shard in enumerate(manifest.shards, 1):
-        _check_shard(manifest, shard, report)
+    for number, shard in enumerate(manifest.shards):
+        try:
+            manifest.shard_files.path(number)  # fetched from an object store, where it can be absent or damaged
+            _check_shard(manifest, shard, report)
+        except UserError as error:
+            report.problems.append(str(error))
         if progress:
-            progress("shards", number, len(manifest.shards))
+            progress("shards", number + 1, len(manifest.shards))
     if report.ok:  # samples of a damaged shard would only repeat what is known
         groups = _check_samples(manifest, deep, report, progress)
         _check_splits(manifest, groups, report)

@@ -15,6 +15,7 @@ from rwkvctl import paths
 from rwkvctl.data import Manifest, index
 from rwkvctl.data.formats.base import encode_npy
 from rwkvctl.data.reader import OPEN_SHARDS, Reader, decode_npy, reader_for
+from rwkvctl.data.shards import ShardFiles
 from rwkvctl.data.writer import Limits, ShardWriter
 from rwkvctl.errors import UserError
 
@@ -111,7 +112,8 @@ def test_few_files_are_open_and_none_crosses_a_process(tmp_path: Path, binary: M
         [(s["name"], (tmp_path / "index" / f"{s['name'][:-4]}.idx").read_bytes(), s["bytes"]) for s in writer.shards]
     )
     reader = Reader(binary)
-    reader.index, reader._paths = loaded, [str(tmp_path / s["name"]) for s in writer.shards]
+    named = [binary.shards[0].model_copy(update={"name": s["name"]}) for s in writer.shards]
+    reader.index, reader._files = loaded, ShardFiles(tmp_path, named)
     for _ in range(2):
         assert [reader.label(row) for row in range(len(loaded))] == list(range(OPEN_SHARDS + 5))
     assert len(reader._descriptors) == OPEN_SHARDS
