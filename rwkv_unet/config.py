@@ -44,7 +44,8 @@ class ModelConfig:
     glsp_channel_mix: bool = False
     """Channel mix after the token mixer of a block (Table XI)."""
     encoder: str | None = None
-    """A timm name in place of our encoder (Table VII)."""
+    """A timm name in place of our encoder (Table VII). The widths are then those of its maps, `depths`, `dims` and
+    `expansions` are not used, and `drop_path` is that of the CCM alone."""
 
     def __post_init__(self) -> None:
         for name in ("depths", "dims", "expansions"):
@@ -59,6 +60,19 @@ class ModelConfig:
             self._check(name, isinstance(getattr(self, name), bool), "must be true or false")
         self._check("attention", self.attention in ATTENTIONS, f"must be one of {', '.join(ATTENTIONS)}")
         self._check("encoder", self.encoder is None or isinstance(self.encoder, str), "must be a timm name or null")
+        self._check_together()
+
+    def _check_together(self) -> None:
+        """Fields that are right each but cannot be had together."""
+        for name, default in (("attention", "spatial_mix"), ("shallow_attention", False), ("glsp_channel_mix", False)):
+            value = getattr(self, name)
+            if self.encoder is not None and value != default:
+                raise ValueError(
+                    f"model.{name}={value!r} changes the blocks of our encoder, and model.encoder={self.encoder!r} has "
+                    "none of them: leave one out"
+                )
+        if self.shallow_attention and self.attention == "none" and not self.glsp_channel_mix:
+            raise ValueError("model.shallow_attention=True needs an attention, but model.attention='none'")
 
     def _check_stages(self, name: str) -> None:
         value = getattr(self, name)
@@ -94,8 +108,9 @@ def model_config(name: str, *, num_classes: int, **overrides: Any) -> ModelConfi
 
 def suggest(word: str, choices: list[str]) -> str:
     """The second half of the line for an unknown name: near matches, or everything there is."""
-    near = difflib.get_close_matches(str(word), choices)
-    return f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(choices)}"
+    if near := difflib.get_close_matches(str(word), choices):
+        return f"did you mean {' or '.join(near)}?"
+    return f"choose from {', '.join(choices)}" if len(choices) <= 40 else f"none of {len(choices)} is near it"
 
 
 def _is_int(value: object) -> bool:

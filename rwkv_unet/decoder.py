@@ -26,24 +26,27 @@ class UpBlock(nn.Module):
 
 
 class Decoder(nn.Module):
-    """From stage IV back to full size.
+    """From stage IV back to full size, twice as large with every block.
 
-    Takes (B, dims[3], H / 16, W / 16) and the `num_skips` shallowest of the stages' maps, deepest first; gives
-    (B, out_dim, H, W).
+    Takes (B, dims[3], h, w) and the `num_skips` shallowest of the stages' maps, deepest first. A block for each stage,
+    and `extra_blocks` without a skip connection for an encoder whose first stage is reduced more than twice; gives
+    (B, out_dim, 16 h, 16 w) without them.
     """
 
-    def __init__(self, dims: Sequence[int], out_dim: int, *, kernel_size: int, num_skips: int) -> None:
+    def __init__(
+        self, dims: Sequence[int], out_dim: int, *, kernel_size: int, num_skips: int, extra_blocks: int = 0
+    ) -> None:
         super().__init__()
-        self.first_skip = len(dims) - num_skips
-        widths = [*reversed(dims), out_dim]
+        self.skips_at = range(len(dims) - num_skips, len(dims))
+        widths = [*reversed(dims), *[out_dim] * (1 + extra_blocks)]
         self.blocks = nn.ModuleList(
-            UpBlock(in_dim * (2 if i >= self.first_skip else 1), dim, kernel_size)
+            UpBlock(in_dim * (2 if i in self.skips_at else 1), dim, kernel_size)
             for i, (in_dim, dim) in enumerate(pairwise(widths))
         )
 
     def forward(self, x: Tensor, skips: Sequence[Tensor]) -> Tensor:
         for i, block in enumerate(self.blocks):
-            if i >= self.first_skip:
-                x = torch.cat([x, skips[i - self.first_skip]], dim=1)
+            if i in self.skips_at:
+                x = torch.cat([x, skips[i - self.skips_at.start]], dim=1)
             x = block(x)
         return x

@@ -53,6 +53,7 @@ class RWKVUNetEncoder(nn.Module):
         super().__init__()
         self.num_classes = num_classes
         self.num_features = self.head_hidden_size = dims[-1]
+        self.dims, self.reductions, self.divisor = dims, (2, 4, 8, 16), 16
         self.stem = GLSP(in_chans, stem_dim, expansion=1, norm="none", squeeze_excite=True)
         first = 0 if shallow_attention else 2
         mixers = [{"attention": attention, "channel_mix": channel_mix} if i >= first else {} for i in range(len(dims))]

@@ -6,6 +6,8 @@ https://arxiv.org/abs/2501.08458
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,39 +17,28 @@ from rwkv_unet.config import ModelConfig, model_config
 from rwkv_unet.decoder import Decoder
 from rwkv_unet.encoder import RWKVUNetEncoder, not_weights
 from rwkv_unet.images import check_images
-
-STRIDE = 16
-"""Height and width of an image must be divisible by it."""
+from rwkv_unet.timm_encoder import TimmEncoder
 
 
 class RWKVUNet(nn.Module):
     """Segments (B, in_channels, H, W) into logits (B, num_classes, H, W).
 
-    H and W may be any multiples of 16, square or not, and change from call to call. A model of 3 channels repeats
-    an image of 1 channel.
+    H and W may be any multiples of `divisor`, square or not, and change from call to call; it is 16, or what another
+    encoder asks for. A model of 3 channels repeats an image of 1 channel.
     """
-
-    divisor = STRIDE
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder = RWKVUNetEncoder(
-            config.stem_dim,
-            config.depths,
-            config.dims,
-            config.expansions,
-            in_chans=config.in_channels,
-            num_classes=0,
-            drop_path_rate=config.drop_path,
-            attention=config.attention,
-            shallow_attention=config.shallow_attention,
-            channel_mix=config.glsp_channel_mix,
-            with_head=False,
-        )
-        self.ccm = _ccm(config)
+        self.encoder = _encoder(config)
+        self.divisor = self.encoder.divisor
+        self.ccm = _ccm(config, self.encoder.dims)
         self.decoder = Decoder(
-            config.dims, config.stem_dim, kernel_size=config.decoder_kernel_size, num_skips=config.num_skips
+            self.encoder.dims,
+            config.stem_dim,
+            kernel_size=config.decoder_kernel_size,
+            num_skips=config.num_skips,
+            extra_blocks=int(math.log2(self.encoder.reductions[0])) - 1,
         )
         self.head = nn.Conv2d(config.stem_dim, config.num_classes, 1)
 
@@ -70,10 +61,30 @@ def create_rwkv_unet(name: str, **fields: Any) -> RWKVUNet:
     return RWKVUNet(model_config(name, **fields))
 
 
-def _ccm(config: ModelConfig) -> CrossChannelMix | None:
+def _encoder(config: ModelConfig) -> RWKVUNetEncoder | TimmEncoder:
+    if config.encoder is not None:
+        return TimmEncoder(config.encoder, config.in_channels)
+    return RWKVUNetEncoder(
+        config.stem_dim,
+        config.depths,
+        config.dims,
+        config.expansions,
+        in_chans=config.in_channels,
+        num_classes=0,
+        drop_path_rate=config.drop_path,
+        attention=config.attention,
+        shallow_attention=config.shallow_attention,
+        channel_mix=config.glsp_channel_mix,
+        with_head=False,
+    )
+
+
+def _ccm(config: ModelConfig, dims: Sequence[int]) -> CrossChannelMix | None:
     if not config.ccm or config.num_skips == 0:
         return None
-    dims = config.dims[2::-1]  # stages III, II, I
     return CrossChannelMix(
-        dims, hidden_rate=config.ccm_hidden_rate, drop_path=config.drop_path, num_outputs=config.num_skips
+        dims[2::-1],  # stages III, II, I
+        hidden_rate=config.ccm_hidden_rate,
+        drop_path=config.drop_path,
+        num_outputs=config.num_skips,
     )

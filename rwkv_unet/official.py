@@ -71,6 +71,8 @@ def load_official_state_dict(model: nn.Module, state_dict: Mapping[str, Any]) ->
     """
     if not isinstance(model, RWKVUNet | RWKVUNetEncoder):
         raise ValueError(f"official weights fit an RWKVUNet or an RWKVUNetEncoder, not {type(model).__name__}")
+    if isinstance(model, RWKVUNet) and not isinstance(model.encoder, RWKVUNetEncoder):
+        raise ValueError(f"official weights have no encoder {model.config.encoder}")
     theirs = _unwrap(state_dict)
     if isinstance(model, RWKVUNetEncoder):
         theirs = _without_prefix(theirs, "encoder.")
@@ -131,12 +133,13 @@ def _translate(name: str, names: Mapping[str, str]) -> str:
     for ours, theirs in names.items():
         if name == ours or name.startswith(f"{ours}."):
             return theirs + name.removeprefix(ours)
-    raise AssertionError(f"no official name for {name}")
+    raise ValueError(f"the official weights have no {name}: the authors published no model with it")
 
 
 def _dead_names(model: RWKVUNet | RWKVUNetEncoder) -> Iterable[str]:
     """The authors' parameters that this model has no use for."""
     if isinstance(model, RWKVUNet):
+        assert isinstance(model.encoder, RWKVUNetEncoder)
         yield from (f"encoder.{name}" for name in _dead_names(model.encoder))
         yield from (f"decoder{i + 1}.ln1.{x}" for i in range(len(model.decoder.blocks)) for x in ("weight", "bias"))
         return

@@ -99,3 +99,19 @@ def test_other_checkpoints_are_refused(net, checkpoint, official_names, fill) ->
         load_official_state_dict(net, fill(official_names["s"]))
     with pytest.raises(ValueError, match="not Linear"):
         load_official_state_dict(torch.nn.Linear(1, 1), checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"encoder": "resnet18"}, "official weights have no encoder resnet18"),
+        (
+            {"attention": "mhsa"},
+            r"have no attention\.attention\.in_proj_weight: the authors published no model with it",
+        ),
+        ({"glsp_channel_mix": True}, r"have no channel_mix\."),
+    ],
+)
+def test_ablations_have_no_official_weights(checkpoint, overrides, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_official_state_dict(create_model("rwkv_unet_t", num_classes=9, **overrides), checkpoint)
