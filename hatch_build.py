@@ -19,8 +19,8 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 SOURCE = Path("kernels/biwkv/csrc/wkv.cpp")
 LIBRARY = Path("kernels/biwkv/_biwkv_cpu.so")
 FLAGS = ["-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared", "-pthread", "-Wno-psabi"]
-# Compilers that cannot make one library for several processors make it for the oldest.
-ATTEMPTS: tuple[list[str], ...] = ([], ["-DBIWKV_NO_CLONES"])
+# Compilers that do not know the newest processors make a library for the oldest alone.
+ATTEMPTS: tuple[list[str], ...] = ([], ["-DBIWKV_BASELINE"])
 
 
 class KernelBuildHook(BuildHookInterface):

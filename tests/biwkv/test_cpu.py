@@ -82,6 +82,21 @@ def test_writes_its_results_and_nothing_else(tokens: int, channels: int, decay: 
         assert (ours - theirs).abs().max() <= 1e-4 * (1 + theirs.abs().max())
 
 
+@pytest.mark.parametrize("decay", [1.0, 500.0])
+@pytest.mark.parametrize("level", [1, 3])
+def test_older_processors(level: int, decay: float) -> None:
+    args = inputs(2, 49, 100, decay)
+    expected = forward_and_backward(args)
+    library = cpu._library()
+    assert isinstance(library, ctypes.CDLL)
+    try:
+        library.biwkv_limit_level(level)
+        for ours, theirs in zip(forward_and_backward(args), expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    finally:
+        library.biwkv_limit_level(4)
+
+
 def _guarded(shape: torch.Size) -> tuple[Tensor, Tensor]:
     whole = torch.full((shape.numel() + 2 * GUARD,), MARK)
     return whole, whole[GUARD:-GUARD].view(shape)

@@ -1,10 +1,5 @@
 // Bi-WKV for any finite input: float64 sums, each relative to e^scale where the scale follows the largest weight in
 // the sum. About four times slower than linear.h, and needed only for decays, |w| T > 40, or bonuses that are large.
-#pragma once
-
-#include "block.h"
-#include "vectors.h"
-
 // Two sums under the same weights; as `top` is that of the largest, the sum of weights is between 1 and T.
 struct LogSums {
     Doubles x{}, y{}, top = Doubles{} - INFINITY;

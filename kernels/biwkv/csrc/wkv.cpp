@@ -10,24 +10,9 @@
 #include <thread>
 #include <vector>
 
-#include "linear.h"
-#include "log_scale.h"
+#include "targets.h"
 
 namespace {
-
-CLONES void forward_block(const Block& block) {
-    if (is_narrow(block))
-        forward_linear(block);
-    else
-        forward_log_scale(block);
-}
-
-CLONES void backward_block(const Block& block) {
-    if (is_narrow(block))
-        backward_linear(block);
-    else
-        backward_log_scale(block);
-}
 
 // Tensors of one call. Results that it does not compute are null.
 struct Call {
@@ -43,11 +28,14 @@ void copy_rows(float* to, int64_t to_stride, const float* from, int64_t from_str
     for (int64_t t = 0; t < tokens; ++t) std::copy_n(from + t * from_stride, valid, to + t * to_stride);
 }
 
+int newest_level = 4;
+
 void compute(const Block& block) {
-    if (block.y)
-        forward_block(block);
-    else
-        backward_block(block);
+#ifdef BIWKV_TARGETS
+    if (newest_level >= 4 && __builtin_cpu_supports("x86-64-v4")) return v4::compute(block);
+    if (newest_level >= 3 && __builtin_cpu_supports("x86-64-v3")) return v3::compute(block);
+#endif
+    baseline::compute(block);
 }
 
 // The last channels, if they are no multiple of 32, through copies that are padded with zeros.
@@ -71,14 +59,15 @@ void compute_padded(Block block, int valid) {
     leave(whole.y, 0), leave(whole.gk, 0), leave(whole.gv, 1);
 }
 
-void run_task(const Call& call, int64_t task) {
+void run_task(const Call& call, int64_t task, float* scratch) {
     const int64_t sample = task / call.blocks(), channel = task % call.blocks() * WIDTH;
     const int valid = static_cast<int>(std::min<int64_t>(WIDTH, call.channels - channel));
     const int64_t at = sample * call.tokens * call.channels + channel, row = sample * call.channels + channel;
     float w[WIDTH] = {}, u[WIDTH] = {}, gw[WIDTH], gu[WIDTH];
     std::copy_n(call.w + channel, valid, w), std::copy_n(call.u + channel, valid, u);
     const int width = (valid + GROUP - 1) / GROUP * GROUP;
-    Block block{call.tokens, call.channels, width, w, u, call.k + at, call.v + at, nullptr, nullptr, gw, gu, nullptr, nullptr};
+    Block block{call.tokens, call.channels, width, w, u, call.k + at, call.v + at, nullptr, nullptr, gw, gu, nullptr,
+                nullptr, scratch};
     if (call.y)
         block.y = call.y + at;
     else
@@ -91,6 +80,15 @@ void run_task(const Call& call, int64_t task) {
     std::copy_n(gw, valid, call.gw + row), std::copy_n(gu, valid, call.gu + row);
 }
 
+// A thread's own, whole cache lines.
+struct Scratch {
+    float* data;
+
+    explicit Scratch(int64_t size) : data(static_cast<float*>(::operator new(size * sizeof(float), LINE))) {}
+    ~Scratch() { ::operator delete(data, LINE); }
+    static constexpr std::align_val_t LINE{64};
+};
+
 // 0, or 1 if there was not enough memory.
 int run(const Call& call, int threads) {
     constexpr int64_t WORTH_A_THREAD = 1 << 17;  // elements, about 0.1 ms
@@ -100,7 +98,8 @@ int run(const Call& call, int threads) {
     std::atomic<bool> failed{false};
     const auto work = [&] {
         try {
-            for (int64_t task; !failed && (task = next++) < tasks;) run_task(call, task);
+            const Scratch scratch(scratch_size(call.tokens));
+            for (int64_t task; !failed && (task = next++) < tasks;) run_task(call, task, scratch.data);
         } catch (const std::bad_alloc&) {
             failed = true;
         }
@@ -134,6 +133,9 @@ void sum_samples(const std::vector<float>& shares, int64_t batch, int64_t channe
 extern "C" {
 
 EXPORT int biwkv_version() { return 1; }
+
+// For tests: compute as on a processor of this level of x86-64, though there may be a newer one.
+EXPORT void biwkv_limit_level(int level) { newest_level = level; }
 
 // y (B, T, C) from w, u (C,) and k, v (B, T, C).
 EXPORT int biwkv_forward(const float* w, const float* u, const float* k, const float* v, float* y, int64_t batch,

@@ -1,0 +1,13 @@
+// The kernel for one processor: targets.h includes this once for each, with its number of LANES.
+
+#include "vectors.h"
+
+#include "linear.h"
+#include "log_scale.h"
+
+static void compute(const Block& block) {
+    if (is_narrow(block))
+        block.y ? forward_linear(block) : backward_linear(block);
+    else
+        block.y ? forward_log_scale(block) : backward_log_scale(block);
+}
