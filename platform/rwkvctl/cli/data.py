@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +13,7 @@ import typer
 from rwkvctl.errors import UserError
 
 if TYPE_CHECKING:
+    from rwkvctl.data.formats.base import Dataset
     from rwkvctl.data.manifest import Manifest
 
 app = typer.Typer(help="Make, check and look at data sets.", no_args_is_help=True)
@@ -24,16 +25,26 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object inst
 @app.command()
 def prepare(
     format_name: Annotated[str, typer.Argument(metavar="FORMAT", help="See: rwkvctl data list")],
-    source: Annotated[list[Path], typer.Option(help="Folder with the raw files; may be repeated.")],
+    source: Annotated[
+        list[Path], typer.Option(help="Folder or archive (zip, tar, tar.gz) with the raw files; may be repeated.")
+    ],
     out: Annotated[Path | None, typer.Option(help="New data set folder [default: <data root>/<name>]")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the data set [default: that of --out]")] = None,
     split: Annotated[
-        str, typer.Option(help="Ratio train:val:test, for formats without splits of their own.")
-    ] = "8:1:1",
+        str | None, typer.Option(help="Ratio train:val:test of random splits [default: 8:1:1, or the paper's]")
+    ] = None,
     seed: Annotated[
         list[int] | None, typer.Option(help="Seed of a random split; may be repeated [default: 41 1029 3407]")
     ] = None,
     classes: Annotated[str | None, typer.Option(help="Names by mask value, background first: a,b,c")] = None,
+    orientation: Annotated[
+        str | None, typer.Option(help="Of raw Synapse slices: transunet, itk or emcad [default: transunet]")
+    ] = None,
+    busi_masks: Annotated[
+        str | None, typer.Option(help="BUSI images with several masks: union or first [default: union]")
+    ] = None,
+    max_side: Annotated[int | None, typer.Option(help="Shrink larger ISIC images to so many pixels.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes [default: all cores]")] = None,
     allow_partial: Annotated[bool, typer.Option("--allow-partial", help="Accept a source that lacks files.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the data set in --out.")] = False,
     as_json: AsJson = False,
@@ -49,7 +60,11 @@ def prepare(
             name=name,
             classes=[part.strip() for part in classes.split(",")] if classes else None,
             split=split,
-            seeds=seed or (41, 1029, 3407),
+            seeds=seed or None,
+            orientation=orientation,
+            busi_masks=busi_masks,
+            max_side=max_side,
+            workers=workers,
             allow_partial=allow_partial,
             overwrite=overwrite,
             progress=progress,
@@ -98,7 +113,7 @@ def list_(
     as_json: AsJson = False,
 ) -> None:
     """List the formats that can be prepared, and the data sets that are."""
-    from rwkvctl.data.formats import FORMATS
+    from rwkvctl.data import formats
     from rwkvctl.data.manifest import FILE_NAME, Manifest
 
     root = root or _data_root()
@@ -110,11 +125,11 @@ def list_(
             except UserError as error:
                 found[str(path.parent)] = {"error": str(error)}
     if as_json:
-        print(json.dumps({"formats": FORMATS, "root": str(root), "datasets": found}, indent=2))
+        table = {form.DATASET.name: _entry(form.DATASET) for form in formats.every()}
+        print(json.dumps({"formats": table, "root": str(root), "datasets": found}, indent=2))
         return
-    print("formats")
-    for name, text in FORMATS.items():
-        print(f"  {name:12} {text}")
+    prepared = {summary.get("format") for summary in found.values()}
+    _print_table([form.DATASET for form in formats.every()], prepared)
     print(f"data sets in {root}" + ("" if found else ": none yet; make one with rwkvctl data prepare"))
     for path_text, summary in found.items():
         print(f"  {Path(path_text).name:20} " + (summary.get("error") or _one_line(summary)))
@@ -142,6 +157,25 @@ def synth(
     print(f"{out}: synthetic {name}; next: rwkvctl data prepare {dataset} --source {out} --allow-partial")
 
 
+def _entry(dataset: Dataset) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return asdict(dataset)
+
+
+def _print_table(datasets: Sequence[Dataset], prepared: set[str | None]) -> None:
+    """One data set a block of lines: wide tables break in terminals, and forms and access are sentences."""
+    for dataset in datasets:
+        counts = ", ".join(f"{n} {what}" for what, n in dataset.expected.items()) or "any number"
+        classes = f"{len(dataset.classes)} classes" if dataset.classes else "classes from the source"
+        done = "; prepared" if dataset.name in prepared else ""
+        print(f"{dataset.name:14} {dataset.title}")
+        print(f"{'':14} {dataset.task}, {classes}, {counts}; {dataset.licence}{done}")
+        for form, what in dataset.forms.items():
+            print(f"{'':14} form {form}: {what}")
+        print(f"{'':14} from {dataset.access}")
+
+
 def _one_line(summary: dict[str, Any]) -> str:
     return f"{summary['task']}, {summary['samples']} samples, {len(summary['classes'])} classes"
 
@@ -151,6 +185,7 @@ def _summary(manifest: Manifest) -> dict[str, Any]:
     return {
         "path": manifest.location,
         "dataset": manifest.dataset,
+        "format": content.source.format,
         "task": manifest.task,
         "classes": manifest.classes,
         "channels": manifest.channels,

@@ -1,81 +1,110 @@
-"""Finding raw files: what counts as one, in which order, and how problems with them are reported."""
+"""Finding raw files by their names, pairing them, and reporting all that is wrong with a source at once."""
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from natsort import natsort_keygen
-
+from rwkvctl.data.sources import RawFile, Source, natural_key
 from rwkvctl.errors import UserError
 
-_JUNK_FOLDERS = frozenset({"__MACOSX", ".git", ".ipynb_checkpoints", "@eaDir"})
-_JUNK_FILES = frozenset({"thumbs.db", "desktop.ini", ".ds_store"})
 _SHOWN = 5
 
-_natural = natsort_keygen()
 
-
-def natural_key(text: str) -> tuple[object, str]:
-    """Sort key that puts 2 before 10; equal numbers written differently are ordered by their text."""
-    return _natural(text), text
-
-
-def walk(root: Path) -> Iterator[Path]:
-    """All regular files below `root` in natural order, without the litter of operating systems.
-
-    Links to folders are not followed, and links to files that leave `root` are skipped: what is prepared is what
-    lies in the source.
-    """
-    home = root.resolve()
-    for folder, names, found in os.walk(root):
-        names[:] = sorted((n for n in names if n not in _JUNK_FOLDERS and not n.startswith(".")), key=natural_key)
-        for name in sorted(found, key=natural_key):
-            if name.startswith(".") or name.lower() in _JUNK_FILES:
-                continue
-            path = Path(folder, name)
-            if path.is_symlink() and not path.resolve().is_relative_to(home):
-                continue
-            if path.is_file():
-                yield path
-
-
-def subfolders(root: Path) -> list[Path]:
-    """The folders right below `root`, in natural order, without litter."""
-    return sorted(
-        (p for p in root.iterdir() if p.is_dir() and p.name not in _JUNK_FOLDERS and not p.name.startswith(".")),
-        key=lambda p: natural_key(p.name),
-    )
-
-
-def find_root(source: Path, names: Iterable[str], what: str) -> Path:
-    """The folder in or below `source` (wrappers of up to 3 levels) that has all the folders `names`.
+def find_root(source: Source, names: Iterable[str], what: str) -> str:
+    """The folder at the top of `source` or up to 3 levels below that has all the subfolders `names` (lower case).
 
     UserError when there is none, or more than one.
     """
     wanted = set(names)
-    level = [source]
+    level = [""]
     for _ in range(4):
-        found = [folder for folder in level if wanted <= {p.name.lower() for p in subfolders(folder)}]
+        inner = {folder: source.subfolders(folder) for folder in level}
+        found = [folder for folder in level if wanted <= {_name(path).lower() for path in inner[folder]}]
         if len(found) > 1:
             raise UserError(f"{source}: {what} found twice, in {found[0]} and {found[1]}; give one as --source")
         if found:
             return found[0]
-        level = [inner for folder in level for inner in subfolders(folder)][:1000]
-    raise UserError(f"{source}: no {what} here; give the folder that holds it as --source")
+        level = [path for paths in inner.values() for path in paths][:1000]
+    raise UserError(f"{source}: no {what} here; give the folder or archive that holds it as --source")
 
 
-def child(root: Path, name: str) -> Path:
+def child(source: Source, root: str, name: str) -> str:
     """The subfolder of `root` called `name`, whatever its case."""
-    return next(p for p in subfolders(root) if p.name.lower() == name)
+    return next(path for path in source.subfolders(root) if _name(path).lower() == name)
+
+
+def _name(path: str) -> str:
+    return path.rpartition("/")[2]
+
+
+def relative(file: RawFile, root: str) -> str:
+    """The path of a file below `root`: the same whatever folder or archive around it the user pointed at."""
+    return file.path.removeprefix(f"{root}/") if root else file.path
 
 
 def slug(text: str) -> str:
     """`text` in the alphabet of sample keys, [a-z0-9_-]."""
     return re.sub(r"[^a-z0-9_-]+", "_", text.lower()).strip("_")
+
+
+def normal_id(text: str) -> str:
+    """What two names must have in common to be a pair: `Frame 07` -> `frame_07`, `007` -> `7`."""
+    name = slug(text)
+    return name.lstrip("0") or "0" if name.isdigit() else name
+
+
+def by_pattern(
+    files: Iterable[RawFile], pattern: re.Pattern[str], problems: Problems, id_of: str = "id"
+) -> dict[str, RawFile]:
+    """normal_id -> file, in natural order, for each file whose path or the end of it (from a `/` on) matches `pattern`.
+
+    The id is the pattern's group `id_of`. A second file with one id is a problem.
+    """
+    found: dict[str, RawFile] = {}
+    anywhere = re.compile(rf"(?:.*/)?(?:{pattern.pattern})", pattern.flags | re.IGNORECASE)
+    for file in files:
+        match = anywhere.fullmatch(file.path)
+        if match:
+            add(found, normal_id(match[id_of]), file, problems)
+    return dict(sorted(found.items(), key=lambda item: natural_key(item[0])))
+
+
+def add(found: dict[str, RawFile], name: str, file: RawFile, problems: Problems) -> None:
+    """found[name] = file, unless that is a problem."""
+    if not name:
+        problems.add(f"{file}: its name has no letter or digit of ASCII; rename it")
+    elif name in found:
+        problems.add(f"{file}: has the same id as {found[name]} ({name}); keep one of them")
+    else:
+        found[name] = file
+
+
+def pair(images: Mapping[str, RawFile], masks: Mapping[str, RawFile], problems: Problems) -> list[str]:
+    """The ids that have an image and a mask, in natural order; one without the other is a problem."""
+    for name in sorted(images.keys() - masks.keys(), key=natural_key):
+        problems.add(f"{images[name]}: has no mask; add it, or move the image away")
+    for name in sorted(masks.keys() - images.keys(), key=natural_key):
+        problems.add(f"{masks[name]}: has no image; add it, or move the mask away")
+    return sorted(images.keys() & masks.keys(), key=natural_key)
+
+
+def check_counts(
+    source: Source,
+    found: Mapping[str, int],
+    expected: Mapping[str, int],
+    allow_partial: bool,
+    problems: Problems,
+) -> list[str]:
+    """Compare what was found with what the data set has. A difference is a problem, or a warning (returned) when
+    the user accepts it: a data set that lacks files gives numbers that compare with nobody's."""
+    wrong = [f"{found.get(what, 0)} {what}, {n} were expected" for what, n in expected.items() if found.get(what) != n]
+    if allow_partial:
+        return [f"partial source: {text}" for text in wrong]
+    for text in wrong:
+        problems.add(f"{source}: {text}; complete the source, or accept it with --allow-partial")
+    return []
 
 
 @dataclass

@@ -105,11 +105,15 @@ class Checked(NamedTuple):
     note: str  # what was changed, "" when `data` are the original bytes
 
 
-def check_image(data: bytes) -> Checked:
+SHRUNK = "shrunk to"
+
+
+def check_image(data: bytes, max_side: int | None = None) -> Checked:
     """Decode an image file fully and make it fit for a shard; ValueError says what is wrong with it.
 
     8-bit JPEG and PNG keep their bytes. BMP, TIFF and GIF become PNG; so does an image with an EXIF rotation
-    (applied) and one with more than 8 bits (scaled to 8), because the loader knows neither.
+    (applied) and one with more than 8 bits (scaled to 8), because the loader knows neither. With `max_side`, larger
+    images are shrunk to it and become JPEG of quality 95.
     """
     kind = sniff(data)
     if kind is None:
@@ -118,7 +122,8 @@ def check_image(data: bytes) -> Checked:
         mode = image.mode
         orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
         deep = mode.startswith(("I", "F"))
-        if kind in ("jpg", "png") and orientation in (0, 1) and not deep:
+        large = max_side is not None and max(image.size) > max_side
+        if kind in ("jpg", "png") and orientation in (0, 1) and not deep and not large:
             return Checked(data, kind, image.height, image.width, mode, "")
         note = f"{kind} to png" if kind not in ("jpg", "png") else ""
         if orientation not in (0, 1):
@@ -126,7 +131,26 @@ def check_image(data: bytes) -> Checked:
             image = _rotated(image)
         pixels = _to_8bit(np.asarray(image)) if deep else np.asarray(image.convert("RGB"))
         note = "scaled to 8 bits" if deep else note
+    if large:
+        return _shrunk(pixels, max_side or 0, mode)
     return Checked(encode_png(pixels), "png", pixels.shape[0], pixels.shape[1], mode, note)
+
+
+def _shrunk(pixels: Pixels, max_side: int, mode: str) -> Checked:
+    factor = max_side / max(pixels.shape[:2])
+    height, width = (max(1, round(side * factor)) for side in pixels.shape[:2])
+    small = np.ascontiguousarray(cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
+    if small.ndim == 2:
+        small = np.repeat(small[..., None], 3, axis=2)
+    data = simplejpeg.encode_jpeg(small, quality=95)
+    return Checked(data, "jpg", height, width, mode, f"{SHRUNK} {max_side} pixels, JPEG of quality 95")
+
+
+def resize_nearest(ids: NDArray[Any], height: int, width: int) -> NDArray[Any]:
+    """A mask (H, W) at another size, no new values."""
+    # Not INTER_NEAREST, which samples the corner of a pixel and so shifts masks against images by half of one.
+    resized: Any = cv2.resize(ids, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+    return resized
 
 
 def _rotated(image: Image.Image) -> Image.Image:

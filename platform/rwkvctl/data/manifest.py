@@ -38,11 +38,13 @@ Count = Annotated[int, Field(ge=0)]
 class Source(Spec):
     """The raw files that the data set was made from."""
 
+    format: str
     form: str
     files: Count
     tree_sha256: Sha256
     expected: dict[str, Count]
-    licence: str | None = None
+    licence: str
+    access: str
     citation: str | None = None
 
 

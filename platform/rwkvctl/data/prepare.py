@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
-import itertools
-import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rwkvctl import files
 from rwkvctl.data import formats, manifest
+from rwkvctl.data.convert import RECORDS, Job, Progress, Record, convert, layout
 from rwkvctl.data.discover import Problems, slug
-from rwkvctl.data.formats.base import BadFile, Options, Plan, Sample
+from rwkvctl.data.formats.base import Dataset, Options, Plan
 from rwkvctl.data.manifest import Manifest
-from rwkvctl.data.splits import Split
-from rwkvctl.data.writer import ShardWriter
+from rwkvctl.data.sources import Source, open_sources
+from rwkvctl.data.splits import PARTS, Split
 from rwkvctl.errors import UserError
-
-Progress = Callable[[str, int, int], None]
-"""Called with (shard part, samples done, samples in the part)."""
 
 MOST_SIZES_SHOWN = 20
 
@@ -40,48 +35,48 @@ def prepare(
     *,
     name: str | None = None,
     classes: Sequence[str] | None = None,
-    split: str = "8:1:1",
-    seeds: Sequence[int] = (41, 1029, 3407),
+    split: str | None = None,
+    seeds: Sequence[int] | None = None,
+    orientation: str | None = None,
+    busi_masks: str | None = None,
+    max_side: int | None = None,
     allow_partial: bool = False,
     overwrite: bool = False,
+    workers: int | None = None,
     progress: Progress | None = None,
 ) -> Manifest:
-    """Convert `sources` to a data set in the folder `out` and return its manifest.
+    """Convert `sources`, folders or archives, to a data set in the folder `out` and return its manifest.
 
     Every file is read to its end and checked. All problems are collected into one UserError, and then `out` is not
-    made. Two runs over the same files give the same bytes. `split` and `seeds` are for formats without own splits.
+    made. Two runs over the same files give the same bytes, with any number of `workers` (default: all cores, or none
+    for small sources), interrupted or not: finished shards wait in `.<name>.partial` beside `out` for the next run.
+    Options that a format does not know are refused; `split` and `seeds` are for formats with random splits.
     """
     form = formats.get(format_name)
-    source_paths = [_existing(Path(source)) for source in sources]
-    if not source_paths:
-        raise UserError("--source: give the folder that holds the raw files")
     out = Path(out).expanduser().absolute()
-    _refuse_bad_out(out, source_paths, overwrite)
     options = Options(
         dataset=_dataset_name(name or out.name),
-        classes=tuple(classes) if classes else None,
-        split=split,
-        seeds=tuple(dict.fromkeys(seeds)),
         allow_partial=allow_partial,
+        split=split,
+        seeds=None if seeds is None else tuple(dict.fromkeys(seeds)),
+        classes=tuple(classes) if classes else None,
+        orientation=orientation,
+        busi_masks=busi_masks,
+        max_side=max_side,
     )
-    _check_options(options)
-    problems = Problems(str(source_paths[0]))
-    plan: Plan = form.plan(source_paths, options, problems)
-    with _whole_or_nothing(out, overwrite) as folder:
-        records, shards = _write_samples(plan, folder, problems, progress)
-        problems.raise_if_any()
-        splits = plan.make_splits({part: [r.key for r in rs] for part, rs in records.items()})
-        entries = {name: _write_split(folder, name, split, records) for name, split in splits.items()}
-        content = _content(plan, options.dataset, list(itertools.chain(*records.values())), shards, entries)
-        manifest.write(folder, content)
+    _check_options(options, form.DATASET)
+    with open_sources(sources) as source:
+        _refuse_bad_out(out, source.paths, overwrite)
+        problems = Problems(str(source))
+        plan = form.plan(source, options, problems)
+        with _whole_or_nothing(out, overwrite) as folder:
+            jobs = layout(plan, options, folder)
+            _remove_strangers(folder, jobs)
+            records, shards, found = convert(jobs, workers, progress)
+            problems.found += found
+            problems.raise_if_any()
+            _finish(plan, form.DATASET, options, source, folder, records, shards)
     return Manifest.load(out)
-
-
-def _existing(source: Path) -> Path:
-    source = source.expanduser().absolute()
-    if not source.is_dir():
-        raise UserError(f"--source {source}: {'is not a folder' if source.exists() else 'does not exist'}")
-    return source
 
 
 def _dataset_name(text: str) -> str:
@@ -91,14 +86,20 @@ def _dataset_name(text: str) -> str:
     return name
 
 
-def _check_options(options: Options) -> None:
-    if not options.seeds or any(not 0 <= seed < 2**32 for seed in options.seeds):
+def _check_options(options: Options, dataset: Dataset) -> None:
+    for field in ("split", "seeds", "classes", "orientation", "busi_masks", "max_side"):
+        if getattr(options, field) is not None and field not in dataset.options:
+            flag = "--" + field.replace("seeds", "seed").replace("_", "-")
+            raise UserError(f"{flag}: {dataset.name} has no such choice; leave it out")
+    if options.seeds is not None and (not options.seeds or any(not 0 <= seed < 2**32 for seed in options.seeds)):
         raise UserError(f"--seed {list(options.seeds)}: give whole numbers from 0 to 4294967295")
     names = options.classes or ()
     if len(set(names)) != len(names) or not all(names):
         raise UserError(f"--classes {','.join(names)}: names must be different and not empty")
     if len(names) > 255:
         raise UserError(f"--classes: {len(names)} names; masks hold at most 255 classes")
+    if options.max_side is not None and options.max_side < 64:
+        raise UserError(f"--max-side {options.max_side}: give at least 64 pixels")
 
 
 def _refuse_bad_out(out: Path, sources: list[Path], overwrite: bool) -> None:
@@ -113,89 +114,85 @@ def _refuse_bad_out(out: Path, sources: list[Path], overwrite: bool) -> None:
 
 @contextmanager
 def _whole_or_nothing(out: Path, overwrite: bool) -> Iterator[Path]:
-    """A folder beside `out` that takes its name when the block ends well, and vanishes when it does not."""
-    folder = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    """The folder `.<out>.partial`, which takes its name when the block ends well.
+
+    When it does not, finished shards stay there for the next run; without any the folder vanishes.
+    """
+    folder = out.with_name(f".{out.name}.partial")
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
+        (folder / RECORDS).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out {out}: cannot be made ({error.strerror})") from error
-    old = out.with_name(f".{out.name}.{os.getpid()}.old")
+    old = out.with_name(f".{out.name}.old")
+    with _alone_in(folder, out):
+        try:
+            yield folder
+            shutil.rmtree(folder / RECORDS)
+            files.fsync_directory(folder)
+            if overwrite and out.exists():
+                out.replace(old)
+            folder.replace(out)
+            files.fsync_directory(out.parent)
+        except BaseException as error:
+            finished = list((folder / RECORDS).glob("*.json"))
+            if not finished:
+                shutil.rmtree(folder, ignore_errors=True)
+            elif isinstance(error, UserError):
+                raise UserError(
+                    f"{error}\n  {len(finished)} finished shards are kept in {folder}: run the same command again"
+                ) from error
+            raise
+        finally:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def _alone_in(folder: Path, out: Path) -> Iterator[None]:
+    """Two runs into one folder would mix their shards. The lock goes with the process that holds it."""
+    lock = os.open(folder, os.O_RDONLY)
     try:
-        yield folder
-        files.fsync_directory(folder)
-        if overwrite and out.exists():
-            out.replace(old)
-        folder.replace(out)
-        files.fsync_directory(out.parent)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise UserError(f"--out {out}: is being prepared by another process; wait for it") from None
     finally:
-        shutil.rmtree(old, ignore_errors=True)
+        os.close(lock)
 
 
-@dataclass
-class _Record:
-    """What the manifest needs of a sample after its bytes are gone."""
-
-    key: str
-    sha256: str
-    group: str | None
-    size: tuple[int, int]
-    sources: dict[str, str]
-    pixels: NDArray[np.int64] | None
-    note: str = field(default="")
+def _remove_strangers(folder: Path, jobs: Sequence[Job]) -> None:
+    """What an earlier run with other choices left, and the half-written files of a killed one."""
+    names = {name for job in jobs for name in (f"{job.stem}.tar", f"{job.stem}.idx", f"{job.stem}.json")}
+    for path in [*folder.iterdir(), *(folder / "index").glob("*"), *(folder / RECORDS).glob("*")]:
+        if path.is_file() and path.name not in names:
+            path.unlink()
+    shutil.rmtree(folder / "splits", ignore_errors=True)
 
 
-def _write_samples(
-    plan: Plan, folder: Path, problems: Problems, progress: Progress | None
-) -> tuple[dict[str, list[_Record]], list[dict[str, Any]]]:
-    """Read, check and write everything. After the first problem the rest is still checked, but no longer written."""
-    records: dict[str, list[_Record]] = {}
-    shards: list[dict[str, Any]] = []
-    keys: set[str] = set()
-    for part, items in plan.parts.items():
-        records[part] = []
-        with ShardWriter(folder, part, plan.limits) as writer:
-            for done, item in enumerate(items, 1):
-                try:
-                    sample = plan.read(part, item)
-                except BadFile as error:
-                    problems.add(str(error))
-                    continue
-                assert sample.key not in keys, sample.key
-                keys.add(sample.key)
-                records[part].append(_record(sample))
-                if not problems.found:
-                    writer.add(sample.key, {**sample.members, "json": _json(sample.meta)})
-                if progress:
-                    progress(part, done, len(items))
-        shards += writer.shards
-    return records, shards
+def _finish(
+    plan: Plan,
+    dataset: Dataset,
+    options: Options,
+    source: Source,
+    folder: Path,
+    records: list[Record],
+    shards: list[dict[str, Any]],
+) -> None:
+    """Splits and manifest, the last files of a data set."""
+    groups = {record.key: record.group for record in records if record.group}
+    ids: dict[str, list[str]] = {part: [] for part in plan.parts}
+    for record in records:
+        ids[record.part].append(record.key)
+    splits = plan.make_splits(ids, groups)
+    entries = {name: write_split(folder, name, split, groups) for name, split in splits.items()}
+    manifest.write(folder, _content(plan, dataset, options, records, shards, entries))
 
 
-def _json(value: Any) -> bytes:
-    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
-
-
-def _record(sample: Sample) -> _Record:
-    meta = sample.meta
-    note = meta.get("image_note", "")
-    return _Record(
-        sample.key, meta["orig_sha256"], meta.get("group_id"), sample.size, sample.sources, sample.pixels, note
-    )
-
-
-def _write_split(folder: Path, name: str, split: Split, records: dict[str, list[_Record]]) -> dict[str, Any]:
+def write_split(folder: Path, name: str, split: Split, groups: dict[str, str]) -> dict[str, Any]:
     """Write the id lists; return the split's entry in the manifest."""
-    content = {"name": name, "rule": split.rule, "seed": split.seed, **split.ids}
     path = folder / "splits" / f"{name}.json"
-    files.write_json(path, content)
-    group_of = {r.key: r.group for rs in records.values() for r in rs}
-    train = {group_of[key] for key in split.ids["train"]}
-    held_out = {group_of[key] for part in ("val", "test") for key in split.ids[part]}
+    files.write_json(path, {"name": name, "rule": split.rule, "seed": split.seed, **split.ids})
+    train = {groups.get(key) for key in split.ids["train"]}
+    held_out = {groups.get(key) for part in PARTS[1:] for key in split.ids[part]}
     return {
         "rule": split.rule,
         "seed": split.seed,
@@ -206,33 +203,40 @@ def _write_split(folder: Path, name: str, split: Split, records: dict[str, list[
 
 
 def _content(
-    plan: Plan, dataset: str, records: list[_Record], shards: list[dict[str, Any]], splits: dict[str, dict[str, Any]]
+    plan: Plan,
+    dataset: Dataset,
+    options: Options,
+    records: list[Record],
+    shards: list[dict[str, Any]],
+    splits: dict[str, dict[str, Any]],
 ) -> dict[str, Any]:
     sources = {path: digest for record in records for path, digest in record.sources.items()}
-    notes = Counter(record.note for record in records if record.note)
+    notes = Counter(note for record in records if record.note for note in record.note.split("; "))
     segmentation = plan.task == "segmentation"
     stats = _stats(records)
     absent = [name for name, share in zip(plan.classes, stats.get("pixel_fraction", []), strict=False) if not share]
     return {
-        "dataset": dataset,
+        "dataset": options.dataset,
         "created_by": f"rwkvctl {version('rwkvctl')}",
         "source": {
+            "format": dataset.name,
             "form": plan.form,
             "files": len(sources),
             "tree_sha256": _hash_lines(sources.items()),
-            "expected": plan.expected,
-            "licence": plan.licence,
-            "citation": plan.citation,
+            "expected": dict(dataset.expected),
+            "licence": dataset.licence,
+            "access": dataset.access,
+            "citation": dataset.citation or None,
         },
         "task": plan.task,
-        "classes": plan.classes,
+        "classes": list(plan.classes),
         "ignore_index": 255 if segmentation else None,
         "channels": plan.channels,
         "image_kind": plan.image_kind,
         "mask_rule": plan.mask_rule,
         "intensity": plan.intensity,
-        "orientation": None,
-        "counts": {"samples": len(records), "labeled": len(records)},
+        "orientation": plan.orientation,
+        "counts": {"samples": len(records), "labeled": sum(record.labeled for record in records)},
         "excluded": plan.excluded,
         "warnings": [
             *plan.warnings,
@@ -255,7 +259,7 @@ def _hash_lines(pairs: Any) -> str:
     return digest.hexdigest()
 
 
-def _stats(records: list[_Record]) -> dict[str, Any]:
+def _stats(records: list[Record]) -> dict[str, Any]:
     """Share of the pixels by class, and the most frequent image sizes."""
     sizes = Counter(f"{height}x{width}" for height, width in (record.size for record in records))
     stats: dict[str, Any] = {"size_hist": dict(sorted(sizes.most_common(MOST_SIZES_SHOWN)))}

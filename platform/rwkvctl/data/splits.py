@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy as np
 from rwkvctl.errors import UserError
 
 PARTS = ("train", "val", "test")
+DEFAULT_SEEDS = (41, 1029, 3407)
 
 
 @dataclass(frozen=True)
@@ -68,3 +69,60 @@ def _train_test_split(ids: Sequence[str], test_size: float, seed: int) -> tuple[
     n_test = math.ceil(test_size * len(ids))
     order = np.random.RandomState(seed).permutation(len(ids))
     return [ids[i] for i in order[n_test:]], [ids[i] for i in order[:n_test]]
+
+
+def random_splits(
+    ids: Sequence[str], ratio_text: str | None, seeds: Sequence[int] | None, default: str = "8:1:1"
+) -> dict[str, Split]:
+    """One random split a seed, by name, as the 2-D papers make them."""
+    ratio = parse_ratio(ratio_text or default)
+    return {split_name(ratio, seed): random_split(ids, ratio, seed) for seed in seeds or DEFAULT_SEEDS}
+
+
+def fixed(rule: str, **parts: Sequence[str]) -> Split:
+    """A split that somebody else laid down; `fixed("...", train=..., val=..., test=...)`, absent parts are empty."""
+    return Split(rule, {part: list(parts.get(part, ())) for part in PARTS})
+
+
+def grouped_split(ids: Sequence[str], group_of: Mapping[str, str], ratio: tuple[int, int, int], seed: int) -> Split:
+    """A random split that tears no group (patient, sequence, duplicates) apart.
+
+    Groups are taken in the order of a seeded permutation, each into the part that lacks most samples, so the parts'
+    sizes come as near to `ratio` as the groups' sizes allow.
+    """
+    members: dict[str, list[str]] = {}
+    for key in ids:
+        members.setdefault(group_of.get(key, key), []).append(key)
+    names = list(members)
+    lacking = {part: len(ids) * share / sum(ratio) for part, share in zip(PARTS, ratio, strict=True)}
+    part_of: dict[str, str] = {}
+    for i in np.random.RandomState(seed).permutation(len(names)):
+        part = max(PARTS, key=lambda part: lacking[part])
+        lacking[part] -= len(members[names[i]])
+        part_of |= dict.fromkeys(members[names[i]], part)
+    parts = {part: [key for key in ids if part_of[key] == part] for part in PARTS}
+    if not parts["train"] or not parts["val"] or (ratio[2] and not parts["test"]):
+        raise UserError(f"{len(names)} groups leave a part of {':'.join(map(str, ratio))} empty; change the ratio")
+    return Split(f"whole groups, {':'.join(map(str, ratio))} of the samples, seeded", parts, seed)
+
+
+def folds(ids: Sequence[str], group_of: Mapping[str, str] | None, k: int, seed: int) -> dict[str, Split]:
+    """k splits: each fold is the test part once, and the one after it the validation part.
+
+    With `group_of` no group is torn apart. Names: `kfold5_s41_f1` ... `kfold5_s41_f5`.
+    """
+    unit_of = group_of or {}
+    units = list(dict.fromkeys(unit_of.get(key, key) for key in ids))
+    if not 3 <= k <= len(units):
+        raise UserError(f"kfold:{k}: give 3 to {len(units)}, the number of {'groups' if group_of else 'samples'}")
+    fold_of = {units[i]: n % k for n, i in enumerate(np.random.RandomState(seed).permutation(len(units)))}
+    own = [[key for key in ids if fold_of[unit_of.get(key, key)] == fold] for fold in range(k)]
+    kind = "grouped_kfold" if group_of else "kfold"
+    made = {}
+    for fold in range(k):
+        val, test = own[(fold + 1) % k], own[fold]
+        held_out = {*val, *test}
+        train = [key for key in ids if key not in held_out]
+        rule = f"fold {fold + 1} of {k} is the test part, the next one val; {'groups' if group_of else 'ids'} permuted"
+        made[f"{kind}{k}_s{seed}_f{fold + 1}"] = Split(rule, {"train": train, "val": val, "test": test}, seed)
+    return made

@@ -16,7 +16,7 @@ from rwkvctl.data import Manifest, index
 from rwkvctl.data.formats.base import encode_npy
 from rwkvctl.data.reader import OPEN_SHARDS, Reader, decode_npy, reader_for
 from rwkvctl.data.shards import ShardFiles
-from rwkvctl.data.writer import Limits, ShardWriter
+from rwkvctl.data.writer import write_shard
 from rwkvctl.errors import UserError
 
 
@@ -105,14 +105,12 @@ def test_the_index_is_that_of_tarfile(binary: Manifest):
 
 
 def test_few_files_are_open_and_none_crosses_a_process(tmp_path: Path, binary: Manifest):
-    with ShardWriter(tmp_path, "p", Limits(samples=1)) as writer:
-        for n in range(OPEN_SHARDS + 5):
-            writer.add(f"k{n:02d}", {"cls": b"%d" % n})
+    shards = [write_shard(tmp_path, f"p-{n:06d}", [(f"k{n:02d}", {"cls": b"%d" % n})]) for n in range(OPEN_SHARDS + 5)]
     loaded = index.load(
-        [(s["name"], (tmp_path / "index" / f"{s['name'][:-4]}.idx").read_bytes(), s["bytes"]) for s in writer.shards]
+        [(s["name"], (tmp_path / "index" / f"{s['name'][:-4]}.idx").read_bytes(), s["bytes"]) for s in shards]
     )
     reader = Reader(binary)
-    named = [binary.shards[0].model_copy(update={"name": s["name"]}) for s in writer.shards]
+    named = [binary.shards[0].model_copy(update={"name": s["name"]}) for s in shards]
     reader.index, reader._files = loaded, ShardFiles(tmp_path, named)
     for _ in range(2):
         assert [reader.label(row) for row in range(len(loaded))] == list(range(OPEN_SHARDS + 5))

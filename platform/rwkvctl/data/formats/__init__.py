@@ -1,28 +1,47 @@
-"""The raw formats that can be prepared: one module each, all of one shape.
+"""The raw data sets that can be prepared: one module each, all of one shape.
 
-A module has `plan(sources, options, problems) -> Plan`: it lists the files, checks what their names and headers tell,
-and returns what is to be written, in order, with a function that reads, checks and encodes one sample.
+    DATASET                              its entry in `rwkvctl data list`
+    recognise(source) -> str | None      the form of it that a source holds, by names alone
+    plan(source, options, problems)      lists the files, checks what names and headers tell, and returns what is to be
+                                         written, in order, with a function that reads, checks and encodes one sample
+
+Shared: `pairs` (2-D images with masks), `discover` (names, pairing), `sources` (folders and archives).
 """
 
 from __future__ import annotations
 
 import difflib
 import importlib
-from types import ModuleType
+from typing import Protocol
 
+from rwkvctl.data.discover import Problems
+from rwkvctl.data.formats.base import Dataset, Options, Plan
+from rwkvctl.data.sources import Source
 from rwkvctl.errors import UserError
 
-FORMATS = {
-    "folder": "images/ + masks/, paired by name; random splits (--split, --seed, --classes)",
-    "acdc": "ACDC as h5 slices and volumes (ACDC_training_slices, ACDC_training_volumes)",
-    "imagefolder": "classification: train/<class>/*, val|test/<class>/*",
-}
+NAMES = ("acdc", "folder", "imagefolder")
+"""The special ones first: `data doctor` names them in this order."""
 
 
-def get(name: str) -> ModuleType:
+class Format(Protocol):
+    """What a module of this package offers."""
+
+    DATASET: Dataset
+
+    def recognise(self, source: Source) -> str | None: ...
+
+    def plan(self, source: Source, options: Options, problems: Problems) -> Plan: ...
+
+
+def get(name: str) -> Format:
     """The module of a format; UserError with near matches for an unknown one."""
-    if name not in FORMATS:
-        near = difflib.get_close_matches(name, FORMATS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(FORMATS)}"
+    if name not in NAMES:
+        near = difflib.get_close_matches(name, NAMES, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(NAMES)}"
         raise UserError(f"format {name!r} is unknown; {hint}")
-    return importlib.import_module(f"{__name__}.{name}")
+    module: Format = importlib.import_module(f"{__name__}.{name}")
+    return module
+
+
+def every() -> list[Format]:
+    return [get(name) for name in NAMES]

@@ -13,23 +13,33 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkvctl.data import discover
 from rwkvctl.data.discover import Problems
-from rwkvctl.data.formats.base import BadFile, Options, Plan, Sample, count_pixels, encode_npy, read_bytes, sha256
-from rwkvctl.data.splits import Split
+from rwkvctl.data.formats.base import BadFile, Dataset, Options, Plan, Sample, count_pixels, encode_npy, sha256
+from rwkvctl.data.sources import RawFile, Source
+from rwkvctl.data.splits import Split, fixed
 from rwkvctl.errors import UserError
 
-CLASSES = ["background", "right ventricle", "myocardium", "left ventricle"]
+CLASSES = ("background", "right ventricle", "myocardium", "left ventricle")
 SPLIT = "wsl4mis_fold1_val21-30"
 TEST_PATIENTS, VAL_PATIENTS, TRAIN_PATIENTS = range(1, 21), range(21, 31), range(31, 101)
-EXPECTED = {"slices": 1902, "volumes": 200}
 FRAMES_A_PATIENT = 2  # end of diastole and of systole
+
+DATASET = Dataset(
+    name="acdc",
+    title="ACDC, cardiac MR of 100 patients at two moments",
+    task="segmentation",
+    classes=CLASSES,
+    expected={"slices": 1902, "volumes": 200},
+    forms={"h5": "ACDC_training_slices/patientNNN_frameFF_slice_Z.h5, ACDC_training_volumes/patientNNN_frameFF.h5"},
+    licence="research use",
+    access="registration at CREATIS (https://www.creatis.insa-lyon.fr/Challenge/acdc); h5: WSL4MIS on GitHub",
+    citation="Bernard et al., IEEE TMI 37(11), 2018",
+)
 
 _NAME = re.compile(r"patient(\d{3})_frame(\d{2})(?:_slice_(\d+))?\.h5")
 
@@ -40,13 +50,17 @@ class Frame:
 
     patient: int
     frame: int
-    volume: Path | None = None
-    slices: dict[int, Path] = field(default_factory=dict)
+    volume: RawFile | None = None
+    slices: dict[int, RawFile] = field(default_factory=dict)
     depth: int = 0
 
     @property
     def key(self) -> str:
         return f"acdc_p{self.patient:03d}_f{self.frame:02d}"
+
+    @property
+    def files(self) -> list[RawFile]:
+        return [self.volume, *self.slices.values()] if self.volume else [*self.slices.values()]
 
 
 @dataclass(frozen=True)
@@ -60,12 +74,18 @@ class Plane:
     def key(self) -> str:
         return f"{self.frame.key}_z{self.z:02d}"
 
+    @property
+    def files(self) -> list[RawFile]:
+        return [self.frame.slices[self.z]]
 
-def plan(sources: Sequence[Path], options: Options, problems: Problems) -> Plan:
+
+def recognise(source: Source) -> str | None:
+    return "h5" if any(_NAME.fullmatch(file.name) for file in source.files) else None
+
+
+def plan(source: Source, options: Options, problems: Problems) -> Plan:
     """Find the files, check that every patient is whole, and lay out train slices, val and test volumes."""
-    if options.classes:
-        raise UserError("--classes: the classes of acdc are fixed; leave it out")
-    frames = _find(sources, problems)
+    frames = _find(source, problems)
     warnings = _check_completeness(frames, options.allow_partial, problems)
     parts: dict[str, list[Any]] = {
         "train": [Plane(f, z) for f in frames if f.patient in TRAIN_PATIENTS for z in sorted(f.slices)],
@@ -73,47 +93,43 @@ def plan(sources: Sequence[Path], options: Options, problems: Problems) -> Plan:
         "test": [f for f in frames if f.patient in TEST_PATIENTS and f.volume],
     }
     warnings += [f"the source has no {part} patients" for part, items in parts.items() if not items]
-    reader = _Reader(sources, options.dataset)
     return Plan(
-        form="h5 slices+volumes (WSL4MIS)",
+        form="h5",
         task="segmentation",
         classes=CLASSES,
         image_kind="float",
         parts=parts,
-        read=reader.read,
+        read=_Reader(options.dataset),
         make_splits=_make_splits,
         mask_rule="value",
         intensity={"clip": None, "scale": "as in the source, [0, 1]"},
-        expected=EXPECTED,
         warnings=warnings,
-        licence="research use, registration at CREATIS",
-        citation="Bernard et al., IEEE TMI 37(11), 2018",
     )
 
 
-def _make_splits(ids: Mapping[str, Sequence[str]]) -> dict[str, Split]:
+def _make_splits(ids: Mapping[str, Sequence[str]], groups: Mapping[str, str]) -> dict[str, Split]:
     rule = "test: volumes of patients 1-20; val: volumes of 21-30; train: slices of 31-100"
-    return {SPLIT: Split(rule, {part: list(ids[part]) for part in ("train", "val", "test")})}
+    return {SPLIT: fixed(rule, **ids)}
 
 
-def _find(sources: Sequence[Path], problems: Problems) -> list[Frame]:
+def _find(source: Source, problems: Problems) -> list[Frame]:
     frames: dict[tuple[int, int], Frame] = {}
-    for path in (path for source in sources for path in discover.walk(source)):
-        match = _NAME.fullmatch(path.name)
+    for file in source.files:
+        match = _NAME.fullmatch(file.name)
         if not match:
             continue
         key = int(match[1]), int(match[2])
         frame = frames.setdefault(key, Frame(*key))
         twin = frame.volume if match[3] is None else frame.slices.get(int(match[3]))
         if twin:
-            problems.add(f"{path}: is there a second time, {twin}; keep one of them")
+            problems.add(f"{file}: is there a second time, {twin}; keep one of them")
         elif match[3] is None:
-            frame.volume = path
+            frame.volume = file
         else:
-            frame.slices[int(match[3])] = path
+            frame.slices[int(match[3])] = file
     if not frames:
         raise UserError(
-            f"{sources[0]}: no files patientNNN_frameFF.h5 here; give the folder that holds ACDC_training_slices "
+            f"{source}: no files patientNNN_frameFF.h5 here; give the folder that holds ACDC_training_slices "
             "and ACDC_training_volumes"
         )
     return [frames[key] for key in sorted(frames)]
@@ -152,11 +168,11 @@ def _check_completeness(frames: list[Frame], allow_partial: bool, problems: Prob
     return whole + missing
 
 
-def _depth(volume: Path) -> int:
+def _depth(volume: RawFile) -> int:
     import h5py
 
     try:
-        with h5py.File(volume, "r") as file:
+        with volume.open() as stream, h5py.File(stream, "r") as file:
             shape = file["label"].shape
     except (OSError, KeyError) as error:
         raise BadFile(f"{volume}: not an h5 file with image and label ({_brief(error)}); replace it") from error
@@ -166,17 +182,15 @@ def _depth(volume: Path) -> int:
 
 
 class _Reader:
-    """Reads samples; keeps the last volume, because its slices are compared with it one after the other."""
+    """`Plan.read`. Keeps the last volume, because its slices are compared with it one after the other."""
 
-    def __init__(self, sources: Sequence[Path], dataset: str):
-        self._sources, self._dataset = sources, dataset
+    def __init__(self, dataset: str):
+        self._dataset = dataset
         self._volume_of: Frame | None = None
         self._volume: _File | None = None
 
-    def read(self, part: str, item: Frame | Plane) -> Sample:
-        if isinstance(item, Frame):
-            return self._read_volume(part, item)
-        return self._read_plane(part, item)
+    def __call__(self, part: str, item: Frame | Plane) -> Sample:
+        return self._read_plane(part, item) if isinstance(item, Plane) else self._read_volume(part, item)
 
     def _read_plane(self, part: str, plane: Plane) -> Sample:
         path = plane.frame.slices[plane.z]
@@ -193,10 +207,10 @@ class _Reader:
     def _read_volume(self, part: str, frame: Frame) -> Sample:
         """The whole volume; its slices are compared with it too, so that val and test are checked like train."""
         volume = self._volume_for(frame)
-        sources = {frame.volume: volume.sha256}
+        sources = {volume.raw: volume.sha256}
         for z in sorted(frame.slices):
-            sources |= self._read_plane(part, Plane(frame, z)).sources  # type: ignore[arg-type]
-        return self._sample(part, frame.key, frame, volume, sources, z=None)  # type: ignore[arg-type]
+            sources[frame.slices[z]] = self._read_plane(part, Plane(frame, z)).meta["orig_sha256"]
+        return self._sample(part, frame.key, frame, volume, sources, z=None)
 
     def _volume_for(self, frame: Frame) -> _File:
         if self._volume_of is not frame or self._volume is None:
@@ -205,7 +219,7 @@ class _Reader:
         return self._volume
 
     def _sample(
-        self, part: str, key: str, frame: Frame, file: _File, sources: Mapping[Path | str, str], z: int | None
+        self, part: str, key: str, frame: Frame, file: _File, sources: Mapping[RawFile, str], z: int | None
     ) -> Sample:
         pixels = count_pixels(file.label, len(CLASSES))
         meta = {
@@ -217,7 +231,7 @@ class _Reader:
             "group_id": f"patient{frame.patient:03d}",
             "z": z,
             "n_slices": frame.depth or None,
-            "orig_path": self._relative(file.path),
+            "orig_path": _last_two(file.raw),
             "orig_sha256": file.sha256,
             "orig_size": list(file.label.shape[-2:]),
             "orig_mode": str(file.image.dtype),
@@ -227,39 +241,40 @@ class _Reader:
             "labeled": True,
         }
         members = {"image.npy": encode_npy(file.image), "mask.npy": encode_npy(file.label)}
-        named = {self._relative(path): digest for path, digest in sources.items()}
+        named = {_last_two(raw): digest for raw, digest in sources.items()}
         return Sample(key, members, meta, named, (file.label.shape[-2], file.label.shape[-1]), pixels)
 
-    def _relative(self, path: Path | str) -> str:
-        """The last two parts: the same name whatever folder the user pointed at."""
-        return "/".join(Path(path).parts[-2:]) if isinstance(path, Path) else path
+
+def _last_two(raw: RawFile) -> str:
+    """The last two parts of its path: the same whatever folder or archive the user pointed at."""
+    return "/".join(raw.path.split("/")[-2:])
 
 
 @dataclass(frozen=True)
 class _File:
-    path: Path
+    raw: RawFile
     sha256: str
     image: NDArray[np.float32]
     label: NDArray[np.uint8]
 
 
-def _load(path: Path, ndim: int) -> _File:
+def _load(raw: RawFile, ndim: int) -> _File:
     import h5py
 
-    data = read_bytes(path)
+    data = raw.read()
     try:
         with h5py.File(io.BytesIO(data), "r") as file:
             image, label = file["image"][()], file["label"][()]
     except (OSError, KeyError, TypeError, RuntimeError) as error:
-        raise BadFile(f"{path}: not an h5 file with image and label ({_brief(error)}); replace it") from error
+        raise BadFile(f"{raw}: not an h5 file with image and label ({_brief(error)}); replace it") from error
     if image.ndim != ndim or image.shape != label.shape:
-        raise BadFile(f"{path}: image {image.shape} and label {label.shape}; both must be {ndim}-dimensional and equal")
+        raise BadFile(f"{raw}: image {image.shape} and label {label.shape}; both must be {ndim}-dimensional and equal")
     if not np.isfinite(image).all() or image.min() < -1e-3 or image.max() > 1 + 1e-3:
-        raise BadFile(f"{path}: image values {image.min():g}..{image.max():g}, expected [0, 1]; replace it")
+        raise BadFile(f"{raw}: image values {image.min():g}..{image.max():g}, expected [0, 1]; replace it")
     values = np.unique(label)
     if not np.isin(values, range(len(CLASSES))).all():
-        raise BadFile(f"{path}: label values {values[:8].tolist()}, expected 0..{len(CLASSES) - 1}; replace it")
-    return _File(path, sha256(data), image.astype(np.float32), label.astype(np.uint8))
+        raise BadFile(f"{raw}: label values {values[:8].tolist()}, expected 0..{len(CLASSES) - 1}; replace it")
+    return _File(raw, sha256(data), image.astype(np.float32), label.astype(np.uint8))
 
 
 def _brief(error: Exception) -> str:

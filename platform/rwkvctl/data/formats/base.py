@@ -1,4 +1,4 @@
-"""What every format hands to `prepare`."""
+"""What every format is made of: its entry in the list of data sets, and what it hands to `prepare`."""
 
 from __future__ import annotations
 
@@ -6,29 +6,62 @@ import hashlib
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rwkvctl.data.sources import BadFile, RawFile
 from rwkvctl.data.splits import Split
 from rwkvctl.data.writer import Limits
+
+__all__ = ["BadFile", "Dataset", "Item", "Options", "Plan", "Sample", "count_pixels", "encode_npy", "sha256"]
+
+Task = Literal["segmentation", "classification"]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set's entry in `rwkvctl data list`.
+
+    classes: by class id, none when the source names them; expected: what a whole source has; forms: the downloads
+    that are understood, name -> layout; access: where to ask for it; options: the fields of `Options` that it takes.
+    """
+
+    name: str
+    title: str
+    task: Task
+    classes: tuple[str, ...]
+    expected: Mapping[str, int]
+    forms: Mapping[str, str]
+    licence: str
+    access: str
+    citation: str = ""
+    options: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the user chose."""
+    """What the user chose; None where nothing was said."""
 
     dataset: str
-    classes: tuple[str, ...] | None = None
-    split: str = "8:1:1"
-    seeds: tuple[int, ...] = (41, 1029, 3407)
     allow_partial: bool = False
+    split: str | None = None
+    seeds: tuple[int, ...] | None = None
+    classes: tuple[str, ...] | None = None
+    orientation: str | None = None
+    busi_masks: str | None = None
+    max_side: int | None = None
 
 
-class BadFile(ValueError):
-    """A raw file that cannot become a sample: one line, file first."""
+class Item(Protocol):
+    """What is to become one sample: a frozen dataclass, small, picklable, with a `repr` that tells all of it."""
+
+    @property
+    def key(self) -> str: ...
+
+    @property
+    def files(self) -> Sequence[RawFile]: ...
 
 
 @dataclass(frozen=True)
@@ -48,7 +81,7 @@ class Sample:
 
 
 Read = Callable[[str, Any], Sample]
-MakeSplits = Callable[[Mapping[str, Sequence[str]]], dict[str, Split]]
+MakeSplits = Callable[[Mapping[str, Sequence[str]], Mapping[str, str]], dict[str, Split]]
 
 
 @dataclass
@@ -56,24 +89,23 @@ class Plan:
     """A data set that is ready to be written.
 
     parts: shard part (`all`, `train`, ...) -> items in the order of writing; read(part, item) makes the sample or
-    raises BadFile; make_splits(ids by part) makes the splits, the first being the default.
+    raises BadFile, in any process (it must be picklable); make_splits(ids by part, leak group by id) makes the
+    splits, the first being the default; limits: when a shard is full, by part.
     """
 
     form: str
-    task: Literal["segmentation", "classification"]
-    classes: list[str]
+    task: Task
+    classes: Sequence[str]
     image_kind: Literal["rgb8", "float"]
-    parts: dict[str, list[Any]]
+    parts: Mapping[str, Sequence[Item]]
     read: Read
     make_splits: MakeSplits
     mask_rule: str | None = None
     intensity: dict[str, Any] | None = None
-    expected: dict[str, int] = field(default_factory=dict)
+    orientation: str | None = None
     excluded: list[dict[str, str]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
-    limits: Limits = field(default_factory=Limits)
-    licence: str | None = None
-    citation: str | None = None
+    limits: Mapping[str, Limits] = field(default_factory=dict)
 
     @property
     def channels(self) -> int:
@@ -82,14 +114,6 @@ class Plan:
 
 def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
-
-
-def read_bytes(path: Path) -> bytes:
-    """A raw file's content; BadFile when the system cannot read it."""
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise BadFile(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def encode_npy(array: NDArray[np.generic]) -> bytes:
