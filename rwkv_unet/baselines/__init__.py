@@ -7,19 +7,37 @@ divisible by. They are made by `rwkv_unet.create_model`, as those of other libra
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import nn
 
 from rwkv_unet.baselines.att_unet import AttentionUNet
+from rwkv_unet.baselines.emcad import EMCAD
+from rwkv_unet.baselines.fcbformer import FCBFormer
 from rwkv_unet.baselines.options import check_options
+from rwkv_unet.baselines.pvt_cascade import PVTCascade
+from rwkv_unet.baselines.rolling_unet import RollingUNet
+from rwkv_unet.baselines.transunet import TransUNet
+from rwkv_unet.baselines.u_kan import UKAN
 from rwkv_unet.baselines.unet import UNet
 from rwkv_unet.baselines.unet_plus_plus import UNetPlusPlus
+from rwkv_unet.baselines.unext import SMALL_DIMS, UNeXt
 
 BASELINES: dict[str, Callable[..., nn.Module]] = {
     "unet": UNet,
     "att_unet": AttentionUNet,
     "unet_plus_plus": UNetPlusPlus,
+    "transunet": TransUNet,
+    "fcbformer": FCBFormer,
+    "unext": UNeXt,
+    "unext_s": partial(UNeXt, dims=SMALL_DIMS),
+    "pvt_cascade": PVTCascade,
+    "rolling_unet_s": partial(RollingUNet, width=16, drop=0.1),
+    "rolling_unet_m": partial(RollingUNet, width=32, drop=0.2),
+    "rolling_unet_l": partial(RollingUNet, width=64, drop=0.3),
+    "emcad": EMCAD,
+    "u_kan": UKAN,
 }
 
 

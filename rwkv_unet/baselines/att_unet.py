@@ -26,7 +26,7 @@ class AttentionUNet(nn.Module):
         self.upsamplings = nn.ModuleList(
             nn.Sequential(nn.Upsample(scale_factor=2), *conv_norm_relu(deep, dim)) for deep, dim in deep_to_shallow
         )
-        self.gates = nn.ModuleList(AttentionGate(dim) for _, dim in deep_to_shallow)
+        self.gates = nn.ModuleList(AttentionGate(dim, dim // 2) for _, dim in deep_to_shallow)
         self.convs = nn.ModuleList(double_conv(2 * dim, dim) for _, dim in deep_to_shallow)
         self.head = nn.Conv2d(dims[0], num_classes, 1)
 
@@ -42,9 +42,8 @@ class AttentionUNet(nn.Module):
 class AttentionGate(nn.Module):
     """Equations 1 and 2: every position of a skip (B, C, H, W) is weighted by how it fits the signal (B, C, H, W)."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
-        hidden = dim // 2
         self.skip = nn.Sequential(nn.Conv2d(dim, hidden, 1), nn.BatchNorm2d(hidden))
         self.signal = nn.Sequential(nn.Conv2d(dim, hidden, 1), nn.BatchNorm2d(hidden))
         self.relu = nn.ReLU(inplace=True)

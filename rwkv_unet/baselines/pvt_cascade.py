@@ -1,0 +1,58 @@
+"""PVT-CASCADE: a PVTv2 encoder and a decoder of attention gates and convolutional attention at four scales.
+
+M. M. Rahman, R. Marculescu, "Medical Image Segmentation via Cascaded Attention Decoding", WACV 2023,
+Figure 1 (AG, CAM, UpConv). The logits are the sum of those of the four scales, as the authors test.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rwkv_unet.baselines.att_unet import AttentionGate
+from rwkv_unet.baselines.pvt import DIVISOR, ChannelAttention, SpatialAttention, pvt_encoder
+from rwkv_unet.baselines.unet import conv_norm_relu, double_conv
+from rwkv_unet.images import check_images
+
+
+class PVTCascade(nn.Module):
+    """Segments (B, in_channels, H, W) into logits (B, num_classes, H, W)."""
+
+    divisor = DIVISOR
+
+    def __init__(
+        self, num_classes: int, in_channels: int = 3, *, encoder: str = "pvt_v2_b2", drop_path: float = 0.1
+    ) -> None:
+        super().__init__()
+        self.in_channels = in_channels
+        self.encoder = pvt_encoder(encoder, in_channels, drop_path)
+        deepest, *dims = reversed(self.encoder.feature_info.channels())
+        self.bridge = nn.Conv2d(deepest, deepest, 1)
+        self.upsamplings = nn.ModuleList(
+            nn.Sequential(nn.Upsample(scale_factor=2), *conv_norm_relu(i, o))
+            for i, o in zip([deepest, *dims], dims, strict=False)
+        )
+        hidden = [*dims[1:], 32]
+        self.gates = nn.ModuleList(AttentionGate(dim, h) for dim, h in zip(dims, hidden, strict=True))
+        widths = [deepest, *(2 * dim for dim in dims)]
+        self.channel_attentions = nn.ModuleList(ChannelAttention(width) for width in widths)
+        self.spatial_attention = SpatialAttention()  # the same at every scale
+        self.convs = nn.ModuleList(double_conv(i, o) for i, o in zip(widths, [deepest, *dims], strict=True))
+        self.heads = nn.ModuleList(nn.Conv2d(dim, num_classes, 1) for dim in [deepest, *dims])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, num_classes, H, W); ValueError for an image of the wrong shape."""
+        x = check_images(x, in_channels=self.in_channels, divisor=self.divisor)
+        *skips, deepest = self.encoder(x)
+        scales = [self._attend(0, self.bridge(deepest))]
+        for i, skip in enumerate(reversed(skips)):
+            up = self.upsamplings[i](scales[-1])
+            scales.append(self._attend(i + 1, torch.cat([self.gates[i](skip, up), up], 1)))
+        size = x.shape[2:]
+        maps = [F.interpolate(head(y), size, mode="bilinear") for head, y in zip(self.heads, scales, strict=True)]
+        return torch.stack(maps).sum(0)
+
+    def _attend(self, scale: int, x: Tensor) -> Tensor:
+        """CAM: channel attention, spatial attention, two convolutions."""
+        return self.convs[scale](self.spatial_attention(self.channel_attentions[scale](x)))
