@@ -83,7 +83,7 @@ def _segment(
 
     assert not model.training, "call model.eval() first"
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
-    x = to_input(torch.from_numpy(_resize(images, size)), device)  # (B, C, *size)
+    x = to_input(torch.from_numpy(resize_batch(images, size)), device)  # (B, C, *size)
     device = torch.device(device)
     with torch.autocast(device.type, torch.bfloat16, enabled=bf16 and device.type == "cuda"):
         logits = model(x)
@@ -98,7 +98,7 @@ def _best_class(logits: Tensor, native: tuple[int, ...]) -> Tensor:
     return best.to(torch.uint8)
 
 
-def _resize(images: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
+def resize_batch(images: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
     """(B, H, W, 3) or (B, H, W) to (B, C, *size), contiguous."""
     from rwkvctl.data.transforms import resize_image
 

@@ -11,19 +11,24 @@ from rwkvctl.specs.jobs import JobSpec
 
 
 def resolve(reference: str, spec: JobSpec) -> Path:
-    """The model folder of a run, of `models:/name@alias` or `models:/name/version`, or of a path.
-
-    Runs are looked for in the spec's storage, `models:/` in its tracking server; only the latter needs MLflow.
-    """
+    """The model folder of a reference, looked for in the spec's storage and tracking server."""
     assert spec.storage, "the storage is resolved before a job is submitted"
     assert spec.tracking.uri, "so is the tracking server"
+    return find(reference, spec.storage, spec.tracking.uri)
+
+
+def find(reference: str, storage: str, tracking_uri: str) -> Path:
+    """The model folder of a run, of `models:/name@alias` or `models:/name/version`, or of a path.
+
+    Only `models:/` needs MLflow. UserError, with near matches, for what is not there.
+    """
     if reference.startswith("models:/"):
         from rwkvctl.tracking import registry
 
-        return registry.resolve(reference, tracking_uri=spec.tracking.uri)
+        return registry.resolve(reference, tracking_uri=tracking_uri)
     if (Path(reference) / "model.json").is_file():
         return Path(reference).absolute()
-    folder = runs.find(reference, spec.storage)
+    folder = runs.find(reference, storage)
     if not (folder / "model" / "model.json").is_file():
         raise UserError(f"run {folder.name} has no model yet: finish it first (--resume {folder.name})")
     return folder / "model"

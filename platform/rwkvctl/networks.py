@@ -11,6 +11,7 @@ from torch import nn
 
 from rwkv_unet import create_model
 from rwkvctl.errors import UserError
+from rwkvctl.specs.load import build, parse_assignments
 from rwkvctl.specs.parts import EncoderSpec, ModelSpec
 
 
@@ -19,9 +20,20 @@ def outputs(classes: list[str]) -> int:
     return 1 if len(classes) == 2 else len(classes)
 
 
+def parse(text: str) -> ModelSpec:
+    """`NAME` or `NAME,field=value,...` as the command line names a model that is not trained."""
+    name, *assignments = text.split(",")
+    return build(ModelSpec, {"name": name, **parse_assignments(assignments)}, f"model {text}")
+
+
 def segmentation_network(spec: ModelSpec, classes: list[str]) -> nn.Module:
     """A segmentation network with random weights; logits (B, `outputs(classes)`, H, W)."""
-    return _build(create_model, spec.name, num_classes=outputs(classes), **spec.overrides())
+    return network(spec, outputs(classes))
+
+
+def network(spec: ModelSpec, num_classes: int) -> nn.Module:
+    """The same by the number of output channels."""
+    return _build(create_model, spec.name, num_classes=num_classes, **spec.overrides())
 
 
 def classifier(spec: EncoderSpec, classes: list[str]) -> nn.Module:

@@ -25,9 +25,15 @@ MAY_IMPORT = {
 OPTIONAL = {"rwkv_unet/baselines/libraries.py": {"segmentation_models_pytorch", "monai"}}  # inside functions only
 HEAVY = ["torch", "ray", "mlflow", "timm", "numpy", "cv2", "monai", "webdataset", "optuna", "pandas"]
 COMMANDS = [
-    "", "data", "data prepare", "data verify", "data show", "data list", "data synth", "pretrain", "finetune", "tune",
-    "evaluate", "predict", "model", "model list", "model show", "model promote", "runs", "sync", "ui", "recipe",
-    "recipe list", "recipe show", "config", "config show", "config set", "config unset", "demo",
+    "",
+    "data", "data prepare", "data verify", "data show", "data list", "data synth",
+    "pretrain", "finetune", "tune", "evaluate", "predict",
+    "model", "model list", "model show", "model promote", "model export", "model compare", "model erf", "model plot",
+    "study", "study list", "study show", "study report",
+    "runs", "sync", "ui",
+    "recipe", "recipe list", "recipe show",
+    "config", "config show", "config set", "config unset",
+    "demo",
 ]  # fmt: skip
 
 

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from rwkvctl.cli import config, data, demo, jobs, model, recipe, runs
+from rwkvctl.cli import config, data, demo, jobs, model, recipe, runs, study
 from rwkvctl.errors import JobFailedError, UserError
 
 FAILED, USER_ERROR, INTERRUPTED = 1, 2, 130
@@ -24,11 +24,12 @@ app.command()(jobs.finetune)
 app.command()(jobs.tune)
 app.command()(jobs.evaluate)
 app.command()(jobs.predict)
-app.add_typer(model.app, name="model", help="Registered models: list, show, promote.")
+app.add_typer(model.app, name="model", help="Models: list, show, promote, export, compare, look at.")
 app.command(name="runs")(runs.list_runs)
 app.command()(runs.sync)
 app.command()(runs.ui)
 app.add_typer(recipe.app, name="recipe", help="Recipes that are shipped: list, show.")
+app.add_typer(study.app, name="study", help="The paper's tables: list, show, report.")
 app.add_typer(config.app, name="config", help="Settings of this machine.")
 app.command()(demo.demo)
 

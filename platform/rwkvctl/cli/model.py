@@ -1,12 +1,18 @@
-"""`rwkvctl model`: the registered models."""
+"""`rwkvctl model`: registered models, and models to look at, to compare and to take elsewhere."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from rwkvctl.errors import UserError
+
+if TYPE_CHECKING:
+    from rwkvctl.compare import Figures
 
 app = typer.Typer(no_args_is_help=True)
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -70,3 +76,124 @@ def promote(
     for line in passed:
         print(line)
     print(f"models:/{name}@{alias} is now version {version}")
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="A run, models:/NAME@ALIAS, models:/NAME/VERSION, or a model folder.")],
+    out: Annotated[Path, typer.Option(help="File to write.")],
+    form: Annotated[str, typer.Option("--format", help="onnx, or pt2 for torch.export.")] = "onnx",
+    as_json: Json = False,
+) -> None:
+    """Write a trained model as one file, and check that it gives the same logits."""
+    from rwkvctl import bundle, models, settings
+    from rwkvctl.export import export as run
+
+    machine = settings.load()
+    made = run(*bundle.load(models.find(model, machine.storage, machine.tracking_uri)), out, form)
+    if as_json:
+        print(json.dumps(asdict(made), indent=2))
+        return
+    print(f"{made.path}  {made.format}  {made.bytes / 1e6:.1f} MB")
+    for size, error in made.errors.items():
+        print(f"  {size}: largest difference of logits {error:.1e} of the largest logit")
+
+
+@app.command()
+def compare(
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Models, as NAME or NAME,field=value,...")],
+    size: Annotated[int, typer.Option(min=1, help="Height and width of the images.")] = 256,
+    num_classes: Annotated[int, typer.Option("--classes", min=1, help="Output channels.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 4,
+    seconds: Annotated[float, typer.Option(min=0, help="How long each speed is measured.")] = 5.0,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda [default: the GPU if there is one]")] = None,
+    as_json: Json = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+) -> None:
+    """Measure models side by side: parameters, MACs, peak memory, images per second of training and inference."""
+    import torch
+
+    from rwkvctl.compare import Setting
+    from rwkvctl.compare import compare as run
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
+        raise UserError(f"--device {device}: choose cpu, or cuda on a machine that has one")
+    rows = list(run(names, Setting(size, num_classes, batch, device, seconds)))
+    if as_json:
+        print(json.dumps([asdict(row) for row in rows], indent=2))
+    elif as_csv:
+        print_csv(rows)
+    else:
+        from rwkvctl.cli import show
+
+        show.comparison(rows, f"{size} px, {num_classes} output channels, batch {batch}, {device}")
+
+
+def print_csv(rows: list[Figures]) -> None:
+    """A heading and a line a model, raw numbers."""
+    import csv
+    import sys
+
+    table = [asdict(row) for row in rows]
+    writer = csv.DictWriter(sys.stdout, list(table[0]))
+    writer.writeheader()
+    writer.writerows(table)
+
+
+@app.command()
+def erf(
+    names: Annotated[
+        list[str], typer.Argument(metavar="MODEL...", help="Trained models as for export, or NAME,field=value,...")
+    ],
+    out: Annotated[Path, typer.Option(help="Figure to write: .png, .svg or .pdf.")],
+    data: Annotated[Path | None, typer.Option(help="Data set whose test images are used [default: noise]")] = None,
+    count: Annotated[int, typer.Option(min=1, help="Images to average over.")] = 16,
+    size: Annotated[int, typer.Option(min=16, help="Height and width of the images.")] = 224,
+    as_json: Json = False,
+) -> None:
+    """Draw the effective receptive field of each model's encoder (Fig. 3 of the paper)."""
+    from rwkvctl import erf as fields
+    from rwkvctl import settings
+
+    machine = settings.load()
+    images = fields.images(data, count, size)
+    found = {
+        name: fields.receptive_field(fields.open_model(name, machine.storage, machine.tracking_uri), images)
+        for name in names
+    }
+    fields.draw(found, out)
+    if as_json:
+        print(json.dumps({name: field.sides for name, field in found.items()}, indent=2))
+        return
+    for name, field in found.items():
+        sides = ", ".join(f"{share:.0%} within {value:.0%}" for share, value in field.sides.items())
+        print(f"{name}: {sides} of the image's side")
+    print(out)
+
+
+@app.command()
+def plot(
+    name: Annotated[str, typer.Argument(help="Registered model whose versions are compared.")],
+    out: Annotated[Path, typer.Option(help="Figure to write: .png, .svg or .pdf.")],
+    metric: Annotated[str, typer.Option(help="Metric of the versions.")] = "test/dsc_official/mean",
+) -> None:
+    """Plot accuracy against MACs over the versions of a registered model (Fig. 4 of the paper)."""
+    from rwkvctl import figures
+    from rwkvctl.tracking import registry
+
+    versions = registry.show(name, tracking_uri())
+    points = [
+        figures.Point(
+            version.tags["run"],
+            version.metrics[metric],
+            int(version.tags["macs_paper"]),
+            int(version.tags["parameters"]),
+        )
+        for version in versions
+        if metric in version.metrics and "macs_paper" in version.tags
+    ]
+    if not points:
+        raise UserError(f"{name}: no version has {metric}; score them first with: rwkvctl evaluate RUN --split test")
+    figures.accuracy_against_macs(points, f"{name}: {metric}", out)
+    print(f"{out}: {len(points)} versions")

@@ -1,19 +1,30 @@
-"""Results of jobs as text."""
+"""Results as text: of jobs, comparisons and studies."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
+if TYPE_CHECKING:
+    from rwkvctl.compare import Figures
+    from rwkvctl.specs.study import StudySpec
+    from rwkvctl.studies import Row
+
+
+def wide_console() -> Console:
+    """A terminal as it is; a file has no edge to fold at."""
+    console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = 200
+    return console
+
 
 def result(job: str, run_dir: Path, values: dict[str, Any]) -> None:
     """Print what a finished job made, and what may come next."""
-    console = Console(highlight=False, soft_wrap=True)
-    if not console.is_terminal:
-        console.width = 160  # a file has no edge to fold at
+    console = wide_console()
     match job:
         case "evaluate" if "classes" in values:
             console.print(scores_table(values))
@@ -60,6 +71,53 @@ def trials_table(rows: list[dict[str, Any]]) -> Table:
     return table
 
 
+def comparison(rows: list[Figures], title: str) -> None:
+    """A row a model: size, speed, memory."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("model")
+    headings = "parameters, M", "MACs (paper), G", "MACs (true), G", "inference, img/s", "training, img/s"
+    for heading in (*headings, "peak inference, MB", "peak training, MB"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        sizes = row.parameters / 1e6, row.macs_paper / 1e9, row.macs_true / 1e9
+        speeds = row.inference_images_per_second, row.train_images_per_second
+        peaks = row.inference_peak_bytes / 1e6, row.train_peak_bytes / 1e6
+        table.add_row(
+            row.model, *(f"{x:.3f}" for x in sizes), *(f"{x:.2f}" for x in speeds), *(f"{x:.0f}" for x in peaks)
+        )
+    wide_console().print(table)
+
+
+def study(spec: StudySpec, rows: list[Row]) -> None:
+    """A study's table: every figure of ours beside the paper's."""
+    table = Table(
+        title=f"{spec.title}, {spec.image_size} px, DSC in %, HD95 in voxels, `official`", title_justify="left"
+    )
+    table.add_column("row")
+    columns = ["M", "M, paper", "G MACs", "G, paper"]
+    for dataset in spec.datasets:
+        columns += [f"DSC {dataset}", "paper"]
+        if any(dataset in row.paper.hd95 for row in rows):
+            columns += [f"HD95 {dataset}", "paper"]
+    for heading in columns:
+        table.add_column(heading, justify="right")
+    for row in rows:
+        own = shown(row.parameters and row.parameters / 1e6, 2), shown(row.macs and row.macs / 1e9, 3)
+        cells = [own[0], shown(row.paper.parameters, 2), own[1], shown(row.paper.macs, 2)]
+        for dataset in spec.datasets:
+            score = row.scores.get(dataset)
+            cells += [f"{score.dsc:.2f} (n={score.runs})" if score else "-", shown(row.paper.dsc.get(dataset), 2)]
+            if any(dataset in other.paper.hd95 for other in rows):
+                cells += [shown(score.hd95 if score else None, 2), shown(row.paper.hd95.get(dataset), 2)]
+        table.add_row(row.label, *cells)
+    wide_console().print(table)
+
+
+def shown(value: float | None, digits: int) -> str:
+    """A number, or a dash for none."""
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
 def number(value: float | None) -> str:
     """Four decimals, or a dash where there is nothing to count."""
-    return "-" if value is None else f"{value:.4f}"
+    return shown(value, 4)

@@ -13,10 +13,10 @@ import yaml
 from pydantic import ValidationError
 
 from rwkvctl.errors import UserError
-from rwkvctl.specs.base import problems
+from rwkvctl.specs.base import Spec, problems
 from rwkvctl.specs.jobs import JOBS, JobSpec, SpaceSpec
 
-AnySpec = TypeVar("AnySpec", bound=JobSpec)
+AnySpec = TypeVar("AnySpec", bound=Spec)
 
 
 @functools.cache
@@ -40,7 +40,7 @@ def space_names() -> list[str]:
 
 def shipped_or_path(folder: str, name: str, known: list[str]) -> Path:
     """A file of ours by its name, or the user's own by its path."""
-    what = folder.removesuffix("s")
+    what = {"recipes": "recipe", "spaces": "space", "studies": "study"}[folder]
     if name.endswith((".yaml", ".yml")):
         if not Path(name).is_file():
             raise UserError(f"{what} {name}: no such file")

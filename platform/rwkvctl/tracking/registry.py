@@ -204,6 +204,13 @@ def show(name: str, tracking_uri: str) -> list[Version]:
     return sorted(versions, key=lambda version: -version.version)
 
 
+def all_versions(tracking_uri: str) -> list[Version]:
+    """Every version of every registered model that has the spec of its training in its tags."""
+    client = connect(tracking_uri)
+    found = [version for name in _model_names(client) for version in client.search_model_versions(f"name='{name}'")]
+    return [_version(version, {}) for version in found if "spec" in version.tags]
+
+
 def _version(found: ModelVersion, aliases: Mapping[str, int]) -> Version:
     number = int(found.version)
     return Version(
