@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from rwkvctl.data.images import EXTENSIONS
 from rwkvctl.data.sources import RawFile, Source, natural_key
 from rwkvctl.errors import UserError
 
@@ -90,6 +91,36 @@ def pair(images: Mapping[str, RawFile], masks: Mapping[str, RawFile], problems: 
     return sorted(images.keys() & masks.keys(), key=natural_key)
 
 
+def refuse_empty(source: Source, found: Iterable[object], name: str, forms: Mapping[str, str]) -> None:
+    """UserError that tells the forms of a data set when nothing of it was found."""
+    if not any(found):
+        raise UserError(f"{source}: nothing of {name} here; it comes as {', or '.join(forms.values())}")
+
+
+def check_numbers(
+    source: Source,
+    what: str,
+    found: Mapping[str, RawFile],
+    wanted: range,
+    allow_partial: bool,
+    problems: Problems,
+) -> list[str]:
+    """Compare numbered files with the numbers that the data set has. A number outside is a problem; missing ones are a
+    problem too, or a warning (returned) when the user accepts it."""
+    for name, file in found.items():
+        if not name.isdigit() or int(name) not in wanted:
+            problems.add(f"{file}: {what} are numbered {wanted[0]} to {wanted[-1]}; move what is no part of them away")
+    missing = [str(number) for number in wanted if str(number) not in found]
+    if not missing:
+        return []
+    names = ", ".join(missing[:_SHOWN]) + (", ..." if len(missing) > _SHOWN else "")
+    text = f"{len(wanted) - len(missing)} of {len(wanted)} {what}; missing {names}"
+    if allow_partial:
+        return [f"partial source: {text}"]
+    problems.add(f"{source}: {text}; complete the source, or accept it with --allow-partial")
+    return []
+
+
 def check_counts(
     source: Source,
     found: Mapping[str, int],
@@ -105,6 +136,19 @@ def check_counts(
     for text in wrong:
         problems.add(f"{source}: {text}; complete the source, or accept it with --allow-partial")
     return []
+
+
+def strangers(source: Source, known: Iterable[RawFile], ignored: str = "") -> list[str]:
+    """A warning about image files that are none of `known` and whose path has no match of the pattern `ignored`."""
+    used = {file.path for file in known}
+    pattern = re.compile(ignored or r"(?!)", re.IGNORECASE)
+    left = [file for file in source.files if file.suffix in EXTENSIONS and file.path not in used]
+    left = [file for file in left if not pattern.search(file.path)]
+    if not left:
+        return []
+    return [
+        f"{len(left)} image files have names that this data set does not have, and were left out: first {left[0].path}"
+    ]
 
 
 @dataclass

@@ -13,6 +13,7 @@ from rwkvctl.errors import UserError
 
 PARTS = ("train", "val", "test")
 DEFAULT_SEEDS = (41, 1029, 3407)
+MIN_GROUPS = 3
 
 
 @dataclass(frozen=True)
@@ -87,23 +88,40 @@ def fixed(rule: str, **parts: Sequence[str]) -> Split:
 def grouped_split(ids: Sequence[str], group_of: Mapping[str, str], ratio: tuple[int, int, int], seed: int) -> Split:
     """A random split that tears no group (patient, sequence, duplicates) apart.
 
-    Groups are taken in the order of a seeded permutation, each into the part that lacks most samples, so the parts'
-    sizes come as near to `ratio` as the groups' sizes allow.
+    Groups are taken in the order of a seeded permutation: into test until it has its share of the samples, then into
+    val, and the rest into train. Three groups are enough for no part to be empty, unless one holds nearly everything.
     """
     members: dict[str, list[str]] = {}
     for key in ids:
         members.setdefault(group_of.get(key, key), []).append(key)
     names = list(members)
-    lacking = {part: len(ids) * share / sum(ratio) for part, share in zip(PARTS, ratio, strict=True)}
+    _, val_share, test_share = (len(ids) * share / sum(ratio) for share in ratio)
+    sizes = dict.fromkeys(PARTS, 0)
     part_of: dict[str, str] = {}
     for i in np.random.RandomState(seed).permutation(len(names)):
-        part = max(PARTS, key=lambda part: lacking[part])
-        lacking[part] -= len(members[names[i]])
+        part = "test" if sizes["test"] < test_share else "val" if sizes["val"] < val_share else "train"
+        sizes[part] += len(members[names[i]])
         part_of |= dict.fromkeys(members[names[i]], part)
     parts = {part: [key for key in ids if part_of[key] == part] for part in PARTS}
     if not parts["train"] or not parts["val"] or (ratio[2] and not parts["test"]):
         raise UserError(f"{len(names)} groups leave a part of {':'.join(map(str, ratio))} empty; change the ratio")
     return Split(f"whole groups, {':'.join(map(str, ratio))} of the samples, seeded", parts, seed)
+
+
+def grouped_splits(
+    ids: Sequence[str],
+    group_of: Mapping[str, str],
+    ratio_text: str | None,
+    seeds: Sequence[int] | None,
+    default: str = "8:1:1",
+    name: str = "grouped",
+) -> dict[str, Split]:
+    """One split a seed that tears no group apart: `grouped811_s41`. No split when there are too few groups for one."""
+    ratio = parse_ratio(ratio_text or default)
+    if len({group_of.get(key, key) for key in ids}) < MIN_GROUPS:
+        return {}
+    names = {seed: split_name(ratio, seed).replace("random", name) for seed in seeds or DEFAULT_SEEDS}
+    return {name: grouped_split(ids, group_of, ratio, seed) for seed, name in names.items()}
 
 
 def folds(ids: Sequence[str], group_of: Mapping[str, str] | None, k: int, seed: int) -> dict[str, Split]:

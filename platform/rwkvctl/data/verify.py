@@ -188,7 +188,7 @@ def _check_sample(manifest: Manifest, reader: Reader, row: int, deep: bool) -> s
         label = reader.label(row)
         if label >= len(manifest.classes):
             raise ValueError(f"label {label}, there are {len(manifest.classes)} classes")
-    else:
+    elif meta.get("labeled", True):
         mask = reader.mask(row)
         values = np.unique(mask)
         unknown = values[(values >= len(manifest.classes)) & (values != manifest.ignore_index)]
@@ -234,6 +234,10 @@ def _check_disjoint(name: str, ids: dict[str, list[str]], groups: dict[str, str 
         report.warnings.append(f"split {name}: val and test are the same samples")
     elif set(ids["val"]) & set(ids["test"]):
         report.problems.append(f"split {name}: val and test share {len(set(ids['val']) & set(ids['test']))} samples")
-    shared = ({groups.get(key) for key in ids["train"]} & {groups.get(key) for key in held_out}) - {None}
-    if shared:
-        report.warnings.append(f"split {name}: {len(shared)} groups (patients, duplicates) are in train and held out")
+    train = {groups.get(key) for key in ids["train"]} - {None}
+    leaks = {part: sum(groups.get(key) in train for key in ids[part]) for part in PARTS[1:]}
+    if any(leaks.values()):
+        counts = " and ".join(f"{n} of {len(ids[part])} {part} samples" for part, n in leaks.items() if n)
+        report.warnings.append(
+            f"split {name}: {counts} are of groups (patients, sequences, duplicates) that train has too"
+        )

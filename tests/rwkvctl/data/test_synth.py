@@ -124,9 +124,9 @@ def test_glas(tree: Path):
 @of("goals:public")
 def test_goals(tree: Path):
     numbers = {path.stem for path in tree.rglob("Image/*.png")}
-    assert numbers == {"0001", "0002", "0101", "0102", "0201", "0202"}
+    assert numbers == {"0001", "0002", "0003", "0004", "0005", "0101", "0201"}
     masks = list(tree.rglob("Layer_Masks/*.png"))
-    assert {path.stem for path in masks} == {"0001", "0002"}
+    assert {path.stem for path in masks} == {"0001", "0002", "0003", "0004", "0005"}
     assert set(np.unique(stored(masks[0])[2])) == {0, 80, 160, 255}
 
 

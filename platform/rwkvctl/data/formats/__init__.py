@@ -19,7 +19,10 @@ from rwkvctl.data.formats.base import Dataset, Options, Plan
 from rwkvctl.data.sources import Source
 from rwkvctl.errors import UserError
 
-NAMES = ("acdc", "folder", "imagefolder")
+NAMES = (
+    "acdc", "busi", "clinicdb", "colondb", "fugc", "glas", "goals", "isic2017", "kvasir", "psvfm",
+    "folder", "imagefolder",
+)  # fmt: skip
 """The special ones first: `data doctor` names them in this order."""
 
 

@@ -67,7 +67,7 @@ def trap_ids(folder: Path) -> Path:
 
 def trap_number(folder: Path) -> Path:
     """A frame with a number that ClinicDB does not have."""
-    source = next(p for p in sorted(folder.rglob("*")) if p.parent.name in ("Original", "images") and p.is_file())
-    path = source.with_name(f"613{source.suffix}")
-    path.write_bytes(source.read_bytes())
+    for file in [path for path in folder.rglob("1.*") if path.is_file()]:
+        path = file.with_stem("613")
+        path.write_bytes(file.read_bytes())
     return path

@@ -15,7 +15,7 @@ GREYS = np.array([255, 0, 80, 160], np.uint8)
 
 
 def write_full(folder: Path, n: int, size: int, seed: int) -> None:
-    """All masks: a third of `n` for each part, `Train`, `Validation`, `Test`."""
+    """All masks: half of `n` in `Train`, a quarter each in `Validation` and `Test`."""
     _write(folder, n, size, seed, masked=("Train", "Validation", "Test"))
 
 
@@ -28,7 +28,7 @@ def _write(folder: Path, n: int, size: int, seed: int, masked: tuple[str, ...]) 
     shape = (size * 8 // 11, size)
     for part, first in (("Train", 1), ("Validation", 101), ("Test", 201)):
         root = folder / f"GOALS2022-{part}" / part
-        for number in range(first, first + max(1, n // 3)):
+        for number in range(first, first + (max(5, n // 2) if part == "Train" else max(1, n // 4))):
             rng = np.random.default_rng([seed, 6, number])
             ids = _layers(rng, shape)
             grey = paint(rng, ids, [[0.12] * 3, [0.75] * 3, [0.45] * 3, [0.6] * 3], shading=0.15, noise=0.15)

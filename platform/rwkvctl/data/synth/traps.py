@@ -9,6 +9,9 @@ from rwkvctl.data.synth.output import write
 
 DATA = images.EXTENSIONS | {".h5", ".npz", ".gz", ".tar", ".parquet"}
 
+SPARE = ("Layer_show", "superpixels", "unannotated", "Testing")
+"""In the paths of files that no sample needs."""
+
 
 def trap_litter(folder: Path) -> Path:
     """Files of operating systems: no part of the data."""
@@ -51,5 +54,9 @@ def trap_link(folder: Path) -> Path:
 
 
 def _last_file(folder: Path) -> Path:
-    """An image, volume or archive, never a table."""
-    return max(path for path in folder.rglob("*") if path.suffix.lower() in DATA and path.is_file())
+    """An image, volume or archive that belongs to a sample."""
+    return max(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in DATA and path.is_file() and not any(word in str(path) for word in SPARE)
+    )
