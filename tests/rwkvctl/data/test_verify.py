@@ -131,4 +131,4 @@ def test_shared_groups_are_reported(polyps: Path, tmp_path: Path):
         shutil.copy(source / "images" / "1.jpg", source / "images" / f"{n}.jpg")
     made = prepare("folder", [source], tmp_path / "set", seeds=[41])
     assert made.splits["random811_s41"].leak_groups_shared == 1
-    assert "1 of " in verify.verify(made.root).warnings[0]
+    assert "2 of 2 test samples are of groups" in verify.verify(made.root).warnings[0]

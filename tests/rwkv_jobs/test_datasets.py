@@ -1,0 +1,38 @@
+"""Every data set's path in full: its synthetic download, prepared and verified, trains for an epoch with its recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rwkvctl.data import formats, synth
+
+from .conftest import COMMON, TINY
+
+TREES = {  # data set: number of samples in its tree
+    "acdc": 6, "busi": 12, "clinicdb": 12, "colondb": 12, "folder": 12, "fugc": 6, "glas": 8, "goals": 12,
+    "imagefolder": 48, "imagenet": 48, "isic2017": 6, "kvasir": 12, "nnunet": 8, "psvfm": 12, "synapse": 6,
+}  # fmt: skip
+RECIPES = {"folder": "binary", "fugc": "multiclass", "nnunet": "multiclass"}
+READY = [name for name in TREES if name in formats.NAMES]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", READY)
+def test_from_download_to_model(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    from rwkv_jobs.entry import guarded
+    from rwkvctl.data.prepare import prepare
+    from rwkvctl.data.verify import verify
+
+    source = synth.write(name, tmp_path / "source", n=TREES[name], size=32)
+    manifest = prepare(name, [source], tmp_path / name, allow_partial=True)
+    assert verify(manifest.root, deep=True).problems == []
+    job, more = ("pretrain", ["optimizer.warmup_epochs=0"]) if manifest.task == "classification" else ("finetune", [])
+    own = [f"data.path={manifest.root}", f"data.dataset={name}", f"name={name}", "cluster.launcher=process"]
+    settings = [*own, *COMMON, *TINY[job], *more, "train.epochs=1"]
+    assert guarded(job, RECIPES.get(name, name), settings) == 0, capsys.readouterr().err
+
+
+def test_no_data_set_is_forgotten():
+    assert set(TREES) == set(synth.FORMS) >= set(formats.NAMES)
