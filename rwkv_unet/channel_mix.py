@@ -9,7 +9,7 @@ from rwkv_unet.layers import TokenMix, q_shift
 
 
 class ChannelMix(nn.Module):
-    """Gated feed-forward layer with a squared ReLU: (B, H, W, C) -> (B, H, W, C)."""
+    """Gated feed-forward layer with a squared ReLU: (B, *spatial, C) -> (B, *spatial, C)."""
 
     def __init__(self, dim: int, hidden_rate: int) -> None:
         super().__init__()

@@ -88,8 +88,9 @@ class ModelConfig:
             raise ValueError(f"model.{name} {rule}, not {getattr(self, name)!r}")
 
 
-# Table I
+# Table I, and "xt" below a million parameters
 SIZES: dict[str, dict[str, Any]] = {
+    "xt": {"stem_dim": 8, "depths": (2, 2, 3, 2), "dims": (12, 24, 48, 96), "expansions": (1.0, 1.5, 2.0, 3.0)},
     "t": {"stem_dim": 24, "depths": (2, 2, 4, 2), "dims": (32, 48, 96, 160), "expansions": (2.0, 2.5, 3.0, 3.5)},
     "s": {"stem_dim": 24, "depths": (3, 3, 6, 3), "dims": (32, 64, 128, 192), "expansions": (2.0, 2.5, 3.0, 4.0)},
     "b": {"stem_dim": 24, "depths": (3, 3, 6, 3), "dims": (48, 72, 144, 240), "expansions": (2.0, 2.5, 4.0, 4.0)},

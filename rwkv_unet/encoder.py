@@ -1,4 +1,4 @@
-"""The RWKV-UNet encoder (Table I), by itself an image classifier; timm knows it as `rwkv_unet_enc_t|s|b`.
+"""The RWKV-UNet encoder (Table I), by itself an image classifier; timm knows it as `rwkv_unet_enc_xt|t|s|b`.
 
 Paper: "RWKV-UNet: Improving UNet with Long-Range Cooperation for Effective Medical Image Segmentation",
 https://arxiv.org/abs/2501.08458
@@ -198,8 +198,14 @@ def _create(variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
         variant,
         pretrained,
         feature_cfg={"out_indices": (0, 1, 2, 3, 4), "flatten_sequential": True},
-        **{**SIZES[variant[-1]], **kwargs},
+        **{**SIZES[variant.rsplit("_", 1)[1]], **kwargs},
     )
+
+
+@register_model
+def rwkv_unet_enc_xt(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """The encoder of RWKV-UNet-XT, which the paper does not have."""
+    return _create("rwkv_unet_enc_xt", pretrained, **kwargs)
 
 
 @register_model

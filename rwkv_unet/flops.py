@@ -31,7 +31,7 @@ import biwkv  # noqa: F401  registers torch.ops.biwkv
 
 WKV_MACS = 6
 """A token and channel of WKV: a numerator and a denominator, each decayed and added to from the left, from the right,
-and by the token itself. Exponentials, e^k v and the division are left out."""
+and by the token itself. Exponentials, e^k v and the division are left out. Every further axis adds 4."""
 
 
 class Macs(NamedTuple):
@@ -87,12 +87,18 @@ def _wkv_flops(w_shape: Any, u_shape: Any, k_shape: Any, *args: Any, **kwargs: A
     return 2 * WKV_MACS * prod(k_shape)
 
 
+def _wkv_nd_flops(w_shape: Any, u_shape: Any, k_shape: Any, *args: Any, **kwargs: Any) -> int:
+    axes = w_shape[0]
+    return 2 * (WKV_MACS + 4 * (axes - 1)) * prod(k_shape)
+
+
 def _attention_flops(q_shape: Any, k_shape: Any, v_shape: Any, *args: Any, **kwargs: Any) -> int:
     return sdpa_flop_count(q_shape, k_shape, v_shape)
 
 
 FLOPS = {
     torch.ops.biwkv.forward: _wkv_flops,
+    torch.ops.biwkv.nd_forward: _wkv_nd_flops,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,  # unlike others not known to torch
 }
 

@@ -51,25 +51,24 @@ class SqueezeExcite(nn.Module):
 
 
 def q_shift(x: Tensor) -> Tensor:
-    """Shift quarters of the channels of (B, H, W, C) by one pixel: right, left, down, up; zeros come in.
+    """Shift equal parts of the channels of (B, *spatial, C) by one step, forth and back on every axis; zeros come in.
 
-    The quarters end at C // 4, C // 2, 3C // 4 and C.
+    In an image quarters of the channels move right, left, down and up; they end at C // 4, C // 2, 3C // 4 and C. In a
+    volume sixths do, and the last two move along its first axis.
     """
-    channels = x.shape[3]
-    right, left, down, up = x.tensor_split((channels // 4, channels // 2, 3 * channels // 4), dim=3)
-    return torch.cat(
-        [
-            F.pad(right[:, :, :-1], (0, 0, 1, 0)),
-            F.pad(left[:, :, 1:], (0, 0, 0, 1)),
-            F.pad(down[:, :-1], (0, 0, 0, 0, 1, 0)),
-            F.pad(up[:, 1:], (0, 0, 0, 0, 0, 1)),
-        ],
-        dim=3,
-    )
+    channels, axes = x.shape[-1], range(x.ndim - 2, 0, -1)
+    ends = [channels * i // (2 * len(axes)) for i in range(1, 2 * len(axes))]
+    parts = iter(x.tensor_split(ends, dim=-1))
+    shifted = []
+    for axis in axes:
+        stays, inner = (0, 0) * (x.ndim - 1 - axis), x.shape[axis] - 1
+        shifted.append(F.pad(next(parts).narrow(axis, 0, inner), (*stays, 1, 0)))
+        shifted.append(F.pad(next(parts).narrow(axis, 1, inner), (*stays, 0, 1)))
+    return torch.cat(shifted, dim=-1)
 
 
 class TokenMix(nn.Module):
-    """A learned blend, channel by channel, of a token and its shifted neighbour, both (B, H, W, C)."""
+    """A learned blend, channel by channel, of a token and its shifted neighbour, both (B, *spatial, C)."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()

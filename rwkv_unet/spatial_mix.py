@@ -27,11 +27,15 @@ class SpatialMix(nn.Module):
         self.output = nn.Linear(dim, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        _, height, width, _ = x.shape
-        tokens = height * width
         shifted = q_shift(x)
-        key = self.key(self.mix_key(x, shifted)).flatten(1, 2)  # (B, T, C)
-        value = self.value(self.mix_value(x, shifted)).flatten(1, 2)
+        key = self.key(self.mix_key(x, shifted))
+        value = self.value(self.mix_value(x, shifted))
         gate = torch.sigmoid(self.receptance(self.mix_receptance(x, shifted)))
-        attended = bi_wkv(self.decay / tokens, self.first / tokens, key, value)
-        return self.output(gate * self.norm(attended).unflatten(1, (height, width)))
+        return self.output(gate * self.norm(self.attend(key, value)))
+
+    def attend(self, key: Tensor, value: Tensor) -> Tensor:
+        """Bi-WKV over all tokens in one row; (B, H, W, C), as its result."""
+        height, width = key.shape[1:3]
+        tokens = height * width
+        attended = bi_wkv(self.decay / tokens, self.first / tokens, key.flatten(1, 2), value.flatten(1, 2))
+        return attended.unflatten(1, (height, width))

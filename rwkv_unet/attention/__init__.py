@@ -1,21 +1,24 @@
 """Token mixers of the encoder's blocks, by the names that `ModelConfig.attention` takes (Table II and Fig. 3).
 
-All map (B, H, W, C) to (B, H, W, C) for any H and W.
+spatial_mix_2d is beyond the paper. All map (B, H, W, C) to (B, H, W, C) for any H and W.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from torch import nn
 
 from rwkv_unet.attention.bi_mamba import BiMamba
 from rwkv_unet.attention.focused_linear import FocusedLinearAttention
 from rwkv_unet.attention.mhsa import MultiHeadSelfAttention
+from rwkv_unet.attention.spatial_mix_nd import SpatialMixND
 from rwkv_unet.spatial_mix import SpatialMix
 
 TOKEN_MIXERS: dict[str, Callable[[int], nn.Module]] = {
     "spatial_mix": SpatialMix,
+    "spatial_mix_2d": partial(SpatialMixND, axes=2),
     "mhsa": MultiHeadSelfAttention,
     "focused_linear": FocusedLinearAttention,
     "bi_mamba": BiMamba,

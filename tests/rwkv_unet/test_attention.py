@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,6 +13,8 @@ from rwkv_unet.attention import TOKEN_MIXERS, token_mixer
 from rwkv_unet.attention.bi_mamba import BiMamba, selective_scan
 from rwkv_unet.attention.focused_linear import EPS, FocusedLinearAttention
 from rwkv_unet.attention.mhsa import MultiHeadSelfAttention
+from rwkv_unet.attention.spatial_mix_nd import SpatialMixND
+from rwkv_unet.spatial_mix import SpatialMix
 
 
 @pytest.mark.parametrize("attention", TOKEN_MIXERS)
@@ -32,6 +36,29 @@ def test_unknown_token_mixers_are_refused() -> None:
     with pytest.raises(ValueError, match=r"attention must be one of spatial_mix, .*, none, not 'flash'"):
         token_mixer("flash", 8)
     assert token_mixer("none", 8) is None
+
+
+def test_spatial_mix_over_axes_of_one_row_is_spatial_mix() -> None:
+    """But for the weight of a neighbour: e^{-decay / W} over axes, 1 in a row, so the bonus takes up the difference."""
+    torch.manual_seed(0)
+    row, axes = SpatialMix(8), SpatialMixND(8, axes=2)
+    torch.nn.init.normal_(row.decay, std=3)
+    torch.nn.init.normal_(row.first, std=3)
+    state = row.state_dict()
+    axes.load_state_dict({**state, "decay": torch.stack([torch.randn(8), row.decay]), "first": row.first - row.decay})
+    x = torch.randn(2, 1, 9, 8)
+    torch.testing.assert_close(axes(x), row(x))
+
+
+def test_spatial_mix_over_axes_does_not_know_rows_from_columns() -> None:
+    torch.manual_seed(0)
+    mixer = SpatialMixND(8, axes=2)
+    torch.nn.init.normal_(mixer.decay, std=3)
+    transposed = copy.deepcopy(mixer)
+    transposed.decay.data = mixer.decay.data.flip(0)
+    key, value = torch.randn(2, 2, 3, 5, 8)
+    turned = transposed.attend(key.transpose(1, 2), value.transpose(1, 2))
+    torch.testing.assert_close(turned.transpose(1, 2), mixer.attend(key, value))
 
 
 def test_mhsa_is_the_same_in_evaluation() -> None:

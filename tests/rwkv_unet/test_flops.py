@@ -146,11 +146,18 @@ def test_counting_cleans_up_after_an_error() -> None:
     assert not any(module._forward_hooks for module in model.modules())
 
 
+def test_true_count_of_spatial_mix_adds_four_an_axis() -> None:
+    rows, axes = (create_model("rwkv_unet_xt", num_classes=1, attention=a) for a in ("spatial_mix", "spatial_mix_2d"))
+    tokens_and_channels = 64 * 2 * 96 + 16 * 288  # of stages III and IV at 64 x 64
+    more = count_macs(axes, (3, 64, 64)).true - count_macs(rows, (3, 64, 64)).true
+    assert more == 4 * tokens_and_channels
+
+
 def test_parameters() -> None:
     encoders = {"t": 2_938_472, "s": 9_416_048, "b": 16_694_040}
     nets = {"t": 3_146_785, "s": 9_703_225, "b": 17_127_049}
     unused_norms = {"t": 1_024, "s": 1_280, "b": 1_536}
-    for size in SIZES:
+    for size in encoders:
         model = create_model(f"rwkv_unet_{size}", num_classes=1)
         assert count_parameters(model.encoder) == encoders[size]
         assert count_parameters(model) == nets[size] - unused_norms[size]

@@ -179,6 +179,19 @@ def test_q_shift_by_hand(height: int, width: int) -> None:
                 assert torch.equal(y[:, i, j, channels], expected)
 
 
+def test_q_shift_of_a_volume_by_hand() -> None:
+    x = torch.randn(2, 3, 4, 5, 7)  # seven channels: parts of 1, 1, 1, 1, 1 and 2
+    y = q_shift(x)
+    assert torch.equal(y[..., 1:, 0], x[..., :-1, 0])
+    assert torch.equal(y[..., :-1, 1], x[..., 1:, 1])
+    assert torch.equal(y[:, :, 1:, :, 2], x[:, :, :-1, :, 2])
+    assert torch.equal(y[:, :, :-1, :, 3], x[:, :, 1:, :, 3])
+    assert torch.equal(y[:, 1:, ..., 4], x[:, :-1, ..., 4])
+    assert torch.equal(y[:, :-1, ..., 5:], x[:, 1:, ..., 5:])
+    edges = [y[..., 0, 0], y[..., -1, 1], y[:, :, 0, :, 2], y[:, :, -1, :, 3], y[:, 0, ..., 4], y[:, -1, ..., 5:]]
+    assert all(not edge.any() for edge in edges)
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
 def test_compiles_as_one_graph() -> None:
