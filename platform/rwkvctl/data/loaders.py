@@ -35,7 +35,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class Batch(NamedTuple):
-    """images uint8 (B, 3, H, W) for rgb8 or float32 (B, 1, H, W) for float;
+    """images uint8 (B, 3, H, W) for rgb8 or float32 (B, 1, H, W) for float, channels last in memory;
     targets uint8 (B, H, W) masks or int64 (B,) labels; keys: the samples' ids."""
 
     images: torch.Tensor
@@ -225,7 +225,7 @@ class _SegmentationSamples(_Samples):
 
     def load(self, position: int, rng: np.random.Generator) -> Item:
         transform = transforms.segmentation_train(self.size, self.augment)
-        image, mask = self.reader.image(position), self.reader.mask(position)
+        image, mask = self.reader.image(position, least=self.size), self.reader.mask(position)
         return *transform(image, mask, rng), self.reader.key(position)
 
 
@@ -240,7 +240,7 @@ class _ClassificationSamples(_Samples):
     def load(self, position: int, rng: np.random.Generator) -> Item:
         if self._transform is None:  # made in the worker: closures cannot be pickled
             self._transform = transforms.classification_train(self.size, self.augment)
-        image = self._transform(self.reader.image(position), rng)  # type: ignore[arg-type]
+        image = self._transform(self.reader.photo(position), rng)
         return image, torch.tensor(self.reader.label(position)), self.reader.key(position)
 
 
@@ -266,7 +266,8 @@ def _size(image_size: int | tuple[int, int]) -> tuple[int, int]:
 def _collate(samples: Sequence[Item]) -> Batch:
     images, targets, keys = zip(*samples, strict=True)
     with _one_thread():
-        return Batch(torch.stack(images), torch.stack(targets), list(keys))
+        channels_last = torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
+        return Batch(channels_last, torch.stack(targets), list(keys))
 
 
 # Worker processes ---------------------------------------------------------------------------------------------------

@@ -7,6 +7,9 @@ import json
 import os
 import zlib
 from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -53,16 +56,20 @@ class Reader:
             raise self._bad(row, extension, ValueError("its bytes are not those that were written (CRC differs)"))
         return data
 
-    def image(self, row: int) -> NDArray[np.uint8] | NDArray[np.float32]:
-        """uint8 (H, W, 3) from JPEG or PNG; float32 (H, W) or (D, H, W) from npy."""
-        extension = next((e for e in ("jpg", "png", "image.npy") if self.has(row, e)), "jpg")
-        data = self.read(row, extension)
+    def photo(self, row: int) -> Photo:
+        """A JPEG or PNG, not decoded yet."""
+        extension = "png" if self.has(row, "png") else "jpg"
+        return Photo(self.read(row, extension), partial(self._bad, row, extension))
+
+    def image(self, row: int, least: images.Size | None = None) -> NDArray[np.uint8] | NDArray[np.float32]:
+        """uint8 (H, W, 3) from JPEG or PNG, with `least` as in `images.decode_rgb`; float32 ([D,] H, W) from npy."""
+        if not self.has(row, "image.npy"):
+            return self.photo(row).pixels(least)
+        data = self.read(row, "image.npy")
         try:
-            if extension == "image.npy":
-                return decode_npy(data).astype(np.float32, copy=False)
-            return images.decode_rgb(data)
+            return decode_npy(data).astype(np.float32, copy=False)
         except ValueError as error:
-            raise self._bad(row, extension, error) from error
+            raise self._bad(row, "image.npy", error) from error
 
     def mask(self, row: int) -> NDArray[np.uint8]:
         """Class ids, uint8 (H, W) or (D, H, W)."""
@@ -122,6 +129,32 @@ class Reader:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_descriptors": OrderedDict(), "_owner": -1}
+
+
+@dataclass(frozen=True)
+class Photo:
+    """An image in the bytes of its file: a transform may want its size first and then a fraction of its pixels.
+
+    `blame` makes the error to raise of one that says what is wrong with the bytes.
+    """
+
+    data: bytes
+    blame: Callable[[ValueError], Exception] = lambda error: error
+
+    @property
+    def size(self) -> images.Size:
+        """(height, width)."""
+        try:
+            return images.size_of(self.data)
+        except ValueError as error:
+            raise self.blame(error) from error
+
+    def pixels(self, least: images.Size | None = None) -> NDArray[np.uint8]:
+        """uint8 (H, W, 3); see `images.decode_rgb` for `least`."""
+        try:
+            return images.decode_rgb(self.data, least)
+        except ValueError as error:
+            raise self.blame(error) from error
 
 
 def decode_npy(data: bytes) -> NDArray[Any]:

@@ -6,22 +6,22 @@ from a global one. Pixels stay uint8 (rgb8) or float32 (float); normalisation ha
 
 from __future__ import annotations
 
-import contextlib
 import math
-import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
 from rwkvctl.data import colour
+from rwkvctl.data.rand_augment import rand_augment
+from rwkvctl.data.reader import Photo
 from rwkvctl.specs.augment import ClassificationAugment, SegmentationAugment
 
 Pixels = NDArray[np.uint8] | NDArray[np.float32]
@@ -32,7 +32,7 @@ EVAL_CROP = 0.875
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 SegmentationTransform = Callable[[Pixels, NDArray[np.uint8], np.random.Generator], Pair]
-ClassificationTransform = Callable[[NDArray[np.uint8], np.random.Generator], torch.Tensor]
+ClassificationTransform = Callable[[Photo, np.random.Generator], torch.Tensor]
 
 
 # Sizes --------------------------------------------------------------------------------------------------------------
@@ -57,9 +57,9 @@ def resize_mask(mask: NDArray[np.uint8], size: Size) -> NDArray[np.uint8]:
 
 
 def to_tensor(image: Pixels) -> torch.Tensor:
-    """(H, W, C) or (H, W) to a contiguous (C, H, W)."""
-    planes = image[None] if image.ndim == 2 else image.transpose(2, 0, 1)
-    return torch.from_numpy(np.ascontiguousarray(planes))
+    """(H, W, C) or (H, W) to (C, H, W), a view: channels stay last in memory, as models compute fastest."""
+    planes = image[..., None] if image.ndim == 2 else image
+    return torch.from_numpy(np.ascontiguousarray(planes)).permute(2, 0, 1)
 
 
 # Segmentation -------------------------------------------------------------------------------------------------------
@@ -124,14 +124,14 @@ def classification_train(size: Size, augment: ClassificationAugment | None) -> C
     """
     if augment is None:
         return classification_eval(size)
-    rand_augment = _rand_augment(augment, size)
+    distort = rand_augment(augment.rand_augment, size, augment.interpolation) if augment.rand_augment else None
 
-    def transform(image: NDArray[np.uint8], rng: np.random.Generator) -> torch.Tensor:
-        image = _random_resized_crop(image, size, augment, rng)
+    def transform(photo: Photo, rng: np.random.Generator) -> torch.Tensor:
+        image = _random_resized_crop(photo, size, augment, rng)
         if rng.random() < augment.horizontal_flip:
             image = cv2.flip(image, 1)  # type: ignore[assignment]
-        if rand_augment:
-            image = rand_augment(image, rng)
+        if distort:
+            image = distort(image, rng)
         elif augment.color_jitter:
             image = colour.jitter(image, augment.color_jitter, rng)
         return to_tensor(image)
@@ -140,15 +140,29 @@ def classification_train(size: Size, augment: ClassificationAugment | None) -> C
 
 
 def _random_resized_crop(
-    image: NDArray[np.uint8], size: Size, augment: ClassificationAugment, rng: np.random.Generator
+    photo: Photo, size: Size, augment: ClassificationAugment, rng: np.random.Generator
 ) -> NDArray[np.uint8]:
-    top, left, height, width = _crop_box(image.shape[0], image.shape[1], augment, rng)
+    """Drawn in the pixels of the whole photo, cut out of one that is decoded no larger than the crop needs."""
+    whole = photo.size
+    top, left, height, width = _crop_box(*whole, augment, rng)
+    image = photo.pixels(least=(-(-size[0] * whole[0] // height), -(-size[1] * whole[1] // width)))
+    if image.shape[:2] != whole:
+        (top, height), (left, width) = (
+            _scaled(start, length, image.shape[axis] / whole[axis])
+            for axis, (start, length) in enumerate(((top, height), (left, width)))
+        )
     bicubic = augment.interpolation == "bicubic" or (augment.interpolation == "random" and rng.random() < 0.5)
     method = cv2.INTER_CUBIC if bicubic else cv2.INTER_LINEAR
     if height >= 2 * size[0] and width >= 2 * size[1]:
         method = cv2.INTER_AREA  # the others look at 2 or 4 pixels only and would alias
     crop = image[top : top + height, left : left + width]
     return cv2.resize(crop, (size[1], size[0]), interpolation=method)  # type: ignore[return-value]
+
+
+def _scaled(start: int, length: int, factor: float) -> tuple[int, int]:
+    """A stretch of pixels in an image that is `factor` as large."""
+    first = round(start * factor)
+    return first, max(1, round((start + length) * factor) - first)
 
 
 def _crop_box(
@@ -167,54 +181,11 @@ def _crop_box(
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-def _rand_augment(
-    augment: ClassificationAugment, size: Size
-) -> Callable[[NDArray[np.uint8], np.random.Generator], NDArray[np.uint8]] | None:
-    """timm's RandAugment, or None. It draws from the global generators, which are lent to it and put back."""
-    if augment.rand_augment is None:
-        return None
-    from timm.data.auto_augment import rand_augment_transform
-    from timm.data.transforms import str_to_pil_interp
-
-    options = {"translate_const": int(min(size) * 0.45), "img_mean": (124, 116, 104)}
-    if augment.interpolation != "random":
-        options["interpolation"] = str_to_pil_interp(augment.interpolation)
-    steps = rand_augment_transform(augment.rand_augment, options)
-    for step in steps.ops:
-        if step.name.startswith("Posterize"):
-            step.aug_fn = _posterize
-
-    def apply(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
-        with _seeded_globals(int(rng.integers(2**32))):
-            return np.asarray(steps(Image.fromarray(image)))
-
-    return apply
-
-
-def _posterize(image: Image.Image, bits: int, **_: object) -> Image.Image:
-    """timm's strongest posterize keeps 0 bits: a black image, which Pillow 13 refuses to make by itself."""
-    if bits >= 8:
-        return image
-    return ImageOps.posterize(image, bits) if bits > 0 else Image.new(image.mode, image.size)
-
-
-@contextlib.contextmanager
-def _seeded_globals(seed: int) -> Iterator[None]:
-    """Python's and numpy's global generators, seeded inside the block and as before after it."""
-    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 (timm uses this one)
-    random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(legacy)  # noqa: NPY002
-
-
 def classification_eval(size: Size) -> ClassificationTransform:
     """Shorter side to round(size / 0.875), bicubic with antialiasing, then the centre: the ImageNet convention."""
 
-    def transform(image: NDArray[np.uint8], rng: np.random.Generator | None = None) -> torch.Tensor:
+    def transform(photo: Photo, rng: np.random.Generator | None = None) -> torch.Tensor:
+        image = photo.pixels()
         height, width = size
         scale = max(round(height / EVAL_CROP) / image.shape[0], round(width / EVAL_CROP) / image.shape[1])
         large = max(height, round(image.shape[0] * scale)), max(width, round(image.shape[1] * scale))

@@ -2,11 +2,15 @@ from __future__ import annotations
 
 import random
 
+import cv2
 import numpy as np
 import pytest
+import simplejpeg
 import torch
 
-from rwkvctl.data import colour, transforms
+from rwkvctl.data import colour, images, transforms
+from rwkvctl.data.reader import Photo
+from rwkvctl.errors import UserError
 from rwkvctl.specs.augment import ClassificationAugment, SegmentationAugment
 
 SQUARES = np.kron(np.indices((4, 4)).sum(0) % 2, np.ones((16, 16))).astype(np.uint8)
@@ -19,6 +23,16 @@ def generator(seed: int = 0) -> np.random.Generator:
 
 def rgb(height: int = 64, width: int = 64, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def photo(pixels: np.ndarray) -> Photo:
+    return Photo(images.encode_png(pixels))
+
+
+def smooth(height: int, width: int) -> np.ndarray:
+    """An image in which neighbouring pixels are alike, as in a photo."""
+    small = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    return cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC)
 
 
 @pytest.mark.parametrize("geometry", ["horizontal_flip", "vertical_flip", "rotate90", "affine"])
@@ -73,16 +87,56 @@ def test_resized_mask_is_in_register_with_the_image():
 @pytest.mark.parametrize("side", [32, 300])
 def test_classification_is_a_function_of_its_generator(augment, side):
     transform = transforms.classification_train((64, 64), ClassificationAugment(**augment))
-    first = transform(rgb(side, side + 8), generator(3))
+    image = photo(rgb(side, side + 8))
+    first = transform(image, generator(3))
     assert (first.shape, first.dtype) == ((3, 64, 64), torch.uint8)
     random.seed(1), np.random.seed(1), torch.manual_seed(1)  # noqa: NPY002
-    assert torch.equal(transform(rgb(side, side + 8), generator(3)), first)
-    assert not torch.equal(transform(rgb(side, side + 8), generator(4)), first)
+    assert torch.equal(transform(image, generator(3)), first)
+    assert not torch.equal(transform(image, generator(4)), first)
+
+
+@pytest.mark.parametrize("shape", [(1500, 2000), (1501, 2003), (300, 400)])
+def test_a_photo_is_decoded_no_larger_than_its_crop_needs(shape, monkeypatch):
+    """The pixels are those of cutting the whole photo, as far as two ways of shrinking agree."""
+    jpeg = simplejpeg.encode_jpeg(smooth(*shape), quality=95)
+    augment = ClassificationAugment(rand_augment=None, color_jitter=0)
+    transform = transforms.classification_train((64, 64), augment)
+    decoded = []
+    whole = images.decode_rgb
+    for seed in range(12):
+        monkeypatch.setattr(images, "decode_rgb", lambda data, least: decoded.append(whole(data, least)) or decoded[-1])
+        reduced = transform(Photo(jpeg), generator(seed))
+        monkeypatch.setattr(images, "decode_rgb", lambda data, least: whole(data))
+        full = transform(Photo(jpeg), generator(seed))
+        assert (reduced.int() - full.int()).abs().float().mean() < 3
+        assert min(decoded[-1].shape[:2]) >= 64
+    assert max(image.shape[0] for image in decoded) <= shape[0]
+    assert min(image.shape[0] for image in decoded) <= shape[0] / 2
+
+
+def test_a_jpeg_at_a_fraction_of_its_size():
+    """Not below the size that is asked for, and a PNG as it is."""
+    jpeg = simplejpeg.encode_jpeg(smooth(400, 600), quality=95)
+    assert images.decode_rgb(jpeg, (40, 70)).shape == (50, 75, 3)
+    assert images.decode_rgb(jpeg, (200, 300)).shape == (200, 300, 3)
+    assert images.decode_rgb(jpeg, (201, 10)).shape == (400, 600, 3)
+    assert images.decode_rgb(jpeg, (1000, 1000)).shape == images.decode_rgb(jpeg).shape == (400, 600, 3)
+    assert images.decode_rgb(images.encode_png(rgb(64, 64)), (8, 8)).shape == (64, 64, 3)
+
+
+def test_a_broken_photo_says_whose_it_is():
+    def blame(error: ValueError) -> UserError:
+        return UserError(f"x.tar: k.jpg: {error}")
+
+    for data in (b"", b"\xff\xd8\xff", images.encode_png(rgb())[:20]):
+        for look in (lambda data: Photo(data, blame).size, lambda data: Photo(data, blame).pixels()):
+            with pytest.raises(UserError, match=r"x\.tar: k\.jpg: "):
+                look(data)
 
 
 def test_global_generators_are_left_alone():
     states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()  # noqa: NPY002
-    transforms.classification_train((64, 64), ClassificationAugment())(rgb(), generator())
+    transforms.classification_train((64, 64), ClassificationAugment())(photo(rgb()), generator())
     transforms.segmentation_train((64, 64), SegmentationAugment(affine=1))(rgb(), SQUARES, generator())
     assert random.getstate() == states[0]
     assert np.random.get_state()[1].tolist() == states[1]  # noqa: NPY002
@@ -93,7 +147,7 @@ def test_global_generators_are_left_alone():
 def test_every_step_of_rand_augment_runs(policy):
     transform = transforms.classification_train((32, 32), ClassificationAugment(rand_augment=policy))
     for seed in range(60):
-        assert transform(rgb(32, 32), generator(seed)).shape == (3, 32, 32)
+        assert transform(photo(rgb(32, 32)), generator(seed)).shape == (3, 32, 32)
 
 
 def test_eval_is_the_imagenet_convention():
@@ -102,12 +156,12 @@ def test_eval_is_the_imagenet_convention():
     from torchvision.transforms import v2
 
     image = rgb(300, 400)
-    ours = transforms.classification_eval((224, 224))(image, generator())
+    ours = transforms.classification_eval((224, 224))(photo(image), generator())
     steps = v2.Compose([v2.Resize(256, interpolation=v2.InterpolationMode.BICUBIC), v2.CenterCrop(224)])
     theirs = v2.functional.pil_to_tensor(steps(Image.fromarray(image)))
     assert (ours.int() - theirs.int()).abs().max() <= 1
     for height, width in ((32, 32), (500, 20), (20, 500), (224, 224)):
-        assert transforms.classification_eval((64, 64))(rgb(height, width), generator()).shape == (3, 64, 64)
+        assert transforms.classification_eval((64, 64))(photo(rgb(height, width)), generator()).shape == (3, 64, 64)
 
 
 def test_crop_boxes_are_as_large_as_asked():
