@@ -130,6 +130,24 @@ def test_the_same_files_give_the_same_shards(name: str, clean: Callable[[str], M
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_an_archive_in_a_folder_of_any_name(name: str, clean: Callable[[str], Manifest], tmp_path: Path):
+    tree = synth.write(name, tmp_path / "tree", n=12, size=48)
+    folder = tmp_path / "Téléchargements (2)"
+    shutil.make_archive(str(folder / "my data"), "zip", tree)
+    made = prepare(name, [folder], tmp_path / name, allow_partial=True)
+    assert keys(made) == keys(clean(name))
+    assert made.content.samples_sha256 == clean(name).content.samples_sha256
+
+
+def test_two_data_sets_in_one_folder(clean: Callable[[str], Manifest], tmp_path: Path):
+    for name in ("busi", "kvasir"):
+        synth.write(name, tmp_path / "both" / name, n=12, size=48)
+    made = prepare("kvasir", [tmp_path / "both"], tmp_path / "kvasir", allow_partial=True)
+    assert keys(made) == keys(clean("kvasir"))
+    assert any("25 image files have names that this data set does not have" in text for text in made.content.warnings)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_download_that_lacks_files_is_refused_unless_allowed(name: str, tmp_path: Path):
     source = synth.write(name, tmp_path / "source", n=12, size=48)
     with pytest.raises(UserError, match="complete the source, or accept it with --allow-partial"):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rwkvctl.data.splits import parse_ratio, random_split, split_name
+from rwkvctl.data.splits import folds, grouped_split, grouped_splits, parse_ratio, random_split, split_name
 from rwkvctl.errors import UserError
 
 # Recorded from scikit-learn 1.9.1's train_test_split, called twice: parts' sizes, SHA-256 of "train val test" joined.
@@ -63,3 +63,31 @@ def test_bad_ratio(text):
 def test_too_few_samples():
     with pytest.raises(UserError, match="leave a part empty"):
         random_split(["a", "b", "c"], (8, 1, 1), 41)
+
+
+@given(sizes=st.lists(st.integers(1, 12), min_size=10, max_size=40), seed=st.integers(0, 2**32 - 1))
+def test_groups_stay_whole(sizes, seed):
+    group_of = {f"{group}_{i}": str(group) for group, size in enumerate(sizes) for i in range(size)}
+    parts = grouped_split(list(group_of), group_of, (8, 1, 1), seed).ids
+    assert sorted(chain(*parts.values())) == sorted(group_of)
+    assert sum(len({group_of[key] for key in ids}) for ids in parts.values()) == len(sizes)
+    for part in ("val", "test"):
+        assert 0.1 * len(group_of) <= len(parts[part]) < 0.1 * len(group_of) + max(sizes)
+
+
+def test_three_groups_are_enough_for_a_grouped_split():
+    group_of = {str(i): str(i % 3) for i in range(12)}
+    made = grouped_splits(list(group_of), group_of, None, None)
+    assert list(made) == ["grouped811_s41", "grouped811_s1029", "grouped811_s3407"]
+    assert {len(ids) for split in made.values() for ids in split.ids.values()} == {4}
+    assert grouped_splits(["0", "1", "3"], group_of, None, None) == {}
+
+
+def test_folds_cover_everything_once():
+    ids = [str(i) for i in range(23)]
+    made = folds(ids, None, 5, 41)
+    assert list(made) == [f"kfold5_s41_f{n}" for n in range(1, 6)]
+    assert sorted(chain(*(split.ids["test"] for split in made.values()))) == sorted(ids)
+    assert made["kfold5_s41_f1"].ids["val"] == made["kfold5_s41_f2"].ids["test"]
+    with pytest.raises(UserError, match="give 3 to 23"):
+        folds(ids, None, 24, 41)

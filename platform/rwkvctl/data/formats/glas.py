@@ -32,7 +32,7 @@ DATASET = Dataset(
     expected={part: len(numbers) for part, numbers in PARTS.items()},
     forms={"bmp": "{train,testA,testB}_N.bmp with ..._N_anno.bmp and Grade.csv"},
     licence="research use only",
-    access="form of the Warwick TIA lab (https://warwick.ac.uk/fac/cross_fac/tia/data/glascontest)",
+    access="the Warwick TIA lab, by a form (https://warwick.ac.uk/fac/cross_fac/tia/data/glascontest)",
     citation="Sirinukunwattana et al., Medical Image Analysis 35, 2017",
     options=("split", "seeds"),
 )

@@ -4,7 +4,7 @@
 
 Masks are grey values of which 0 is a layer: `mask > 0` would be wrong. Public copies have the first hundred masks only;
 then the other images are kept as unlabeled, and the splits are five folds of the hundred, which compare with no paper.
-Dataset: Fang et al., GOALS challenge, MICCAI 2022.
+Dataset: Fang et al., OMIA workshop, MICCAI 2022.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ DATASET = Dataset(
     expected={"images": len(NUMBERS)},
     forms={"png": "Image/NNNN.png and Layer_Masks/NNNN.png (masks may lack beyond 0100)"},
     licence="the challenge's terms (License.pdf)",
-    access="registration at Baidu AI Studio (https://aistudio.baidu.com/competition/detail/532)",
-    citation="Fang et al., GOALS challenge at MICCAI 2022",
+    access="Baidu AI Studio, after registration (https://aistudio.baidu.com/aistudio/competition/detail/230)",
+    citation="Fang et al., OMIA workshop at MICCAI 2022",
 )
 
 _IMAGE = re.compile(r"Images?/(?P<id>\d{4})\.png")

@@ -31,7 +31,7 @@ DATASET = Dataset(
     expected={"frames": 483, "videos": 6},
     forms={"png": "videoNN/images/anonMMM_FFFFF.png and videoNN/masks_gt/anonMMM_FFFFF_mask.png, NN = 01 to 06"},
     licence="as stated on UCL's page",
-    access="UCL Research Data Repository (Fetoscopy Placenta Data), or the web archive",
+    access="https://www.ucl.ac.uk/interventional-surgical-sciences/fetoscopy-placenta-data, or the web archive",
     citation="Bano et al., MICCAI 2020",
 )
 
