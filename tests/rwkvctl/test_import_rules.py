@@ -26,7 +26,7 @@ OPTIONAL = {"rwkv_unet/baselines/libraries.py": {"segmentation_models_pytorch", 
 HEAVY = ["torch", "ray", "mlflow", "timm", "numpy", "cv2", "monai", "webdataset", "optuna", "pandas"]
 COMMANDS = [
     "",
-    "data", "data prepare", "data verify", "data show", "data list", "data synth",
+    "data", "data prepare", "data verify", "data show", "data list", "data synth", "data verify-synapse",
     "pretrain", "finetune", "tune", "evaluate", "predict",
     "model", "model list", "model show", "model promote", "model export", "model compare", "model erf", "model plot",
     "study", "study list", "study show", "study report",

@@ -135,6 +135,26 @@ def list_(
         print(f"  {Path(path_text).name:20} " + (summary.get("error") or _one_line(summary)))
 
 
+@app.command("verify-synapse")
+def verify_synapse(
+    npz: Annotated[list[Path], typer.Option(help="Folder or archive with TransUNet's train_npz.")],
+    raw: Annotated[list[Path], typer.Option(help="Folder or archive with the raw release's img and label.")],
+) -> None:
+    """Find out how preprocessed Synapse slices are turned against the raw release; exit code 1 without a match."""
+    from rwkvctl.data.synapse_check import compare
+
+    found = compare(npz, raw)
+    print(f"case{found.case:04d}, slice {found.z}, labels in the order of {found.order}")
+    for match in found.matches:
+        z = "reversed" if match.reversed_z else "as filed"
+        name = f"  --orientation {match.orientation}" if match.orientation else ""
+        same = "exact " if match.exact else "      "
+        figures = f"image differs by {match.difference:.6f}, labels agree on {100 * match.labels_equal:.2f} %"
+        print(f"  {same} rows, columns = {match.variant:7} slices {z}: {figures}{name}")
+    if not found.matches or not found.matches[0].exact:
+        raise typer.Exit(1)
+
+
 @app.command()
 def synth(
     name: Annotated[str, typer.Argument(metavar="NAME[:FORM]", help="Data set and form, see above.")],

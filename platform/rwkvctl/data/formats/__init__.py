@@ -20,7 +20,7 @@ from rwkvctl.data.sources import Source
 from rwkvctl.errors import UserError
 
 NAMES = (
-    "acdc", "busi", "clinicdb", "colondb", "fugc", "glas", "goals", "isic2017", "kvasir", "psvfm",
+    "synapse", "acdc", "busi", "clinicdb", "colondb", "fugc", "glas", "goals", "isic2017", "kvasir", "psvfm",
     "folder", "imagefolder",
 )  # fmt: skip
 """The special ones first: `data doctor` names them in this order."""
