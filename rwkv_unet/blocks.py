@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from rwkv_unet.attention import token_mixer
 from rwkv_unet.channel_mix import ChannelMix
-from rwkv_unet.layers import NORM_EPS, ConvNormAct, LayerNorm2d, SqueezeExcite
+from rwkv_unet.layers import NORM_EPS, ConvNormAct, LayerNorm, LayerNorm2d, SqueezeExcite
 
 Norm = Literal["batch", "layer", "none"]
 
@@ -43,9 +43,9 @@ class GLSP(nn.Module):
         self.norm = _norm(norm, in_dim)
         self.expand = ConvNormAct(in_dim, dim, nn.ReLU)
         self.attention = token_mixer(attention, dim)
-        self.attention_norm = nn.LayerNorm(dim) if self.attention is not None else None
-        self.channel_mix = nn.Sequential(nn.LayerNorm(dim), ChannelMix(dim, hidden_rate=2)) if channel_mix else None
-        self.channel_mix_norm = nn.LayerNorm(dim) if channel_mix else None
+        self.attention_norm = LayerNorm(dim) if self.attention is not None else None
+        self.channel_mix = nn.Sequential(LayerNorm(dim), ChannelMix(dim, hidden_rate=2)) if channel_mix else None
+        self.channel_mix_norm = LayerNorm(dim) if channel_mix else None
         self.local = ConvNormAct(dim, dim, nn.SiLU, kernel_size=5, stride=stride, groups=dim)
         self.squeeze_excite = SqueezeExcite(dim) if squeeze_excite else nn.Identity()
         self.project = nn.Conv2d(dim, out_dim, 1, bias=False)

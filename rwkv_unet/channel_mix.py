@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from rwkv_unet.layers import TokenMix, q_shift
+from rwkv_unet.layers import LayerNorm, TokenMix, q_shift
 
 
 class ChannelMix(nn.Module):
@@ -17,12 +17,13 @@ class ChannelMix(nn.Module):
         self.mix_key = TokenMix(dim)
         self.mix_receptance = TokenMix(dim)
         self.key = nn.Linear(dim, hidden, bias=False)
-        self.norm = nn.LayerNorm(hidden)
+        self.norm = LayerNorm(hidden)
         self.receptance = nn.Linear(dim, dim, bias=False)
         self.value = nn.Linear(hidden, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         shifted = q_shift(x)
-        hidden = torch.relu(self.key(self.mix_key(x, shifted))).square()
+        hidden = torch.relu(self.key(self.mix_key(x, shifted)))
+        hidden = hidden * hidden  # autocast would square in float32
         gate = torch.sigmoid(self.receptance(self.mix_receptance(x, shifted)))
         return gate * self.value(self.norm(hidden))

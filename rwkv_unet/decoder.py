@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from rwkv_unet.layers import ConvNormAct
+from rwkv_unet.layers import ConvNormAct, without_autocast
 
 
 class UpBlock(nn.Module):
@@ -22,7 +22,9 @@ class UpBlock(nn.Module):
         self.upsample = nn.Upsample(scale_factor=2, mode="bilinear")
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.upsample(self.project(self.local(self.mix(x))))
+        x = self.project(self.local(self.mix(x)))
+        with without_autocast():
+            return self.upsample(x)
 
 
 class Decoder(nn.Module):

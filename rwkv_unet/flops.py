@@ -6,6 +6,7 @@ once as the function that it calls. Whatever is reached by neither (WKV, `@`, ei
 (The methods `.add`, `.mul` and `.matmul`, which ptflops counts, cannot be told from the operators here: 0 too.
 Recurrent and deformable layers, of which no model here is made, are left out. `nn.MultiheadAttention` counts as if it
 were asked for its weights, which shows ptflops the two products and the softmax twice, whether or not they are fused.)
+The CCM counts as published, with its 1x1 convolutions at the largest size, although here they run at smaller ones.
 
 `Macs.true` is what the hardware has to multiply and add up: convolutions, linear layers, matrix products and
 attention without their biases, and WKV. Norms, activations, resizing, gates, shortcuts and the decays of Bi-Mamba's
@@ -28,6 +29,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 import biwkv  # noqa: F401  registers torch.ops.biwkv
+from rwkv_unet.ccm import CrossChannelMix
+from rwkv_unet.layers import LayerNorm
 
 WKV_MACS = 6
 """A token and channel of WKV: a numerator and a denominator, each decayed and added to from the left, from the right,
@@ -119,7 +122,7 @@ class _PaperCounter(TorchFunctionMode):
             for handle in handles:
                 handle.remove()
 
-    def _add(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def _add(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         self.macs += MODULES[type(module)](module, inputs[0], output)
 
     def __torch_function__(
@@ -158,6 +161,18 @@ def _norm(module: Any, x: Tensor, y: Tensor) -> int:
     return x.numel() * (2 if getattr(module, "affine", False) else 1)
 
 
+def _ccm(module: CrossChannelMix, features: Sequence[Tensor], outputs: Sequence[Tensor]) -> int:
+    """What the published order, resize then project and project then resize, counts more than ours."""
+    batch, width, *largest = features[-1].shape
+    area, more = prod(largest), 0
+    for x in features:
+        dim, own_area = x.shape[1], prod(x.shape[2:])
+        projections = (area - own_area) * (2 * dim * width + width + dim)
+        resized_here = width * (area + own_area) if own_area != area else 0
+        more += projections + dim * (area + own_area) - resized_here
+    return batch * more
+
+
 def _module_input(module: Any, x: Tensor, y: Tensor) -> int:
     return x.numel()
 
@@ -189,7 +204,7 @@ def _attention_function(
     return _attention_products(query.shape[1], query.shape[0], dim, heads)
 
 
-MODULES: dict[type, Callable[[Any, Tensor, Tensor], int]] = {
+MODULES: dict[type, Callable[[Any, Any, Any], int]] = {
     **dict.fromkeys([nn.Conv1d, nn.Conv2d, nn.Conv3d], _conv),
     **dict.fromkeys([nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d], _conv),
     nn.Linear: _linear,
@@ -197,7 +212,8 @@ MODULES: dict[type, Callable[[Any, Tensor, Tensor], int]] = {
     **dict.fromkeys([nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d], _norm),
     **dict.fromkeys([nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d], _norm),
     # ptflops asks for `affine`, which LayerNorm lacks (it has elementwise_affine), so it counts 1 an element.
-    **dict.fromkeys([nn.GroupNorm, nn.LayerNorm], _norm),
+    **dict.fromkeys([nn.GroupNorm, nn.LayerNorm, LayerNorm], _norm),
+    CrossChannelMix: _ccm,
     **dict.fromkeys([nn.ReLU, nn.PReLU, nn.ELU, nn.LeakyReLU, nn.ReLU6, nn.GELU, nn.Upsample], _module_output),
     **dict.fromkeys([nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d], _module_input),
     **dict.fromkeys([nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d], _module_input),

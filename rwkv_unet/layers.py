@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,10 +21,20 @@ class ConvNormAct(nn.Module):
         padding = (kernel_size - stride + 1) // 2
         self.conv = nn.Conv2d(in_dim, out_dim, kernel_size, stride, padding, groups=groups, bias=False)
         self.norm = nn.BatchNorm2d(out_dim, eps=NORM_EPS)
-        self.act = act(inplace=True)
+        self.act = act(inplace=act is nn.ReLU)  # in place, SiLU would copy its input for the gradient
 
     def forward(self, x: Tensor) -> Tensor:
         return self.act(self.norm(self.conv(x)))
+
+
+class LayerNorm(nn.LayerNorm):
+    """LayerNorm in its input's dtype, under autocast too (torch's gives float32 on CUDA); it sums in float32 anyway."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not x.is_cuda:
+            return super().forward(x)
+        with without_autocast():  # then CUDA wants weights of the same dtype
+            return F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
 
 
 class LayerNorm2d(nn.Module):
@@ -30,7 +42,7 @@ class LayerNorm2d(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.norm = LayerNorm(dim, eps=NORM_EPS)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
@@ -42,7 +54,7 @@ class SqueezeExcite(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.reduce = nn.Conv2d(dim, dim, 1)
-        self.act = nn.SiLU(inplace=True)
+        self.act = nn.SiLU()
         self.expand = nn.Conv2d(dim, dim, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -75,4 +87,17 @@ class TokenMix(nn.Module):
         self.ratio = nn.Parameter(torch.full((dim,), 0.5))
 
     def forward(self, x: Tensor, shifted: Tensor) -> Tensor:
-        return x * self.ratio + shifted * (1 - self.ratio)
+        return torch.lerp(shifted, x, self.ratio.to(x.dtype))
+
+
+def resize(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Bilinear to (B, C, *size), in x's dtype; x itself if it has that size."""
+    if x.shape[2:] == tuple(size):
+        return x
+    with without_autocast():
+        return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def without_autocast() -> torch.autocast:
+    """Around norms and resizing, which autocast on CUDA (no other device) would run in float32 and leave in it."""
+    return torch.autocast("cuda", enabled=False)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from biwkv import bi_wkv
-from rwkv_unet.layers import TokenMix, q_shift
+from rwkv_unet.layers import LayerNorm, TokenMix, q_shift
 
 
 class SpatialMix(nn.Module):
@@ -23,7 +23,7 @@ class SpatialMix(nn.Module):
         # Of any sign, and spread over the whole image: the decay from one token to the next is decay / T.
         self.decay = nn.Parameter(torch.zeros(dim))
         self.first = nn.Parameter(torch.zeros(dim))
-        self.norm = nn.LayerNorm(dim)
+        self.norm = LayerNorm(dim)
         self.output = nn.Linear(dim, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:

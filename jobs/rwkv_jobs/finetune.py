@@ -25,6 +25,7 @@ from rwkv_jobs.training import (
     make_optimizer,
     model_info,
     train_loader,
+    training_form,
     validation_is_due,
 )
 from rwkv_jobs.worker import Worker, autocast, worker
@@ -66,7 +67,7 @@ def train(spec: FinetuneSpec, run_dir: Path) -> None:
         recorder.event(
             "plan", epochs=spec.train.epochs, steps_per_epoch=loader.steps_per_epoch, step=state.position.step
         )
-        parallel = me.wrap(model)
+        parallel = training_form(model, spec, me)
         stepper = Stepper(spec, me, model, state.optimizer, loader.steps_per_epoch)
         position = state.position
         while position.epoch < spec.train.epochs:

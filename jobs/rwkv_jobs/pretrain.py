@@ -27,6 +27,7 @@ from rwkv_jobs.training import (
     make_optimizer,
     model_info,
     train_loader,
+    training_form,
     validation_is_due,
 )
 from rwkv_jobs.worker import Worker, autocast, worker
@@ -64,7 +65,7 @@ def train(spec: PretrainSpec, run_dir: Path) -> None:
         recorder.event(
             "plan", epochs=spec.train.epochs, steps_per_epoch=loader.steps_per_epoch, step=state.position.step
         )
-        parallel = me.wrap(model)
+        parallel = training_form(model, spec, me)
         stepper = Stepper(spec, me, model, optimizer, loader.steps_per_epoch)
         position = state.position
         while position.epoch < spec.train.epochs:

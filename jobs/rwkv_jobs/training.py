@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -17,7 +19,7 @@ from rwkvctl import bundle
 from rwkvctl.checkpoint import Position, TrainState, save_checkpoint
 from rwkvctl.data.loaders import TrainLoader
 from rwkvctl.data.manifest import Manifest
-from rwkvctl.errors import JobFailedError
+from rwkvctl.errors import JobFailedError, UserError
 from rwkvctl.schedules import learning_rates
 from rwkvctl.specs.jobs import TrainingSpec
 from rwkvctl.specs.parts import OptimizerSpec
@@ -82,6 +84,20 @@ def model_info(
         fingerprint=manifest.fingerprint,
         extra=extra,
     )
+
+
+def training_form(model: nn.Module, spec: TrainingSpec, me: Worker) -> Callable[[Tensor], Tensor]:
+    """The model as the training step calls it: gradients averaged over the workers, compiled if the spec says so.
+
+    The weights and their names stay those of `model`. The wrapper is compiled, not what it wraps: torch then cuts the
+    graph where gradients are sent, so that sending overlaps with computing.
+    """
+    wrapped = me.wrap(model)
+    if not spec.train.compile:
+        return wrapped
+    if me.device.type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
+        raise UserError("train.compile: torch.compile needs a C++ compiler on a CPU; install g++ or leave it out")
+    return torch.compile(wrapped)
 
 
 class Stepper:

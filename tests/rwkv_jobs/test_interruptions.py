@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from rwkvctl import runs
 from rwkvctl.cli import app
@@ -40,9 +41,16 @@ training.Stepper.step = step
 """
 
 
-def kill_at(jobs: Jobs, kind: str, run_dir: Path, step: int) -> None:
+TRACE_ONLY = """
+import torch
+from functools import partial
+torch.compile = partial(torch.compile, backend="eager")  # code is generated in minutes, and is not the point
+"""
+
+
+def kill_at(jobs: Jobs, kind: str, run_dir: Path, step: int, before: str = "") -> None:
     """Run until this step's gradient is due, and be killed there."""
-    process = jobs.start(kind, run_dir, DIE.format(step=step))
+    process = jobs.start(kind, run_dir, before + DIE.format(step=step))
     process.join(120)
     assert process.exitcode == -signal.SIGKILL, run_dir.with_suffix(".log").read_text()
 
@@ -64,6 +72,16 @@ def test_a_killed_run_ends_with_the_weights_of_an_uninterrupted_one(jobs: Jobs, 
     [found] = [run for run in mlflow_runs(jobs.home) if run.info.run_name == "killed"]
     assert found.info.status == "FINISHED"
     assert sorted(mlflow_history(jobs.home, found)) == sorted(history(run_dir))
+
+
+@pytest.mark.slow
+def test_a_compiled_run_goes_on_exactly_and_keeps_the_names_of_its_weights(jobs: Jobs, monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    assert jobs.run("finetune", "straight") == 0
+    run_dir = jobs.new("finetune", "killed", "train.compile=true")
+    kill_at(jobs, "finetune", run_dir, 5, TRACE_ONLY)
+    assert jobs.run("finetune", run_dir) == 0
+    assert weights(run_dir) == weights(jobs.runs / "straight")
 
 
 def test_auto_finds_the_killed_run_and_a_finished_one_ends_well_again(jobs: Jobs):

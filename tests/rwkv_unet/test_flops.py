@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
 from ptflops import get_model_complexity_info
+from ptflops.pytorch_ops import MODULES_MAPPING
 from torch import nn
 
 from rwkv_unet import RWKVUNetEncoder, create_model
+from rwkv_unet.ccm import CrossChannelMix
 from rwkv_unet.config import SIZES
 from rwkv_unet.flops import WKV_MACS, count_macs, count_parameters
+from rwkv_unet.layers import LayerNorm
 
 
 def giga(name: str, side: int, num_classes: int = 9, **overrides) -> float:
@@ -84,17 +89,48 @@ class Mixed(nn.Module):
         return torch.addmm(x[0], x[0], torch.mul(x[0], x[0]))
 
 
+class PublishedCCM(CrossChannelMix):
+    """In the authors' order: resized, then projected, and back."""
+
+    def forward(self, features: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        def resize(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+            return nn.functional.interpolate(x, size=like.shape[2:], mode="bilinear", align_corners=False)
+
+        same = [project(resize(x, features[-1])) for project, x in zip(self.project_in, features, strict=True)]
+        tokens = torch.cat(same, dim=1).permute(0, 2, 3, 1)
+        tokens = tokens + self.norm(self.channel_mix(tokens))
+        parts = tokens.permute(0, 3, 1, 2).chunk(len(features), dim=1)
+        return [resize(project(part), x) for project, part, x in zip(self.project_out, parts, features, strict=True)]
+
+
+def published(model: Any) -> Any:
+    """A copy with the same weights and the published order."""
+    model = copy.deepcopy(model)
+    model.ccm.__class__ = PublishedCCM
+    return model
+
+
+def test_the_ccm_counts_as_published_and_is_the_same_function() -> None:
+    model: Any = create_model("rwkv_unet_t", num_classes=3).eval()
+    ours, theirs = (count_macs(m, (3, 32, 48)) for m in (model, published(model)))
+    assert ours.paper == theirs.paper
+    assert ours.true < theirs.true
+    image = torch.randn(2, 3, 32, 48)
+    torch.testing.assert_close(model(image), published(model)(image), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     "model",
-    [create_model("rwkv_unet_t", num_classes=3), RWKVUNetEncoder(**SIZES["t"]), Mixed()],
+    [published(create_model("rwkv_unet_t", num_classes=3)), RWKVUNetEncoder(**SIZES["t"]), Mixed()],
     ids=["net", "encoder", "mixed"],
 )
 def test_agrees_with_ptflops(model: nn.Module) -> None:
     size = (4 if isinstance(model, Mixed) else 3, 32, 48)
     ours = count_macs(model, size).paper
     theirs, _ = get_model_complexity_info(
-        model, size, as_strings=False, print_per_layer_stat=False, verbose=False, backend="pytorch"
-    )
+        model, size, as_strings=False, print_per_layer_stat=False, verbose=False, backend="pytorch",
+        custom_modules_hooks={LayerNorm: MODULES_MAPPING[nn.LayerNorm]},
+    )  # fmt: skip
     assert ours == theirs
 
 

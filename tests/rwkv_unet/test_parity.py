@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from rwkv_unet import RWKVUNetEncoder, create_model, load_official_state_dict
+from biwkv import bi_wkv
+from biwkv.op import BACKENDS
+from rwkv_unet import RWKVUNetEncoder, create_model, load_official_state_dict, spatial_mix
 from rwkv_unet.blocks import GLSP
 from rwkv_unet.ccm import CrossChannelMix
 from rwkv_unet.config import SIZES
@@ -35,10 +38,25 @@ def statistics(x: Tensor) -> Tensor:
     return torch.cat([x.mean()[None], x.std(correction=0)[None], x.flatten()[:64]])
 
 
-@pytest.fixture
-def net(official_names, fill) -> nn.Module:
+FORMS = ["eager", "channels_last", pytest.param("compiled", marks=pytest.mark.slow)]
+FORMS += [f"backend {name}" for name in ("reference", *BACKENDS)]
+
+
+@pytest.fixture(params=FORMS)
+def net(request, official_names, fill, monkeypatch) -> nn.Module:
+    """The model in every form that must stay the same function."""
     model = create_model("rwkv_unet_t", num_classes=9).eval()
     load_official_state_dict(model, fill(official_names["t"]))
+    if request.param == "channels_last":
+        return model.to(memory_format=torch.channels_last)
+    if request.param == "compiled":
+        torch.compiler.reset()
+        model.compile(fullgraph=True, backend="aot_eager")
+    if request.param.startswith("backend"):
+        name = request.param.removeprefix("backend ")
+        if name in BACKENDS and (reason := BACKENDS[name].why_not(torch.empty(1))):
+            pytest.skip(reason)
+        monkeypatch.setattr(spatial_mix, "bi_wkv", partial(bi_wkv, backend=name))
     return model
 
 
