@@ -22,7 +22,7 @@ from rwkv_unet import list_models
 from rwkv_unet.config import ATTENTIONS
 
 SETTINGS = [
-    "data.image_size=64", "data.workers=0", "train.epochs=2", "train.batch_size=16", "train.log_steps=1",
+    "data.image_size=64", "data.workers=0", "train.epochs=2", "train.batch_size=8", "train.log_steps=1",
     "optimizer.lr=1e-3", "cluster.launcher=process", "tracking.register_as=",
 ]  # fmt: skip
 ABLATIONS = [
@@ -40,9 +40,10 @@ def every_model() -> list[str]:
 def train(data: str, model: str, storage: Path) -> str:
     """Train a model and give its line of the table."""
     name, *fields = model.split(",")
-    settings = [*SETTINGS, f"storage={storage}", f"model.name={name}", *(f"model.{field}" for field in fields)]
+    where = [f"data.path={Path(data).absolute()}", f"storage={storage}", "name=run"]
+    settings = [*SETTINGS, *where, f"model.name={name}", *(f"model.{field}" for field in fields)]
     options = [option for setting in settings for option in ("--set", setting)]
-    command = [sys.executable, "-m", "rwkvctl.cli.app", "finetune", "--data", data, "--name", "run", *options]
+    command = [sys.executable, "-m", "rwkv_jobs.finetune", "binary", *options]
     began = time.perf_counter()
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     seconds = time.perf_counter() - began

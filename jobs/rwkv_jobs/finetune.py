@@ -41,7 +41,8 @@ from rwkvctl.specs.jobs import FinetuneSpec
 
 def check(spec: FinetuneSpec, run_dir: Path) -> None:
     """Whether the model can be built, and its encoder can be had."""
-    networks.check(spec.model, Manifest.load(spec.data.path or "").classes)
+    manifest = Manifest.load(spec.data.path or "")
+    networks.check(spec.model, manifest.classes, (manifest.channels, spec.data.image_size, spec.data.image_size))
     if spec.model.encoder_weights is not None and not (run_dir / "encoder").exists():
         models.resolve(spec.model.encoder_weights, spec)
 

@@ -41,7 +41,8 @@ from rwkvctl.specs.jobs import PretrainSpec
 
 def check(spec: PretrainSpec, run_dir: Path) -> None:
     """Whether the model can be built."""
-    networks.check(spec.model, Manifest.load(spec.data.path or "").classes)
+    manifest = Manifest.load(spec.data.path or "")
+    networks.check(spec.model, manifest.classes, (manifest.channels, spec.data.image_size, spec.data.image_size))
 
 
 def run(spec: PretrainSpec, run_dir: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from rwkv_unet import create_model
+from rwkv_unet.flops import Macs, count_macs
 from rwkvctl.errors import UserError
 from rwkvctl.specs.load import build, parse_assignments
 from rwkvctl.specs.parts import EncoderSpec, ModelSpec
@@ -41,15 +42,32 @@ def classifier(spec: EncoderSpec, classes: list[str]) -> nn.Module:
     return _build(timm.create_model, spec.name, num_classes=len(classes), **spec.overrides())
 
 
-def check(spec: ModelSpec | EncoderSpec, classes: list[str]) -> None:
-    """Build the network without memory, to know before a job is launched whether it can be built."""
+def check(spec: ModelSpec | EncoderSpec, classes: list[str], image: tuple[int, int, int]) -> None:
+    """Build the network and run it, both without memory, to know before a job is launched whether it works.
+
+    `image` is (C, H, W) of what it will be given.
+    """
     with torch.device("meta"):
-        segmentation_network(spec, classes) if isinstance(spec, ModelSpec) else classifier(spec, classes)
+        model = segmentation_network(spec, classes) if isinstance(spec, ModelSpec) else classifier(spec, classes)
+    macs(model, spec.name, image)
+    if isinstance(spec, ModelSpec) and spec.encoder_weights is not None and not hasattr(model, "encoder"):
+        raise UserError(f"model.encoder_weights does not apply to {spec.name}, which has no encoder apart")
+
+
+def macs(model: nn.Module, name: str, image: tuple[int, int, int]) -> Macs:
+    """Multiply-accumulates for an image (C, H, W); UserError where the network does not take such an image."""
+    try:
+        return count_macs(model, image)
+    except (ValueError, RuntimeError, AssertionError) as error:
+        raise UserError(f"data.image_size {image[1]}: model {name}: {_line(error)}") from None
 
 
 def _build(create: Callable[..., nn.Module], name: str, **arguments: Any) -> nn.Module:
     try:
         return create(name, **arguments)
     except (ValueError, RuntimeError, TypeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"model.name {name}: {reason}") from None
+        raise UserError(f"model.name {name}: {_line(error)}") from None
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

@@ -29,14 +29,17 @@ INSTALL = "pip install 'rwkvctl[baselines]'"
 class LibraryNetwork(nn.Module):
     """A library's network (B, in_channels, H, W) -> (B, num_classes, H, W) that refuses images as ours do."""
 
-    def __init__(self, network: nn.Module, in_channels: int, divisor: int) -> None:
+    def __init__(self, network: nn.Module, in_channels: int, divisor: int, side: int | None = None) -> None:
         super().__init__()
-        self.in_channels, self.divisor = in_channels, divisor
+        self.in_channels, self.divisor, self.side = in_channels, divisor, side
         self.network = network
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, num_classes, H, W); ValueError for an image of the wrong shape."""
-        y = self.network(check_images(x, in_channels=self.in_channels, divisor=self.divisor))
+        x = check_images(x, in_channels=self.in_channels, divisor=self.divisor)
+        if self.side and x.shape[2:] != (self.side, self.side):
+            raise ValueError(f"the model is built for images of {self.side} x {self.side}; its option img_size says so")
+        y = self.network(x)
         return y[-1] if isinstance(y, list) else y  # the outputs of BasicUNetPlusPlus end with the final one
 
 
@@ -112,7 +115,7 @@ def monai_network(rest: str, *, num_classes: int, in_channels: int, **options: A
     for key, parameter in network.named_parameters():
         if re.search(unused, key):
             parameter.requires_grad = False  # else DistributedDataParallel waits for its gradient
-    return LibraryNetwork(network, in_channels, divisor)
+    return LibraryNetwork(network, in_channels, divisor, side={**arguments, **options}.get("img_size"))
 
 
 def _build(name: str, create: Callable[..., Any], *arguments: Any, **options: Any) -> Any:

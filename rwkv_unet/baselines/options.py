@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from torch import nn
 
@@ -15,3 +15,10 @@ def check_options(name: str, create: Callable[..., nn.Module], options: Iterable
     for key in options:
         if key not in own:
             raise ValueError(f"model.{key} does not apply to {name}, which has {', '.join(own) or 'no options'}")
+
+
+def check_dims(dims: Sequence[int], levels: int | None = None) -> None:
+    """ValueError unless `dims` are the widths of `levels` levels, or of two or more."""
+    fits = isinstance(dims, Sequence) and len(dims) >= 2 and all(isinstance(dim, int) and dim > 0 for dim in dims)
+    if not fits or levels not in (None, len(dims)):
+        raise ValueError(f"model.dims must be the widths of {levels or 'two or more'} levels, not {dims!r}")

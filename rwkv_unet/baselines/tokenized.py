@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rwkv_unet.baselines.options import check_dims
 from rwkv_unet.images import check_images
 
 Block = Callable[[int, int], nn.Module]
@@ -34,6 +35,7 @@ class TokenizedUNet(nn.Module):
         mix: Callable[[int], nn.Module],
     ) -> None:
         super().__init__()
+        check_dims(dims, levels=5)
         self.in_channels = in_channels
         one, two, three, four, five = dims
         self.convs = nn.ModuleList([encode(in_channels, one), encode(one, two), encode(two, three)])

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from rwkv_unet.baselines.options import check_dims
 from rwkv_unet.images import check_images
 
 DIMS = (32, 64, 128, 256, 512)
@@ -22,6 +23,7 @@ class UNet(nn.Module):
 
     def __init__(self, num_classes: int, in_channels: int = 3, *, dims: Sequence[int] = DIMS) -> None:
         super().__init__()
+        check_dims(dims)
         self.in_channels, self.divisor = in_channels, 2 ** (len(dims) - 1)
         self.encoder = Encoder(in_channels, dims)
         deep_to_shallow = list(zip(dims[:0:-1], dims[-2::-1], strict=True))

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from rwkv_unet.baselines.options import check_dims
 from rwkv_unet.baselines.unet import DIMS, double_conv
 from rwkv_unet.images import check_images
 
@@ -21,6 +22,7 @@ class UNetPlusPlus(nn.Module):
 
     def __init__(self, num_classes: int, in_channels: int = 3, *, dims: Sequence[int] = DIMS) -> None:
         super().__init__()
+        check_dims(dims)
         self.levels = len(dims)
         self.in_channels, self.divisor = in_channels, 2 ** (self.levels - 1)
         self.nodes = nn.ModuleDict()

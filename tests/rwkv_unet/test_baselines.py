@@ -11,6 +11,9 @@ import torch
 from rwkv_unet import create_model, list_models
 from rwkv_unet.baselines import BASELINES
 from rwkv_unet.baselines.libraries import MONAI
+from rwkv_unet.baselines.rolling_unet import roll_channels
+from rwkv_unet.baselines.u_kan import ORDER, UKAN, b_splines
+from rwkv_unet.baselines.unext import shift
 from rwkv_unet.flops import count_macs, count_parameters
 
 TABLE_VI = [
@@ -82,6 +85,9 @@ def test_grey_images_and_sizes_that_do_not_fit(name: str) -> None:
         ("smp:unet-resnet18", {"encoder_weights": "imagenet"}, r"^model.encoder_weights does not apply"),
         ("monai:UNETR", {"image_size": 64}, r"^model.image_size does not apply to monai:UNETR, which has img_size"),
         ("monai:BasicUNet", {"features": 32}, r"^monai:BasicUNet: "),
+        ("unet", {"dims": 32}, r"^model.dims must be the widths of two or more levels, not 32$"),
+        ("u_kan", {"dims": (8, 8)}, r"^model.dims must be the widths of 5 levels"),
+        ("emcad", {"encoder": "pvt_v2_b9"}, r"^model.encoder: unknown PVTv2 'pvt_v2_b9'; did you mean"),
     ],
 )
 def test_wrong_names_and_options(name: str, overrides: dict[str, Any], message: str) -> None:
@@ -103,3 +109,40 @@ def test_names_are_listed() -> None:
     assert {"rwkv_unet_t", "unet"} <= set(list_models())
     assert not [name for name in list_models() if ":" in name]
     assert {name.split(":")[0] for name in list_models(examples=True) if ":" in name} == {"smp", "monai"}
+
+
+def test_channels_shift_and_zeros_come_in() -> None:
+    x = torch.arange(1.0, 5.0).reshape(1, 4, 1, 1).expand(1, 4, 1, 5)  # every channel: 1 2 3 4 downwards
+    down = [[3, 4, 0, 0], [2, 3, 4, 0], [1, 2, 3, 4], [0, 1, 2, 3], [0, 0, 1, 2]]
+    assert shift(x, axis=1)[0, :, 0].T.tolist() == down
+    assert torch.equal(shift(x.transpose(1, 2), axis=2), shift(x, axis=1).transpose(1, 2))
+
+
+@pytest.mark.parametrize("direction", [1, -1])
+def test_channels_roll_in_a_circle(direction: int) -> None:
+    x = torch.randn(2, 5, 3, 7)
+    for axis in (1, 2):
+        rolled = [x[..., c].roll(direction * c, dims=axis) for c in range(7)]
+        assert torch.equal(roll_channels(x, axis, direction), torch.stack(rolled, -1))
+
+
+def test_splines_are_a_partition_of_one_that_reproduces_cubics() -> None:
+    knots = UKAN(1, dims=(8,) * 5).token_levels[0].mix.layers[0].knots.double()
+    x = torch.linspace(-0.99, 0.99, 101, dtype=torch.float64)
+    bases = b_splines(x, knots)
+    torch.testing.assert_close(bases.sum(-1), torch.ones_like(x), rtol=1e-6, atol=0)  # the knots are float32
+    assert bases.min() > -1e-12
+    assert (bases > 1e-12).sum(-1).max() == ORDER + 1
+    cubic = (x**3 - x)[:, None]
+    assert (bases @ torch.linalg.lstsq(bases, cubic).solution - cubic).abs().max() < 1e-6
+
+
+def test_cascade_adds_the_maps_of_four_scales() -> None:
+    model: Any = create_model("pvt_cascade", num_classes=2, encoder="pvt_v2_b0").eval()
+    x, logits = torch.randn(1, 3, 32, 32), []
+    with torch.no_grad():
+        logits.append(model(x))
+        for head in model.heads:
+            head.bias += 1
+        logits.append(model(x))
+    torch.testing.assert_close(logits[1], logits[0] + len(model.heads))

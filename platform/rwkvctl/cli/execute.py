@@ -31,7 +31,7 @@ def start(job: str, spec: JobSpec | None, *, resume: str | None, dry_run: bool, 
     run_dir = open_run(job, spec, resume, storage)
     code = submit(job, run_dir, runs.read_spec(run_dir).cluster.address, to_stderr=as_json)
     if code == USER_ERROR and not (run_dir / runs.JOURNAL).exists():
-        shutil.rmtree(run_dir)  # it was refused before it began
+        shutil.rmtree(run_dir, ignore_errors=True)  # it was refused before it began
     if code:
         sys.exit(code)
     show_result(job, run_dir, as_json=as_json)
@@ -74,13 +74,15 @@ def show_plan(spec: JobSpec, *, as_json: bool) -> None:
 
 def plan_of(spec: TrainingSpec) -> dict[str, Any]:
     """Parameters, MACs, batch arithmetic and a check of the data."""
-    from rwkv_unet.flops import count_macs, count_parameters
+    from rwkv_unet.flops import count_parameters
+    from rwkvctl import networks
 
+    assert isinstance(spec, FinetuneSpec | PretrainSpec)
     manifest = preflight.check_training(spec)
     split = spec.data.split or manifest.default_split
     samples = len(manifest.ids(split, "train"))
     model = network(spec, manifest.classes)
-    macs = count_macs(model, (manifest.channels, spec.data.image_size, spec.data.image_size))
+    macs = networks.macs(model, spec.model.name, (manifest.channels, spec.data.image_size, spec.data.image_size))
     batch, workers = spec.train.batch_size, spec.cluster.workers or 1
     steps = samples // batch if spec.train.tail == "drop" else -(-samples // batch)
     return {
@@ -96,13 +98,12 @@ def plan_of(spec: TrainingSpec) -> dict[str, Any]:
     }
 
 
-def network(spec: TrainingSpec, classes: list[str]) -> Any:
+def network(spec: FinetuneSpec | PretrainSpec, classes: list[str]) -> Any:
     """The model of a training, with random weights."""
     from rwkvctl import networks
 
     if isinstance(spec, FinetuneSpec):
         return networks.segmentation_network(spec.model, classes)
-    assert isinstance(spec, PretrainSpec)
     return networks.classifier(spec.model, classes)
 
 

@@ -40,6 +40,8 @@ class ModelSpec(Spec):
     encoder: str | None = None
     """Another encoder by its timm name; null is the model's own."""
     drop_path: Share | None = None
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Other arguments of the model's class, as `dims` of unet, `img_size` of monai:UNETR."""
     encoder_weights: str | None = None
     """Where the encoder starts: a pretraining run, `models:/name@alias`, or a folder with a model; null is random."""
 
@@ -52,7 +54,7 @@ class ModelSpec(Spec):
 
     def overrides(self) -> dict[str, Any]:
         """What `rwkv_unet.create_model` is given beside the name: only what differs from the default."""
-        return self.model_dump(exclude={"name", "encoder_weights"}, exclude_defaults=True)
+        return self.model_dump(exclude={"name", "encoder_weights", "options"}, exclude_defaults=True) | self.options
 
 
 class EncoderSpec(Spec):
