@@ -1,18 +1,19 @@
-"""Bi-WKV on the CPU: the compiled kernel of csrc/, which the package's build leaves beside this file."""
+"""Bi-WKV on the CPU: the compiled kernels of csrc/, which the package's build leaves beside this file."""
 
 from __future__ import annotations
 
 import ctypes
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from biwkv import scan
+from biwkv import nd_scan, scan
 
 LIBRARY = Path(__file__).with_name("_biwkv_cpu.so")
-VERSION = 1  # of the C interface
+VERSION = 2  # of the C interface
 
 
 def why_not(k: Tensor) -> str:
@@ -28,7 +29,7 @@ def forward(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return scan.forward(w, u, k, v)
     inputs = [_plain(x) for x in (w, u, k, v)]
     y = torch.empty_like(inputs[2])
-    _call("biwkv_forward", (*inputs, y), k)
+    _call("biwkv_forward", (*inputs, y), *k.shape)
     return y.to(k.dtype)
 
 
@@ -38,8 +39,34 @@ def backward(w: Tensor, u: Tensor, k: Tensor, v: Tensor, gy: Tensor) -> tuple[Te
         return scan.backward(w, u, k, v, gy)
     inputs = [_plain(x) for x in (w, u, k, v, gy)]
     gw, gu, gk, gv = (torch.empty_like(x) for x in inputs[:4])
-    _call("biwkv_backward", (*inputs, gw, gu, gk, gv), k)
+    _call("biwkv_backward", (*inputs, gw, gu, gk, gv), *k.shape)
     return gw.to(w.dtype), gu.to(u.dtype), gk.to(k.dtype), gv.to(v.dtype)
+
+
+def nd_forward(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """y (B, *spatial, C) in k's dtype. Leaves float64, and what needs it, to the scan."""
+    if _is_double(w, u, k, v) or not nd_scan.is_narrow(w, u, k):
+        return nd_scan.forward(w, u, k, v)
+    inputs = [_plain(x) for x in (w, u, k, v)]
+    y = torch.empty_like(inputs[2])
+    _call("biwkv_nd_forward", (*inputs, y), *_volume(k))
+    return y.to(k.dtype)
+
+
+def nd_backward(w: Tensor, u: Tensor, k: Tensor, v: Tensor, gy: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients (gw, gu, gk, gv) of (y * gy).sum(), each in the shape and dtype of its input."""
+    if _is_double(w, u, k, v, gy) or not nd_scan.is_narrow(w, u, k):
+        return nd_scan.backward(w, u, k, v, gy)
+    inputs = [_plain(x) for x in (w, u, k, v, gy)]
+    gw, gu, gk, gv = (torch.empty_like(x) for x in inputs[:4])
+    _call("biwkv_nd_backward", (*inputs, gw, gu, gk, gv), *_volume(k))
+    return gw.to(w.dtype), gu.to(u.dtype), gk.to(k.dtype), gv.to(v.dtype)
+
+
+def _volume(k: Tensor) -> tuple[int, Any, ctypes.c_int, int]:
+    """The arguments for the shape (B, *spatial, C)."""
+    batch, *spatial, channels = k.shape
+    return batch, (ctypes.c_int64 * len(spatial))(*spatial), ctypes.c_int(len(spatial)), channels
 
 
 def _is_double(*tensors: Tensor) -> bool:
@@ -50,13 +77,13 @@ def _plain(x: Tensor) -> Tensor:
     return x.detach().to(torch.float32).contiguous()
 
 
-def _call(name: str, tensors: tuple[Tensor, ...], k: Tensor) -> None:
+def _call(name: str, tensors: tuple[Tensor, ...], *sizes: Any) -> None:
     library = _library()
     assert isinstance(library, ctypes.CDLL), library
     pointers = (ctypes.c_void_p(x.data_ptr()) for x in tensors)
-    sizes = (ctypes.c_int64(size) for size in k.shape)
-    if getattr(library, name)(*pointers, *sizes, ctypes.c_int(torch.get_num_threads())):
-        raise MemoryError(f"bi_wkv: not enough memory for k of shape {tuple(k.shape)}")
+    shape = (ctypes.c_int64(size) if isinstance(size, int) else size for size in sizes)
+    if getattr(library, name)(*pointers, *shape, ctypes.c_int(torch.get_num_threads())):
+        raise MemoryError(f"bi_wkv: not enough memory for k of {tensors[2].numel()} elements")
 
 
 @cache

@@ -7,11 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from biwkv import nd_scan
-from biwkv.op import FLOATS, Backend
+from biwkv import cpu, nd_scan
+from biwkv.op import FLOATS, Backend, _warn_once
 from biwkv.reference import bi_wkv_nd_reference
 
-BACKENDS: dict[str, Backend] = {"scan": Backend(nd_scan.forward, nd_scan.backward)}
+BACKENDS: dict[str, Backend] = {
+    "scan": Backend(nd_scan.forward, nd_scan.backward),
+    "cpu": Backend(cpu.nd_forward, cpu.nd_backward, cpu.why_not),
+}
 
 
 def bi_wkv_nd(w: Tensor, u: Tensor, k: Tensor, v: Tensor, *, backend: str = "auto") -> Tensor:
@@ -24,7 +27,7 @@ def bi_wkv_nd(w: Tensor, u: Tensor, k: Tensor, v: Tensor, *, backend: str = "aut
 
     A model passes w_a = decay_a / size_a and u = first / T. Sums run in float32, or in float64 if any input is
     float64, or if sum_a |w_a| size_a exceeds 40 or |u| 20, where float32 would not do: exact for any finite input, and
-    several times slower there. Differentiable once. Repeated calls give the same bits.
+    many times slower there. Differentiable once. Repeated calls give the same bits.
 
     Args:
         w: (A, C) decay per step along each of the A axes, of any sign. float32 as a rule; autocast leaves it alone.
@@ -32,13 +35,15 @@ def bi_wkv_nd(w: Tensor, u: Tensor, k: Tensor, v: Tensor, *, backend: str = "aut
         k: (B, *spatial, C) keys, as (B, H, W, C) or (B, D, H, W, C), in float32, bfloat16, float16 or float64, of any
             strides.
         v: (B, *spatial, C) values; the dtype may differ from that of k.
-        backend: "auto" (the fastest that runs here), "scan" (torch, any device), or "reference" (float64, O(T^2)).
+        backend: "auto" (the fastest that runs here), "cpu" (compiled; float64 goes to the scan), "scan" (torch, any
+            device), or "reference" (float64, O(T^2)).
 
     Returns:
         (B, *spatial, C) in k's dtype.
 
     Raises:
-        ValueError: for shapes, dtypes or devices that do not fit, an empty input, or a backend that is unknown.
+        ValueError: for shapes, dtypes or devices that do not fit, an empty input, or a backend that is unknown or
+            cannot run here.
     """
     _check(w, u, k, v)
     if backend == "reference":
@@ -67,16 +72,26 @@ def _check(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> None:
             raise ValueError(f"bi_wkv_nd: {name} is on {x.device} but k is on {k.device}; move them to one device")
 
 
+def _choose(backend: str, k: Tensor) -> Backend:
+    """Called when the operator runs, so that a graph compiled or exported with "auto" suits any machine."""
+    reason = BACKENDS["cpu"].why_not(k)
+    if backend == "auto" and k.device.type == "cpu" and reason:
+        _warn_once("cpu", reason)
+    if backend == "cpu" and reason:
+        raise ValueError(f"bi_wkv_nd: backend 'cpu' cannot run: {reason}")
+    return BACKENDS["scan" if backend == "scan" or reason else "cpu"]
+
+
 @torch.library.custom_op("biwkv::nd_forward", mutates_args=())
 def _forward(w: Tensor, u: Tensor, k: Tensor, v: Tensor, backend: str) -> Tensor:
-    return nd_scan.forward(w, u, k, v)
+    return _choose(backend, k).forward(w, u, k, v)
 
 
 @torch.library.custom_op("biwkv::nd_backward", mutates_args=())
 def _backward(
     w: Tensor, u: Tensor, k: Tensor, v: Tensor, gy: Tensor, backend: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return nd_scan.backward(w, u, k, v, gy)
+    return _choose(backend, k).backward(w, u, k, v, gy)
 
 
 @_forward.register_fake

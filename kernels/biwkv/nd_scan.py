@@ -94,7 +94,7 @@ class _Lines:
 def _prepare(w: Tensor, u: Tensor, k: Tensor, *others: Tensor) -> tuple[tuple[Tensor, ...], _Sums]:
     """All tensors in the dtype to compute in, k relative to its largest (y does not change), and e^k v and e^k."""
     tensors = (w, u, k, *others)
-    narrow = _is_narrow(w, u, k)
+    narrow = is_narrow(w, u, k)
     double = not narrow or any(x.dtype == torch.float64 for x in tensors)
     w, u, k, *others = (x.to(torch.float64 if double else torch.float32) for x in tensors)  # type: ignore[assignment]
     k = k - k.amax(dim=tuple(range(1, k.ndim - 1)), keepdim=True)
@@ -103,7 +103,7 @@ def _prepare(w: Tensor, u: Tensor, k: Tensor, *others: Tensor) -> tuple[tuple[Te
     return (w, u, k, *others), _Sums(x, None if narrow else torch.zeros_like(k)).weighted(k)
 
 
-def _is_narrow(w: Tensor, u: Tensor, k: Tensor) -> bool:
+def is_narrow(w: Tensor, u: Tensor, k: Tensor) -> bool:
     """Whether one scale is enough (or of no use: NaN). Reads one number back from the device."""
     sizes = torch.tensor(k.shape[1:-1], device=w.device)
     decay, bonus = (w.double().abs() * sizes[:, None]).sum(dim=0).amax(), u.double().abs().amax()

@@ -1,8 +1,9 @@
-// The kernel for one processor: targets.h includes this once for each, with its number of LANES.
+// The kernels for one processor: targets.h includes this once for each, with its number of LANES.
 
 #include "vectors.h"
 
 #include "linear.h"
+#include "lines.h"
 #include "log_scale.h"
 
 static void compute(const Block& block) {
@@ -11,3 +12,5 @@ static void compute(const Block& block) {
     else
         block.y ? forward_log_scale(block) : backward_log_scale(block);
 }
+
+static void compute(const Volume& volume) { volume.y ? forward_lines(volume) : backward_lines(volume); }

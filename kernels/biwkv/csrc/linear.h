@@ -4,7 +4,6 @@
 //
 //   A, B  sums of e^k v and e^k over the tokens to the left, C, D to the right
 //   P, Q  sums of G = gy / denominator and H = G y to the left, R, S to the right
-constexpr int VECTORS = GROUP / FLOATS;
 
 INLINE float* right_end(const Block& block, int64_t chunk) { return block.scratch + chunk * RIGHT_SUMS * WIDTH; }
 INLINE float* left_end(const Block& block, int64_t chunk) {
@@ -26,20 +25,6 @@ struct Factors {
     }
 };
 
-struct Group {
-    Floats x[VECTORS];
-};
-
-INLINE Group load_group(const float* p) {
-    Group g;
-    for (int i = 0; i < VECTORS; ++i) g.x[i] = load(p + i * FLOATS);
-    return g;
-}
-
-INLINE void store_group(float* p, const Group& g) {
-    for (int i = 0; i < VECTORS; ++i) store(p + i * FLOATS, g.x[i]);
-}
-
 INLINE void largest_keys(const Block& block, float* top) {
     for (int c = 0; c < WIDTH; ++c) top[c] = -INFINITY;
     for (int64_t first = 0; first < block.tokens; first += CHUNK) {
@@ -57,7 +42,6 @@ INLINE void largest_keys(const Block& block, float* top) {
 
 // Leaves e^k in `e`, rows of `e_stride`, and C and D at the right end of every chunk.
 INLINE void walk_from_right(const Block& block, const Factors& factors, float* e, int64_t e_stride) {
-    constexpr float LOG2_E = 1.44269504f;
     alignas(64) float top[WIDTH], right[2][WIDTH] = {};
     largest_keys(block, top);
     for (int64_t n = chunks(block.tokens) - 1; n >= 0; --n) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "block.h"
+#include "volume.h"
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(BIWKV_BASELINE)
 #define BIWKV_TARGETS
@@ -27,3 +28,14 @@ namespace baseline {
 constexpr int LANES = 4;
 #include "compute.h"
 }  // namespace baseline
+
+static int newest_level = 4;
+
+template <class Task>
+void compute(const Task& task) {
+#ifdef BIWKV_TARGETS
+    if (newest_level >= 4 && __builtin_cpu_supports("x86-64-v4")) return v4::compute(task);
+    if (newest_level >= 3 && __builtin_cpu_supports("x86-64-v3")) return v3::compute(task);
+#endif
+    baseline::compute(task);
+}

@@ -1,16 +1,15 @@
 // Bi-WKV on the CPU behind a plain C interface, so that any torch and any Python can call it. float32, contiguous.
 //
-// A task is one sample and 64 channels, and no task reads what another writes: results are the same bits for any
-// number of threads. Threads live for one call, so there is nothing that a fork could leave behind.
+// A task is one sample and 64 channels.
 
 #include <algorithm>
-#include <atomic>
+#include <functional>
 #include <new>
-#include <system_error>
-#include <thread>
+#include <numeric>
 #include <vector>
 
 #include "targets.h"
+#include "tasks.h"
 
 namespace {
 
@@ -26,16 +25,6 @@ struct Call {
 // (tokens, width) of `from` into rows of `width` or back; channels beyond `valid` stay as they are.
 void copy_rows(float* to, int64_t to_stride, const float* from, int64_t from_stride, int64_t tokens, int valid) {
     for (int64_t t = 0; t < tokens; ++t) std::copy_n(from + t * from_stride, valid, to + t * to_stride);
-}
-
-int newest_level = 4;
-
-void compute(const Block& block) {
-#ifdef BIWKV_TARGETS
-    if (newest_level >= 4 && __builtin_cpu_supports("x86-64-v4")) return v4::compute(block);
-    if (newest_level >= 3 && __builtin_cpu_supports("x86-64-v3")) return v3::compute(block);
-#endif
-    baseline::compute(block);
 }
 
 // The last channels, if they are no multiple of 32, through copies that are padded with zeros.
@@ -80,41 +69,50 @@ void run_task(const Call& call, int64_t task, float* scratch) {
     std::copy_n(gw, valid, call.gw + row), std::copy_n(gu, valid, call.gu + row);
 }
 
-// A thread's own, whole cache lines.
-struct Scratch {
-    float* data;
+int run(const Call& call, int threads) {
+    return run_tasks(call.batch * call.blocks(), call.batch * call.tokens * call.channels, threads,
+                     scratch_size(call.tokens), [&](int64_t task, float* scratch) { run_task(call, task, scratch); });
+}
 
-    explicit Scratch(int64_t size) : data(static_cast<float*>(::operator new(size * sizeof(float), LINE))) {}
-    ~Scratch() { ::operator delete(data, LINE); }
-    static constexpr std::align_val_t LINE{64};
+// The same over several axes, where a task is one sample and 32 channels.
+struct VolumeCall {
+    Call flat;  // gw of every sample is (B, axes, C)
+    int axes;
+    const int64_t* sizes;
 };
 
-// 0, or 1 if there was not enough memory.
-int run(const Call& call, int threads) {
-    constexpr int64_t WORTH_A_THREAD = 1 << 17;  // elements, about 0.1 ms
-    const int64_t tasks = call.batch * call.blocks();
-    const int64_t worth = 1 + call.batch * call.tokens * call.channels / WORTH_A_THREAD;
-    std::atomic<int64_t> next{0};
-    std::atomic<bool> failed{false};
-    const auto work = [&] {
-        try {
-            const Scratch scratch(scratch_size(call.tokens));
-            for (int64_t task; !failed && (task = next++) < tasks;) run_task(call, task, scratch.data);
-        } catch (const std::bad_alloc&) {
-            failed = true;
-        }
-    };
-    std::vector<std::thread> others;
-    try {
-        const int64_t wanted = std::min({int64_t(threads), tasks, worth}) - 1;
-        others.reserve(std::max<int64_t>(wanted, 0));
-        for (int64_t i = 0; i < wanted; ++i) others.emplace_back(work);
-    } catch (const std::system_error&) {  // no more threads to be had: fewer do the same
-    } catch (const std::bad_alloc&) {
+void run_volume_task(const VolumeCall& call, int64_t task, float* scratch) {
+    const Call& flat = call.flat;
+    const int64_t blocks = (flat.channels + GROUP - 1) / GROUP;
+    const int64_t sample = task / blocks, channel = task % blocks * GROUP;
+    const int width = static_cast<int>(std::min<int64_t>(GROUP, flat.channels - channel));
+    const int64_t at = sample * flat.tokens * flat.channels + channel;
+    float w[MOST_AXES * GROUP] = {}, u[GROUP] = {}, gw[MOST_AXES * GROUP], gu[GROUP];
+    for (int a = 0; a < call.axes; ++a) std::copy_n(flat.w + a * flat.channels + channel, width, w + a * GROUP);
+    std::copy_n(flat.u + channel, width, u);
+    Volume volume{call.axes, {}, flat.tokens, flat.channels, width, w,       u,  flat.k + at, flat.v + at,
+                  nullptr,   nullptr, gw,     gu,            nullptr, nullptr, scratch};
+    std::copy_n(call.sizes, call.axes, volume.sizes);
+    if (flat.y) {
+        volume.y = flat.y + at;
+        return compute(volume);
     }
-    work();
-    for (std::thread& other : others) other.join();
-    return failed;
+    volume.gy = flat.gy + at, volume.gk = flat.gk + at, volume.gv = flat.gv + at;
+    compute(volume);
+    for (int a = 0; a < call.axes; ++a)
+        std::copy_n(gw + a * GROUP, width, flat.gw + (sample * call.axes + a) * flat.channels + channel);
+    std::copy_n(gu, width, flat.gu + sample * flat.channels + channel);
+}
+
+int run(const VolumeCall& call, int threads) {
+    const Call& flat = call.flat;
+    return run_tasks(flat.batch * ((flat.channels + GROUP - 1) / GROUP), flat.batch * flat.tokens * flat.channels, threads,
+                     volume_scratch_size(call.axes, flat.tokens),
+                     [&](int64_t task, float* scratch) { run_volume_task(call, task, scratch); });
+}
+
+int64_t tokens(const int64_t* sizes, int axes) {
+    return std::accumulate(sizes, sizes + axes, int64_t{1}, std::multiplies<int64_t>());
 }
 
 // (B, C) -> (C,), in the order of the samples.
@@ -132,7 +130,7 @@ void sum_samples(const std::vector<float>& shares, int64_t batch, int64_t channe
 
 extern "C" {
 
-EXPORT int biwkv_version() { return 1; }
+EXPORT int biwkv_version() { return 2; }
 
 // For tests: compute as on a processor of this level of x86-64, though there may be a newer one.
 EXPORT void biwkv_limit_level(int level) { newest_level = level; }
@@ -153,6 +151,31 @@ EXPORT int biwkv_backward(const float* w, const float* u, const float* k, const 
                         gk, gv, batch, tokens, channels};
         if (run(call, threads)) return 1;
         sum_samples(shares_w, batch, channels, gw);
+        sum_samples(shares_u, batch, channels, gu);
+        return 0;
+    } catch (const std::bad_alloc&) {
+        return 1;
+    }
+}
+
+// The same over 1 to 3 axes, with k and v (B, *sizes, C) and w and gw (axes, C). For |w| size of up to 40 over all axes
+// together and |u| of up to 20.
+EXPORT int biwkv_nd_forward(const float* w, const float* u, const float* k, const float* v, float* y, int64_t batch,
+                            const int64_t* sizes, int axes, int64_t channels, int threads) {
+    const Call flat{w,       u,       k,       v,       nullptr, y,      nullptr,
+                    nullptr, nullptr, nullptr, batch,   tokens(sizes, axes), channels};
+    return run(VolumeCall{flat, axes, sizes}, threads);
+}
+
+EXPORT int biwkv_nd_backward(const float* w, const float* u, const float* k, const float* v, const float* gy, float* gw,
+                             float* gu, float* gk, float* gv, int64_t batch, const int64_t* sizes, int axes,
+                             int64_t channels, int threads) {
+    try {
+        std::vector<float> shares_w(batch * axes * channels), shares_u(batch * channels);
+        const Call flat{w,  u,  k,     v,      gy,      nullptr, shares_w.data(), shares_u.data(),
+                        gk, gv, batch, tokens(sizes, axes), channels};
+        if (run(VolumeCall{flat, axes, sizes}, threads)) return 1;
+        sum_samples(shares_w, batch, axes * channels, gw);
         sum_samples(shares_u, batch, channels, gu);
         return 0;
     } catch (const std::bad_alloc&) {
