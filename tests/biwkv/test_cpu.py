@@ -1,4 +1,4 @@
-"""What the compiled CPU kernel promises beyond its results, which test_bi_wkv.py checks."""
+"""What the compiled CPU kernels promise beyond its results, which test_bi_wkv.py and test_bi_wkv_nd.py check."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import biwkv
-from biwkv import bi_wkv, bi_wkv_reference, cpu, scan
+from biwkv import bi_wkv, bi_wkv_nd, bi_wkv_nd_reference, bi_wkv_reference, cpu, nd_scan, scan
 
 pytestmark = pytest.mark.skipif(bool(cpu.why_not(torch.empty(1))), reason="the kernel is not built")
 GUARD = 64
@@ -34,10 +34,13 @@ def forward_and_backward(args: list[Tensor]) -> list[Tensor]:
 
 
 @pytest.fixture(autouse=True)
-def _threads() -> Iterator[None]:
+def _threads_and_level() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+    library = cpu._library()
+    assert isinstance(library, ctypes.CDLL)
+    library.biwkv_limit_level(4)
 
 
 @pytest.mark.parametrize("decay", [1.0, 500.0])
@@ -89,12 +92,60 @@ def test_older_processors(level: int, decay: float) -> None:
     expected = forward_and_backward(args)
     library = cpu._library()
     assert isinstance(library, ctypes.CDLL)
-    try:
-        library.biwkv_limit_level(level)
-        for ours, theirs in zip(forward_and_backward(args), expected, strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
-    finally:
-        library.biwkv_limit_level(4)
+    library.biwkv_limit_level(level)
+    for ours, theirs in zip(forward_and_backward(args), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def nd_inputs(spatial: tuple[int, ...], channels: int) -> list[Tensor]:
+    """w, u, k, v, gy for several axes."""
+    generator = torch.Generator().manual_seed(channels)
+    w, u = (torch.randn(*shape, channels, generator=generator) for shape in ((len(spatial),), ()))
+    return [w / 10, u, *torch.randn(3, 2, *spatial, channels, generator=generator)]
+
+
+def nd_forward_and_backward(args: list[Tensor]) -> list[Tensor]:
+    return [cpu.nd_forward(*args[:4]), *cpu.nd_backward(*args)]
+
+
+@pytest.mark.parametrize("spatial", [(28, 28), (10, 9, 8)])
+def test_same_bits_of_nd_for_any_number_of_threads(spatial: tuple[int, ...]) -> None:
+    args = nd_inputs(spatial, 200)
+    results = []
+    for threads in (1, 2, 7):
+        torch.set_num_threads(threads)
+        results.append(nd_forward_and_backward(args))
+    assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("channels", [1, 31, 32, 33, 70])
+@pytest.mark.parametrize("spatial", [(17,), (5, 1), (4, 5), (3, 4, 5)])
+@pytest.mark.parametrize("level", [1, 3, 4])
+def test_nd_writes_its_results_and_nothing_else(spatial: tuple[int, ...], channels: int, level: int) -> None:
+    args = nd_inputs(spatial, channels)
+    guarded = [_guarded(x.shape) for x in (args[2], *args[:4])]
+    y, *gradients = [view for _, view in guarded]
+    library = cpu._library()
+    assert isinstance(library, ctypes.CDLL)
+    shape = ctypes.c_int64(2), (ctypes.c_int64 * len(spatial))(*spatial), len(spatial), ctypes.c_int64(channels)
+    library.biwkv_limit_level(level)
+    assert library.biwkv_nd_forward(*_pointers(*args[:4], y), *shape, 2) == 0
+    assert library.biwkv_nd_backward(*_pointers(*args, *gradients), *shape, 2) == 0
+    for whole, _ in guarded:
+        assert (whole[:GUARD] == MARK).all()
+        assert (whole[-GUARD:] == MARK).all()
+    leaves = [x.double().requires_grad_() for x in args[:4]]
+    formula = bi_wkv_nd_reference(*leaves)
+    expected = [formula.detach(), *torch.autograd.grad(formula, leaves, args[4].double())]
+    for ours, theirs in zip((y, *gradients), expected, strict=True):
+        assert (ours - theirs).abs().max() <= 1e-4 * (1 + theirs.abs().max())
+
+
+def test_nd_leaves_wide_decays_and_float64_to_the_scan() -> None:
+    w, u, k, v, _ = nd_inputs((4, 5), 10)
+    assert torch.equal(cpu.nd_forward(500 * w, u, k, v), nd_scan.forward(500 * w, u, k, v))
+    assert torch.equal(cpu.nd_forward(w, u, k.double(), v), nd_scan.forward(w, u, k.double(), v))
+    assert torch.equal(bi_wkv_nd(w, u, k, v), cpu.nd_forward(w, u, k, v))
 
 
 def _guarded(shape: torch.Size) -> tuple[Tensor, Tensor]:

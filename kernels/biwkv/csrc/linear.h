@@ -1,6 +1,6 @@
 // Bi-WKV as linear recurrences in float32, with all keys relative to the largest of each channel: one exponential a
-// token. The tokens are cut into chunks; a first walk from the right leaves e^k of every token and the right sums at the
-// chunks' ends, so that everything else stays in the first-level cache, a chunk at a time.
+// token. The tokens are cut into chunks; a first walk from the right leaves e^k of every token and the right sums at
+// the chunks' ends, so that everything else stays in the first-level cache, a chunk at a time.
 //
 //   A, B  sums of e^k v and e^k over the tokens to the left, C, D to the right
 //   P, Q  sums of G = gy / denominator and H = G y to the left, R, S to the right

@@ -2,6 +2,8 @@
 // key of each channel. Formulas are in nd_scan.py; sums of the distances come along with the walks: where
 // L_i = sum_{j < i} d^{i - j} x_j, with M_{i+1} = d M_i + L_{i+1} it is M_i = sum_{j < i} (i - j) d^{i - j} x_j.
 
+constexpr int TILE = 2;  // lines side by side, whose recurrences are independent
+
 INLINE float* part(const Volume& volume, int which) { return volume.scratch + which * volume.tokens * ROW; }
 
 // `width` channels of a row; the others are 0.
@@ -53,54 +55,81 @@ struct Fades {
     }
 };
 
-// Along one axis in one direction: a token's sum over those that come before it is added to its total and, if there is
-// an `out`, to `base` for `out`. With `others`, the sum over distances times `others` is taken from gw.
+// Neighbouring lines of one axis that begin at row `first`; the rows of a line are `inner` apart.
+struct Lines {
+    int64_t first, inner, size;
+    INLINE_MEMBER int64_t at(int64_t position) const { return (first + position * inner) * ROW; }
+};
+
+// Along COUNT neighbouring lines in both directions: a token's sum over all others of its line is added to its total
+// and, if there is an `out`, to what is `in` for `out`, which may be `in` itself. `before` (size, COUNT, ROW) keeps the
+// sums over those before. With DISTANCE, sums over distances times `others` are taken from gw.
+template <int COUNT, bool DISTANCE>
+INLINE void walk(const Lines& lines, const Fades& fades, const float* in, float* out, float* totals, float* before,
+                 const float* others, float* gw) {
+    constexpr int PARTS = COUNT * ROW / FLOATS;
+    Floats states[PARTS] = {}, distances[PARTS] = {};
+    Group pairs{};
+    const auto add = [&](int n, Floats x, Floats fade, Floats other) INLINE_LAMBDA {
+        if (DISTANCE) pairs.x[n % VECTORS] += (n / VECTORS % 2 ? -distances[n] : distances[n]) * other;
+        states[n] = states[n] * fade + x * fade;
+        if (DISTANCE) distances[n] = distances[n] * fade + states[n];
+    };
+    const auto fade_after = [&](int64_t step) INLINE_LAMBDA {
+        return load_group(step % CHUNK == CHUNK - 1 ? fades.exact : fades.usual);
+    };
+    for (int64_t step = 0; step < lines.size; ++step) {
+        const Group fade = fade_after(step);
+        for (int n = 0; n < PARTS; ++n) {
+            const int64_t at = lines.at(step) + n * FLOATS;
+            store(before + (step * PARTS + n) * FLOATS, states[n]);
+            add(n, load(in + at), fade.x[n % VECTORS], DISTANCE ? load(others + at) : Floats{});
+        }
+    }
+    for (int n = 0; n < PARTS; ++n) states[n] = distances[n] = Floats{};
+    for (int64_t step = 0; step < lines.size; ++step) {
+        const Group fade = fade_after(step);
+        const int64_t position = lines.size - 1 - step;
+        for (int n = 0; n < PARTS; ++n) {
+            const int64_t at = lines.at(position) + n * FLOATS;
+            const Floats x = load(in + at), rest = load(before + (position * PARTS + n) * FLOATS) + states[n];
+            store(totals + at, load(totals + at) + rest);
+            if (out) store(out + at, x + rest);
+            add(n, x, fade.x[n % VECTORS], DISTANCE ? load(others + at) : Floats{});
+        }
+    }
+    for (int i = 0; DISTANCE && i < VECTORS; ++i) store(gw + i * FLOATS, load(gw + i * FLOATS) - pairs.x[i]);
+}
+
 template <bool DISTANCE>
-INLINE void walk(const Volume& volume, int axis, bool forwards, const float* in, const float* base, float* out,
-                 const float* others) {
+INLINE void walk_axis(const Volume& volume, int axis, const float* in, float* out, const float* others) {
     const Fades fades(volume.w + axis * GROUP);
-    float *states = part(volume, STATES), *distances = part(volume, DISTANCES), *totals = part(volume, TOTAL);
-    float* gw = DISTANCE ? volume.gw + axis * GROUP : nullptr;
-    int64_t inner = 1;
-    for (int a = axis + 1; a < volume.axes; ++a) inner *= volume.sizes[a];
-    const int64_t size = volume.sizes[axis], outer = volume.tokens / (size * inner);
-    for (int64_t o = 0; o < outer; ++o) {
-        std::fill_n(states, inner * ROW, 0.0f);
-        if (DISTANCE) std::fill_n(distances, inner * ROW, 0.0f);
-        for (int64_t step = 0; step < size; ++step) {
-            const Group fade = load_group(step % CHUNK == CHUNK - 1 ? fades.exact : fades.usual);
-            const int64_t first = (o * size + (forwards ? step : size - 1 - step)) * inner * ROW;
-            Group pairs{};
-            for (int64_t row = 0; row < inner * ROW; row += ROW)
-                for (int sum = 0; sum < 2; ++sum)
-                    for (int i = 0; i < VECTORS; ++i) {
-                        const int64_t lane = row + sum * GROUP + i * FLOATS, at = first + lane;
-                        const Floats state = load(states + lane), next = (state + load(in + at)) * fade.x[i];
-                        store(states + lane, next);
-                        store(totals + at, load(totals + at) + state);
-                        if (out) store(out + at, load(base + at) + state);
-                        if (DISTANCE) {
-                            const Floats distance = load(distances + lane), product = distance * load(others + at);
-                            store(distances + lane, distance * fade.x[i] + next);
-                            pairs.x[i] += sum == 0 ? product : -product;
-                        }
-                    }
-            for (int i = 0; DISTANCE && i < VECTORS; ++i)
-                store(gw + i * FLOATS, load(gw + i * FLOATS) - pairs.x[i]);
+    float *gw = volume.gw + axis * GROUP, *totals = part(volume, TOTAL), *before = part(volume, BEFORE);
+    Lines lines{0, 1, volume.sizes[axis]};
+    for (int a = axis + 1; a < volume.axes; ++a) lines.inner *= volume.sizes[a];
+    for (int64_t outer = 0; outer < volume.tokens; outer += lines.size * lines.inner) {
+        int64_t i = 0;
+        for (; i + TILE <= lines.inner; i += TILE) {
+            lines.first = outer + i;
+            walk<TILE, DISTANCE>(lines, fades, in, out, totals, before, others, gw);
+        }
+        for (; i < lines.inner; ++i) {
+            lines.first = outer + i;
+            walk<1, DISTANCE>(lines, fades, in, out, totals, before, others, gw);
         }
     }
 }
 
-// Sums over the lines of the last axis, of these over the lines of the one before it, and so on: sums(a) is what went
-// into axis a.
-INLINE float* sums(const Volume& volume, int axis) { return part(volume, SUMS + volume.axes - 1 - axis); }
+// What goes into the walk along an axis: the last axis is the first. A forward task needs only the latest.
+INLINE float* sums(const Volume& volume, int axis) {
+    return part(volume, SUMS + (volume.y ? 0 : volume.axes - 1 - axis));
+}
 
 INLINE void sum_up(const Volume& volume, const Group& bonus) {
     start(volume, bonus);
     for (int axis = volume.axes - 1; axis >= 0; --axis) {
         float *in = sums(volume, axis), *out = axis > 0 ? sums(volume, axis - 1) : nullptr;
-        walk<false>(volume, axis, true, in, in, out, nullptr);
-        walk<false>(volume, axis, false, in, out, out, nullptr);
+        walk_axis<false>(volume, axis, in, out, nullptr);
     }
 }
 
@@ -143,15 +172,11 @@ INLINE void start_gradients(const Volume& volume, const Group& bonus, float* gra
 INLINE void backward_lines(const Volume& volume) {
     const Group bonus = bonuses(volume);
     sum_up(volume, bonus);
-    float *in = part(volume, GRADIENTS), *other = part(volume, GRADIENTS + 1);
-    start_gradients(volume, bonus, in);
+    float* grads = part(volume, GRADIENTS);
+    start_gradients(volume, bonus, grads);
     std::fill_n(volume.gw, volume.axes * GROUP, 0.0f);
-    for (int axis = 0; axis < volume.axes; ++axis) {
-        float* out = axis + 1 < volume.axes ? other : nullptr;
-        walk<true>(volume, axis, true, in, in, out, sums(volume, axis));
-        walk<true>(volume, axis, false, in, out, out, sums(volume, axis));
-        std::swap(in, other);
-    }
+    for (int axis = 0; axis < volume.axes; ++axis)
+        walk_axis<true>(volume, axis, grads, axis + 1 < volume.axes ? grads : nullptr, sums(volume, axis));
     const float* start = sums(volume, volume.axes - 1);
     for (int64_t t = 0; t < volume.tokens; ++t) {
         Group gk, gv;

@@ -1,4 +1,4 @@
-// One library for all x86-64 machines: the kernel is compiled for AVX-512 and for AVX2 beside what every one has.
+// One library for all x86-64 machines: the kernels are compiled for AVX-512 and for AVX2 beside what every one has.
 #pragma once
 
 #include "block.h"

@@ -79,12 +79,13 @@ struct VolumeCall {
     Call flat;  // gw of every sample is (B, axes, C)
     int axes;
     const int64_t* sizes;
+
+    int64_t blocks() const { return (flat.channels + GROUP - 1) / GROUP; }
 };
 
 void run_volume_task(const VolumeCall& call, int64_t task, float* scratch) {
     const Call& flat = call.flat;
-    const int64_t blocks = (flat.channels + GROUP - 1) / GROUP;
-    const int64_t sample = task / blocks, channel = task % blocks * GROUP;
+    const int64_t sample = task / call.blocks(), channel = task % call.blocks() * GROUP;
     const int width = static_cast<int>(std::min<int64_t>(GROUP, flat.channels - channel));
     const int64_t at = sample * flat.tokens * flat.channels + channel;
     float w[MOST_AXES * GROUP] = {}, u[GROUP] = {}, gw[MOST_AXES * GROUP], gu[GROUP];
@@ -106,7 +107,7 @@ void run_volume_task(const VolumeCall& call, int64_t task, float* scratch) {
 
 int run(const VolumeCall& call, int threads) {
     const Call& flat = call.flat;
-    return run_tasks(flat.batch * ((flat.channels + GROUP - 1) / GROUP), flat.batch * flat.tokens * flat.channels, threads,
+    return run_tasks(flat.batch * call.blocks(), flat.batch * flat.tokens * flat.channels, threads,
                      volume_scratch_size(call.axes, flat.tokens),
                      [&](int64_t task, float* scratch) { run_volume_task(call, task, scratch); });
 }
