@@ -2,6 +2,9 @@
 
     python benchmarks/bench_wkv.py [--device cuda] [--dtype bfloat16] [--shape 128,784,576] [--seconds 2]
 
+A shape with more than one axis of tokens, as 8,28x28,576, is measured with `bi_wkv_nd`, beside `bi_wkv` on as many
+tokens in a row.
+
 Needs torch, and triton for its kernels; biwkv may be on PYTHONPATH (PYTHONPATH=kernels). All rows of a shape are
 measured in turns, so that whatever else the machine does falls on all alike; times are the least of all turns. GB/s
 counts the least bytes that the operator must move, and the share is of a measured copy of a tensor as large as all
@@ -11,6 +14,7 @@ that. Attention needs queries, keys and values, of which WKV has no queries: the
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -19,12 +23,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from biwkv import bi_wkv
-from biwkv.op import BACKENDS
+from biwkv import bi_wkv, bi_wkv_nd, nd
+from biwkv.op import BACKENDS, Backend
 
 SHAPES = {
-    "cpu": [(8, 784, 576), (8, 196, 960), (2, 4096, 576)],
-    "cuda": [(128, 784, 576), (128, 196, 960), (24, 784, 576), (8, 4096, 576)],
+    "cpu": ["8,784,576", "8,196,960", "2,4096,576", "8,28x28,576", "2,16x16x16,576"],
+    "cuda": ["128,784,576", "128,196,960", "24,784,576", "8,4096,576", "128,28x28,576", "8,16x16x16,576"],
 }
 HEADS = 8
 Step = Callable[[], object]
@@ -34,26 +38,36 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"])
-    parser.add_argument("--shape", action="append", help="B,T,C; may be repeated")
+    parser.add_argument("--shape", action="append", help="B,T,C or B,HxW,C or B,DxHxW,C; may be repeated")
     parser.add_argument("--seconds", type=float, default=2.0, help="about how long to measure a shape and direction")
     args = parser.parse_args()
     kind = torch.device(args.device).type
     dtype = getattr(torch, args.dtype or ("bfloat16" if kind == "cuda" else "float32"))
-    shapes = [tuple(map(int, shape.split(","))) for shape in args.shape or ()] or SHAPES.get(kind, SHAPES["cuda"])
+    shapes = args.shape or SHAPES.get(kind, SHAPES["cuda"])
     name = torch.cuda.get_device_name() if kind == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     print(f"{name}, {str(dtype).removeprefix('torch.')}, torch {torch.__version__}")
     for shape in shapes:
         measure(shape, args.device, dtype, args.seconds)
 
 
-def measure(shape: tuple[int, ...], device: str, dtype: torch.dtype, seconds: float) -> None:
-    """Prints the tables of one shape (B, T, C)."""
-    batch, tokens, channels = shape
-    w, u = torch.randn(2, channels, device=device) / tokens
-    k, v, gy = torch.randn(3, *shape, device=device).to(dtype)
+def measure(shape: str, device: str, dtype: torch.dtype, seconds: float) -> None:
+    """Prints the tables of one shape."""
+    batch, spatial, channels = (tuple(map(int, part.split("x"))) for part in shape.split(","))
+    sizes = (*batch, math.prod(spatial), *channels)
+    w, u = torch.randn(2, *channels, device=device) / sizes[1]
+    k, v, gy = torch.randn(3, *sizes, device=device).to(dtype)
     leaves = [x.requires_grad_() for x in (w, u, k, v)]
-    operators = {name: (partial(bi_wkv, *leaves, backend=name), leaves) for name in backends(k)}
-    operators["attention"] = (partial(attention, k, v), [k, v])
+    operators: dict[str, tuple[Callable[[], Tensor], list[Tensor]]] = {}
+    if len(spatial) == 1:
+        for name in backends(BACKENDS, k):
+            operators[name] = partial(bi_wkv, *leaves, backend=name), leaves
+    else:
+        volume = [w.expand(len(spatial), -1), u, *(x.unflatten(1, spatial) for x in (k, v))]
+        volume = [x.detach().clone().requires_grad_() for x in volume]
+        for name in backends(nd.BACKENDS, k):
+            operators[name] = partial(flat_nd, *volume, backend=name), volume
+        operators["bi_wkv"] = partial(bi_wkv, *leaves), leaves
+    operators["attention"] = partial(attention, k, v), [k, v]
 
     for direction, tensors in (("forward", 3), ("forward+backward", 8)):
         train = direction != "forward"
@@ -65,18 +79,22 @@ def measure(shape: tuple[int, ...], device: str, dtype: torch.dtype, seconds: fl
         source = torch.empty(moved // 2, dtype=torch.uint8, device=device)
         steps["copy"] = partial(torch.empty_like(source).copy_, source)
         times = least_times(steps, device, seconds)
-        print(f"\nB {batch}  T {tokens}  C {channels}  {direction}")
+        print(f"\nB {batch[0]}  T {shape.split(',')[1]}  C {channels[0]}  {direction}")
         print(f"{'':12}{'ms':>10}{'vs scan':>9}{'GB/s':>8}{'of copy':>9}")
         for name, t in times.items():
             print(f"{name:12}{t * 1e3:10.3f}{times['scan'] / t:8.1f}x{moved / t / 1e9:8.1f}{times['copy'] / t:9.0%}")
 
 
-def backends(k: Tensor) -> Iterator[str]:
-    for name, backend in BACKENDS.items():
+def backends(known: dict[str, Backend], k: Tensor) -> Iterator[str]:
+    for name, backend in known.items():
         if reason := backend.why_not(k):
             print(f"without {name!r}: {reason}")
         else:
             yield name
+
+
+def flat_nd(w: Tensor, u: Tensor, k: Tensor, v: Tensor, backend: str) -> Tensor:
+    return bi_wkv_nd(w, u, k, v, backend=backend).flatten(1, -2)
 
 
 def attention(k: Tensor, v: Tensor) -> Tensor:
