@@ -38,7 +38,7 @@ def overlay_png(image: NDArray[Any], truth: NDArray[Any], pred: NDArray[Any], *,
     scale = max(1, -(-min_side // min(rgb.shape[:2])))
     rgb, truth, pred = (_enlarge(picture, scale) for picture in (rgb, truth, pred))
     gap = np.full((rgb.shape[0], GAP, 3), 255, np.uint8)
-    picture = np.hstack([rgb, gap, _with_contours(rgb, truth), gap, _with_contours(rgb, pred)])
+    picture = np.hstack([rgb, gap, with_contours(rgb, truth), gap, with_contours(rgb, pred)])
     written, data = cv2.imencode(".png", picture[..., ::-1])
     assert written
     return data.tobytes()
@@ -57,7 +57,8 @@ def _enlarge(picture: NDArray[Any], scale: int) -> NDArray[Any]:
     return picture.repeat(scale, axis=0).repeat(scale, axis=1)
 
 
-def _with_contours(rgb: NDArray[np.uint8], labels: NDArray[Any]) -> NDArray[np.uint8]:
+def with_contours(rgb: NDArray[np.uint8], labels: NDArray[Any]) -> NDArray[np.uint8]:
+    """A copy of `rgb` (H, W, 3) with the outline of every class of `labels` (H, W) in its colour."""
     picture = rgb.copy()
     for class_id in np.unique(labels):
         if class_id in (0, 255):

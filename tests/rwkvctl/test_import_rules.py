@@ -27,6 +27,7 @@ HEAVY = ["torch", "ray", "mlflow", "timm", "numpy", "cv2", "monai", "webdataset"
 COMMANDS = [
     "",
     "data", "data prepare", "data verify", "data show", "data list", "data synth", "data verify-synapse",
+    "data doctor", "data split",
     "pretrain", "finetune", "tune", "evaluate", "predict",
     "model", "model list", "model show", "model promote", "model export", "model compare", "model erf", "model plot",
     "study", "study list", "study show", "study report",

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from rwkvctl.data.formats.base import Dataset
     from rwkvctl.data.manifest import Manifest
 
+MOST_PROBLEMS = 12
+
 app = typer.Typer(help="Make, check and look at data sets.", no_args_is_help=True)
 
 Progress = Callable[[str, int, int], None]
@@ -100,11 +102,69 @@ def verify(
 
 
 @app.command()
-def show(path: Annotated[str, typer.Argument(help="Folder or URI of a data set.")], as_json: AsJson = False) -> None:
-    """Print what a data set holds."""
+def show(
+    path: Annotated[str, typer.Argument(help="Folder or URI of a data set.")],
+    sheet: Annotated[Path | None, typer.Option(help="Write a contact sheet (PNG) of images with their masks.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print what a data set holds: counts, classes, sizes, splits."""
     from rwkvctl.data.manifest import Manifest
 
-    _show(Manifest.load(path), as_json)
+    manifest = Manifest.load(path)
+    _show(manifest, as_json)
+    if sheet:
+        from rwkvctl import files
+        from rwkvctl.data.sheet import contact_sheet
+
+        files.write_bytes(sheet, contact_sheet(manifest))
+
+
+@app.command()
+def split(
+    path: Annotated[Path, typer.Argument(help="Folder of a data set.")],
+    rule: Annotated[str, typer.Option(help="random:8:1:1, grouped:8:1:1, kfold:5 or grouped-kfold:5")],
+    seed: Annotated[int, typer.Option()] = 41,
+) -> None:
+    """Add a split to a data set. `grouped` keeps patients, sequences, videos and near-duplicates together."""
+    from rwkvctl.data.manifest import Manifest
+    from rwkvctl.data.resplit import add_split
+
+    names = add_split(path, rule, seed)
+    manifest = Manifest.load(path)
+    for name in names:
+        print(_split_line(manifest, name))
+    print(f"use it with: --set data.split={names[0]}")
+
+
+@app.command()
+def doctor(
+    source: Annotated[list[Path], typer.Argument(help="Folders or archives of a download.")], as_json: AsJson = False
+) -> None:
+    """Say which data set and form a download is, and what is missing; exit code 1 when it cannot be prepared."""
+    from dataclasses import asdict
+
+    from rwkvctl.data.doctor import examine
+
+    found = examine(source)
+    sound = any(not finding.problems for finding in found.findings)
+    if as_json:
+        print(json.dumps(asdict(found), indent=2))
+    elif not found.findings:
+        kinds = ", ".join(f"{n} {kind}" for kind, n in found.extensions.items()) or "no files"
+        print(f"{source[0]}: no known data set ({kinds}); see rwkvctl data list for what is understood")
+    for finding in [] if as_json else found.findings:
+        print(f"{finding.dataset}, form {finding.form}: {finding.samples} samples")
+        for warning in finding.warnings:
+            print(f"  note     {warning}")
+        for problem in finding.problems[:MOST_PROBLEMS]:
+            print(f"  problem  {problem}")
+        if len(finding.problems) > MOST_PROBLEMS:
+            print(f"  problem  ... and {len(finding.problems) - MOST_PROBLEMS} more")
+        if not finding.problems:
+            sources = " ".join(f"--source {path}" for path in source)
+            print(f"  prepare  rwkvctl data prepare {finding.dataset} {sources}")
+    if not sound:
+        raise typer.Exit(1)
 
 
 @app.command("list")
@@ -231,14 +291,35 @@ def _show(manifest: Manifest, as_json: bool) -> None:
     print(f"  data set     {manifest.dataset}, {manifest.task}, {manifest.image_kind}")
     print(f"  classes      {len(manifest.classes)}: {names}")
     print(f"  samples      {summary['samples']} in {summary['shards']} shards, {summary['bytes'] / 1e6:.1f} MB")
-    for name, entry in manifest.splits.items():
-        counts = ", ".join(f"{part} {entry.counts[part]}" for part in ("train", "val", "test"))
-        default = " (default)" if name == manifest.default_split else ""
-        leaks = f"; {entry.leak_groups_shared} groups leak" if entry.leak_groups_shared else ""
-        print(f"  split        {name}{default}: {counts}{leaks}")
+    for line in _balance(summary):
+        print(line)
+    for name in manifest.splits:
+        print(f"  split        {_split_line(manifest, name)}")
     for warning in summary["warnings"]:
         print(f"  warning      {warning}")
     print(f"  fingerprint  {manifest.fingerprint}")
+
+
+def _split_line(manifest: Manifest, name: str) -> str:
+    entry = manifest.splits[name]
+    order = dict.fromkeys(["train", "val", "test", *entry.counts])  # then unlabeled, if there are such
+    counts = ", ".join(f"{part} {entry.counts[part]}" for part in order)
+    default = " (default)" if name == manifest.default_split else ""
+    leaks = f"; {entry.leak_groups_shared} groups leak" if entry.leak_groups_shared else ""
+    return f"{name}{default}: {counts}{leaks}"
+
+
+def _balance(summary: dict[str, Any]) -> list[str]:
+    """Image sizes, and the share of each class in the pixels."""
+    sizes = summary["stats"]["size_hist"]
+    top = sorted(sizes, key=sizes.__getitem__, reverse=True)[:4]
+    more = f", {len(sizes) - len(top)} more" if len(sizes) > len(top) else ""
+    lines = ["  sizes        " + ", ".join(f"{size} ({sizes[size]})" for size in top) + more]
+    shares = summary["stats"].get("pixel_fraction")
+    if shares:
+        named = zip(summary["classes"], shares, strict=True)
+        lines.append("  pixels       " + ", ".join(f"{name} {100 * share:.2f} %" for name, share in named))
+    return lines
 
 
 def _data_root() -> Path:

@@ -20,8 +20,8 @@ from typing import Any
 from rwkvctl import files
 from rwkvctl.data.formats.base import BadFile, Item, Options, Plan, Read, Sample
 from rwkvctl.data.manifest import PREP_VERSION
-from rwkvctl.data.sources import total_bytes
-from rwkvctl.data.writer import Limits, write_shard
+from rwkvctl.data.sources import RawFile, total_bytes
+from rwkvctl.data.writer import Limits, adopt_shard, write_shard
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is being done, samples done, samples in all)."""
@@ -44,6 +44,7 @@ class Record:
     pixels: list[int] | None
     note: str
     labeled: bool
+    phash: str | None
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class Job:
     items: Sequence[Item]
     read: Read
     fingerprint: str
+    adopt: RawFile | None = None
 
     @property
     def records(self) -> Path:
@@ -70,6 +72,10 @@ def layout(plan: Plan, options: Options, folder: Path) -> list[Job]:
             made_of = repr((PREP_VERSION, plan.form, options, tuple(plan.classes), part, group))
             fingerprint = hashlib.sha256(made_of.encode()).hexdigest()
             jobs.append(Job(folder, f"{part}-{number:06d}", part, group, plan.read, fingerprint))
+    for part, shards in plan.adopted.items():
+        for shard, items in shards:
+            fingerprint = hashlib.sha256(repr((PREP_VERSION, options, part, shard, items)).encode()).hexdigest()
+            jobs.append(Job(folder, shard.stem, part, items, plan.read, fingerprint, adopt=shard))
     keys = [item.key for job in jobs for item in job.items]
     assert len(set(keys)) == len(keys), "sample keys must be unique"
     return jobs
@@ -98,8 +104,7 @@ def convert(
     """
     total = sum(len(job.items) for job in jobs)
     if workers is None:
-        small = sum(total_bytes(item.files) for job in jobs for item in job.items) < SMALL
-        workers = 1 if small else len(os.sched_getaffinity(0))
+        workers = 1 if is_small(jobs) else len(os.sched_getaffinity(0))
     workers = min(workers, len(jobs))
     problems: dict[str, list[str]] = {}
     done = 0
@@ -114,6 +119,10 @@ def convert(
     saved = [json.loads(job.records.read_bytes()) for job in jobs]
     records = [Record(**{**own, "size": tuple(own["size"])}) for file in saved for own in file["samples"]]
     return records, [file["shard"] for file in saved], []
+
+
+def is_small(jobs: Sequence[Job]) -> bool:
+    return sum(total_bytes(item.files) for job in jobs for item in job.items) < SMALL
 
 
 def _run_here(jobs: Sequence[Job]) -> Iterator[tuple[Job, list[str]]]:
@@ -178,7 +187,10 @@ def run(job: Job) -> list[str]:
             raise _ShardGivenUp
 
     try:
-        shard = write_shard(job.folder, job.stem, samples())
+        if job.adopt:
+            shard = adopt_shard(job.folder, job.stem, Path(job.adopt.data), samples())
+        else:
+            shard = write_shard(job.folder, job.stem, samples())
     except _ShardGivenUp:
         return problems
     saved = {"fingerprint": job.fingerprint, "shard": shard, "samples": [asdict(record) for record in records]}
@@ -219,4 +231,5 @@ def _record(part: str, sample: Sample) -> Record:
         pixels=None if sample.pixels is None else [int(n) for n in sample.pixels],
         note=meta.get("image_note", ""),
         labeled=meta["labeled"],
+        phash=meta.get("phash"),
     )

@@ -169,6 +169,16 @@ def _shrunk(pixels: Pixels, max_side: int, mode: str) -> Checked:
     return Checked(data, "jpg", height, width, mode, f"{SHRUNK} {max_side} pixels, JPEG of quality 95")
 
 
+def perceptual_hash(data: bytes) -> str:
+    """64 bits as hex digits, nearly equal for images that look the same: pHash of a JPEG or PNG of a shard."""
+    import imagehash
+
+    image = Image.open(io.BytesIO(data))
+    image.draft("L", (128, 128))  # a JPEG is decoded at a fraction of its size
+    with image:
+        return str(imagehash.phash(image))
+
+
 def resize_nearest(ids: NDArray[Any], height: int, width: int) -> NDArray[Any]:
     """A mask (H, W) at another size, no new values."""
     # Not INTER_NEAREST, which samples the corner of a pixel and so shifts masks against images by half of one.

@@ -33,7 +33,7 @@ MEMBERS = frozenset({"jpg", "png", "mask.png", "inst.png", "image.npy", "mask.np
 
 MAX_MEMBER_BYTES = 1 << 30
 
-KEY = re.compile(r"[a-z0-9_-]{1,200}")
+KEY = re.compile(r"[A-Za-z0-9_-]{1,200}")
 
 
 @dataclass(frozen=True)

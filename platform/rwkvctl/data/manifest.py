@@ -27,8 +27,9 @@ SCHEMA = "rwkv-data/1"
 PREP_VERSION = "1.0.0"
 FILE_NAME = "manifest.json"
 
-VOLATILE = frozenset({"fingerprint", "created_by"})
-"""Left out of the fingerprint: they may differ between two preparations of the same samples."""
+VOLATILE = frozenset({"fingerprint", "created_by", "added_splits"})
+"""Left out of the fingerprint: they may differ between two preparations of the same samples. A split that was added
+later is named by its rule and seed, which give the same ids on the same samples everywhere."""
 
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 FileStem = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,120}$")]
@@ -71,6 +72,14 @@ class Shard(Spec):
         return f"index/{self.name.removesuffix('.tar')}.idx"
 
 
+class Duplicates(Spec):
+    """Images that are the same (copies) or nearly so (perceptual hashes a few bits apart): clusters of ids."""
+
+    copies: list[list[str]] = Field(default_factory=list)
+    near: list[list[str]] = Field(default_factory=list)
+    rule: str = ""
+
+
 class SplitEntry(Spec):
     """A split, whose id lists lie in `splits/<name>.json`."""
 
@@ -101,12 +110,14 @@ class Content(Spec):
     orientation: str | None
     counts: dict[str, Count]
     excluded: list[Excluded]
+    duplicates: Duplicates = Duplicates()
     warnings: list[str]
     shards: list[Shard]
     samples_sha256: Sha256
     splits: dict[FileStem, SplitEntry]
     default_split: FileStem
     stats: dict[str, Any]
+    added_splits: dict[FileStem, SplitEntry] = Field(default_factory=dict)
 
 
 def fingerprint(content: dict[str, Any]) -> str:
@@ -198,7 +209,7 @@ class Manifest:
 
     @property
     def splits(self) -> dict[str, SplitEntry]:
-        return self.content.splits
+        return {**self.content.splits, **self.content.added_splits}
 
     @property
     def default_split(self) -> str:

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from rwkvctl import files
-from rwkvctl.data import formats, manifest
-from rwkvctl.data.convert import RECORDS, Job, Progress, Record, convert, layout
+from rwkvctl.data import duplicates, formats, manifest
+from rwkvctl.data.convert import RECORDS, Job, Progress, Record, convert, is_small, layout
 from rwkvctl.data.discover import Problems, slug
 from rwkvctl.data.formats.base import Dataset, Options, Plan
 from rwkvctl.data.manifest import Manifest
@@ -71,6 +71,8 @@ def prepare(
         plan = form.plan(source, options, problems)
         with _whole_or_nothing(out, overwrite) as folder:
             jobs = layout(plan, options, folder)
+            if plan.adopted or not is_small(jobs):  # what is known to be wrong is not said after hours of reading
+                problems.raise_if_any()
             _remove_strangers(folder, jobs)
             records, shards, found = convert(jobs, workers, progress)
             problems.found += found
@@ -178,13 +180,14 @@ def _finish(
     shards: list[dict[str, Any]],
 ) -> None:
     """Splits and manifest, the last files of a data set."""
-    groups = {record.key: record.group for record in records if record.group}
+    found = _duplicates(plan, records)
+    groups = duplicates.leak_groups({r.key: r.group for r in records}, [*found.copies, *found.near])
     ids: dict[str, list[str]] = {part: [] for part in plan.parts}
     for record in records:
         ids[record.part].append(record.key)
     splits = plan.make_splits(ids, groups)
     entries = {name: write_split(folder, name, split, groups) for name, split in splits.items()}
-    manifest.write(folder, _content(plan, dataset, options, records, shards, entries))
+    manifest.write(folder, _content(plan, dataset, options, records, shards, entries, found))
 
 
 def write_split(folder: Path, name: str, split: Split, groups: dict[str, str]) -> dict[str, Any]:
@@ -202,6 +205,22 @@ def write_split(folder: Path, name: str, split: Split, groups: dict[str, str]) -
     }
 
 
+def _duplicates(plan: Plan, records: list[Record]) -> manifest.Duplicates:
+    """Among images; the slices of a volume have one file and one hash, and are one patient anyway."""
+    if plan.image_kind == "float":
+        return manifest.Duplicates()
+    return manifest.Duplicates(
+        copies=duplicates.clusters_of_copies({r.key: r.sha256 for r in records}),
+        near=duplicates.clusters_of_near({r.key: r.phash for r in records if r.phash}),
+        rule=f"copies: equal bytes; near: pHash, at most {duplicates.MOST_BITS} of 64 bits differ",
+    )
+
+
+def _duplicate_warnings(found: manifest.Duplicates) -> list[str]:
+    clusters = {"copies of one another": found.copies, "near-duplicates of one another": found.near}
+    return [f"{sum(map(len, own))} images in {len(own)} clusters are {what}" for what, own in clusters.items() if own]
+
+
 def _content(
     plan: Plan,
     dataset: Dataset,
@@ -209,6 +228,7 @@ def _content(
     records: list[Record],
     shards: list[dict[str, Any]],
     splits: dict[str, dict[str, Any]],
+    found: manifest.Duplicates,
 ) -> dict[str, Any]:
     sources = {path: digest for record in records for path, digest in record.sources.items()}
     notes = Counter(note for record in records if record.note for note in record.note.split("; "))
@@ -238,9 +258,11 @@ def _content(
         "orientation": plan.orientation,
         "counts": {"samples": len(records), "labeled": sum(record.labeled for record in records)},
         "excluded": plan.excluded,
+        "duplicates": found.model_dump(),
         "warnings": [
             *plan.warnings,
             *(f"{n} images: {note}" for note, n in sorted(notes.items())),
+            *_duplicate_warnings(found),
             *(f"no mask has a pixel of class {name!r}" for name in absent),
         ],
         "shards": shards,

@@ -362,6 +362,15 @@ def _tar_members(
         )
 
 
+def list_tar(file: RawFile) -> list[RawFile]:
+    """The members of an uncompressed tar that `Source.top` holds; UserError when it is damaged or hostile."""
+    try:
+        with Path(file.data).open("rb") as stream:
+            return list(_tar_members(stream, 0, file.size, str(file), file.data, file.stamp, ""))
+    except (OSError, tarfile.TarError) as error:
+        raise UserError(f"{file}: cannot be read as an archive ({error}); download it again") from error
+
+
 def _safe_path(archive: object, name: str) -> str:
     """A member's path, with `/` between its parts and none of them `.`; UserError for one that leaves the archive."""
     text = name.replace("\\", "/")

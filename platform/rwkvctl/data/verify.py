@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 
 from rwkvctl import files, paths
-from rwkvctl.data import bucket, index
+from rwkvctl.data import bucket, duplicates, index
 from rwkvctl.data.manifest import FILE_NAME, Manifest, Shard
 from rwkvctl.data.reader import Reader
 from rwkvctl.data.splits import PARTS
 from rwkvctl.errors import UserError
+
+ADOPTED_FORM = "timm"
 
 Progress = Callable[[str, int, int], None]
 
@@ -136,9 +138,21 @@ def verify(root: Path | str, deep: bool = False, progress: Progress | None = Non
         if progress:
             progress("shards", number + 1, len(manifest.shards))
     if report.ok:  # samples of a damaged shard would only repeat what is known
-        groups = _check_samples(manifest, deep, report, progress)
-        _check_splits(manifest, groups, report)
+        own_groups = _check_samples(manifest, deep, report, progress)
+        _check_splits(manifest, with_duplicates(manifest, own_groups), report)
     return report
+
+
+def leak_groups_of(manifest: Manifest) -> dict[str, str]:
+    """Id -> leak group (patient, sequence, video, duplicates), from the json of every sample."""
+    reader = Reader(manifest)
+    return with_duplicates(manifest, {reader.key(row): reader.meta(row).get("group_id") for row in range(len(reader))})
+
+
+def with_duplicates(manifest: Manifest, own: dict[str, str | None]) -> dict[str, str]:
+    """The groups that samples name themselves, joined by the manifest's clusters of duplicates."""
+    found = manifest.content.duplicates
+    return duplicates.leak_groups(own, [*found.copies, *found.near])
 
 
 def _check_shard(manifest: Manifest, shard: Shard, report: Report) -> None:
@@ -181,9 +195,10 @@ def _check_samples(manifest: Manifest, deep: bool, report: Report, progress: Pro
 def _check_sample(manifest: Manifest, reader: Reader, row: int, deep: bool) -> str | None:
     """The sample's group; ValueError or UserError for what is wrong with it."""
     meta = reader.meta(row)
-    if meta.get("id") != reader.key(row) or meta.get("dataset") != manifest.dataset:
+    adopted = manifest.content.source.form == ADOPTED_FORM  # somebody else wrote these samples
+    if not adopted and (meta.get("id") != reader.key(row) or meta.get("dataset") != manifest.dataset):
         raise ValueError(f"its json belongs to {meta.get('dataset')}/{meta.get('id')}")
-    size = tuple(meta["orig_size"])
+    size = reader.image(row).shape[:2] if adopted else tuple(meta["orig_size"])
     if manifest.task == "classification":
         label = reader.label(row)
         if label >= len(manifest.classes):
@@ -206,7 +221,7 @@ def _check_sample(manifest: Manifest, reader: Reader, row: int, deep: bool) -> s
     return meta.get("group_id")
 
 
-def _check_splits(manifest: Manifest, groups: dict[str, str | None], report: Report) -> None:
+def _check_splits(manifest: Manifest, groups: dict[str, str], report: Report) -> None:
     for name, entry in manifest.splits.items():
         try:
             ids = manifest.split_ids(name)
@@ -222,7 +237,7 @@ def _check_splits(manifest: Manifest, groups: dict[str, str | None], report: Rep
         _check_disjoint(name, ids, groups, report)
 
 
-def _check_disjoint(name: str, ids: dict[str, list[str]], groups: dict[str, str | None], report: Report) -> None:
+def _check_disjoint(name: str, ids: dict[str, list[str]], groups: dict[str, str], report: Report) -> None:
     for part in PARTS:
         if len(set(ids[part])) != len(ids[part]):
             report.problems.append(f"split {name}: {part} names a sample twice")

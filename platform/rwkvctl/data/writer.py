@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,23 @@ def write_shard(folder: Path, stem: str, samples: Iterable[tuple[str, dict[str, 
         finally:
             tar.close()
     return record(shard)
+
+
+def adopt_shard(folder: Path, stem: str, shard: Path, samples: Iterable[object]) -> dict[str, Any]:
+    """Take over a shard that somebody else wrote, byte for byte, once its `samples` are checked.
+
+    It becomes a second name of the same file where the file system allows that, and a copy elsewhere.
+    """
+    for _ in samples:
+        pass
+    own = folder / f"{stem}.tar"
+    own.unlink(missing_ok=True)
+    try:
+        own.hardlink_to(shard)
+    except OSError:
+        with files.atomic_open(own) as stream, shard.open("rb") as content:
+            shutil.copyfileobj(content, stream, 1 << 20)
+    return record(own)
 
 
 def record(shard: Path) -> dict[str, Any]:

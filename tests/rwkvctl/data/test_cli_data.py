@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from rwkvctl.cli.data import app
@@ -64,3 +65,20 @@ def test_help_is_light():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_doctor_split_sheet(polyps: Path, binary: Manifest, tmp_path: Path):
+    assert f"prepare  rwkvctl data prepare folder --source {polyps}" in run("doctor", polyps)
+    (tmp_path / "empty").mkdir()
+    assert "no known data set (no files)" in run("doctor", tmp_path / "empty", code=1)
+    copy = shutil.copytree(binary.root, tmp_path / "copy")
+    assert "grouped811_s5: train 16, val 2, test 2" in run("split", copy, "--rule", "grouped:8:1:1", "--seed", 5)
+    assert "pixels       background" in run("show", copy, "--sheet", tmp_path / "sheet.png")
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.size == (6 * 192, 4 * 192)
+
+
+def test_sheets_of_volumes_and_classes(cardiac: Manifest, classed: Manifest, tmp_path: Path):
+    for made in (cardiac, classed):
+        run("show", made.root, "--sheet", tmp_path / "sheet.png")
+        assert (tmp_path / "sheet.png").stat().st_size > 1000

@@ -20,8 +20,8 @@ from rwkvctl.data.sources import Source
 from rwkvctl.errors import UserError
 
 NAMES = (
-    "synapse", "acdc", "busi", "clinicdb", "colondb", "fugc", "glas", "goals", "isic2017", "kvasir", "psvfm",
-    "folder", "imagefolder",
+    "synapse", "acdc", "busi", "clinicdb", "colondb", "fugc", "glas", "goals", "imagenet", "isic2017", "kvasir",
+    "psvfm", "folder", "imagefolder",
 )  # fmt: skip
 """The special ones first: `data doctor` names them in this order."""
 

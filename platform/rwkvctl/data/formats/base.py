@@ -90,7 +90,8 @@ class Plan:
 
     parts: shard part (`all`, `train`, ...) -> items in the order of writing; read(part, item) makes the sample or
     raises BadFile, in any process (it must be picklable); make_splits(ids by part, leak group by id) makes the
-    splits, the first being the default; limits: when a shard is full, by part.
+    splits, the first being the default; limits: when a shard is full, by part; adopted: part -> shards that exist
+    already and are taken over as they are, each with the items inside it, which `read` only checks.
     """
 
     form: str
@@ -106,6 +107,7 @@ class Plan:
     excluded: list[dict[str, str]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     limits: Mapping[str, Limits] = field(default_factory=dict)
+    adopted: Mapping[str, Sequence[tuple[RawFile, Sequence[Item]]]] = field(default_factory=dict)
 
     @property
     def channels(self) -> int:

@@ -153,6 +153,7 @@ class PairReader:
             "orig_mode": image.mode,
             "spacing_mm": None,
             "labeled": bool(pair.masks),
+            "phash": images.perceptual_hash(image.data),
             **pair.meta,
         }
         pixels = None
