@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from biwkv import cpu, scan
+from biwkv import cpu, scan, triton
 from biwkv.reference import bi_wkv_reference
 
 
@@ -28,8 +28,9 @@ class Backend(NamedTuple):
 BACKENDS: dict[str, Backend] = {
     "scan": Backend(scan.forward, scan.backward),
     "cpu": Backend(cpu.forward, cpu.backward, cpu.why_not),
+    "triton": Backend(triton.forward, triton.backward, triton.why_not),
 }
-FASTEST = {"cpu": "cpu"}  # by device; scan elsewhere
+FASTEST = {"cpu": ("cpu",), "cuda": ("triton",)}  # by device, the fastest first; scan if none of them can run
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -46,8 +47,8 @@ def bi_wkv(w: Tensor, u: Tensor, k: Tensor, v: Tensor, *, backend: str = "auto")
         u: (C,) bonus of the token itself.
         k: (B, T, C) keys in float32, bfloat16, float16 or float64, of any strides.
         v: (B, T, C) values; the dtype may differ from that of k.
-        backend: "auto" (the fastest that runs here), "cpu" (compiled; float64 goes to the scan), "scan" (torch, any
-            device), or "reference" (float64, O(T^2)).
+        backend: "auto" (the fastest that runs here), "cpu" (compiled), "triton" (CUDA), "scan" (torch, any device; all
+            others leave float64 to it), or "reference" (float64, O(T^2)).
 
     Returns:
         (B, T, C) in k's dtype.
@@ -82,10 +83,11 @@ def _check(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> None:
 def _choose(backend: str, k: Tensor) -> Backend:
     """Called when the operator runs, so that a graph compiled or exported with "auto" suits any machine."""
     if backend == "auto":
-        fastest = FASTEST.get(k.device.type, "scan")
-        if not BACKENDS[fastest].why_not(k):
-            return BACKENDS[fastest]
-        _warn_once(fastest, BACKENDS[fastest].why_not(k))
+        for name in (names := FASTEST.get(k.device.type, ())):
+            if not BACKENDS[name].why_not(k):
+                return BACKENDS[name]
+        if names:
+            _warn_once(names[-1], BACKENDS[names[-1]].why_not(k))
         return BACKENDS["scan"]
     if reason := BACKENDS[backend].why_not(k):
         raise ValueError(f"bi_wkv: backend {backend!r} cannot run: {reason}")
