@@ -49,7 +49,7 @@ def forward(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return scan.forward(w, u, k, v)
     w, u, k, v = (x.detach().contiguous() for x in (w, u, k, v))
     y = torch.empty_like(k)
-    _launch(FORWARD, (w, u, k, v, y), k)
+    _launch(FORWARD, k, w, u, k, v, y, _ends(FORWARD, k))
     return y
 
 
@@ -60,7 +60,7 @@ def backward(w: Tensor, u: Tensor, k: Tensor, v: Tensor, gy: Tensor) -> tuple[Te
     w, u, k, v, gy = (x.detach().contiguous() for x in (w, u, k, v, gy))
     gw, gu = k.new_empty(2, k.shape[0], k.shape[2], dtype=torch.float32)
     gk, gv = torch.empty_like(k), torch.empty_like(v)
-    _launch(BACKWARD, (w, u, k, v, gy, gw, gu, gk, gv), k)
+    _launch(BACKWARD, k, w, u, k, v, gy, gw, gu, gk, gv, _ends(BACKWARD, k))
     return gw.sum(0).to(w.dtype), gu.sum(0).to(u.dtype), gk, gv
 
 
@@ -68,14 +68,18 @@ def _is_double(*tensors: Tensor) -> bool:
     return any(x.dtype == torch.float64 for x in tensors)
 
 
-def _launch(plan: _Plan, tensors: tuple[Tensor, ...], k: Tensor) -> None:
+def _ends(plan: _Plan, k: Tensor) -> Tensor:
+    """Scratch memory for the sums at the chunks' ends."""
+    batch, tokens, channels = k.shape
+    return k.new_empty(batch, -(-tokens // plan.wide), plan.scratch, channels, dtype=torch.float32)
+
+
+def _launch(plan: _Plan, k: Tensor, *tensors: Tensor) -> None:
     """On k's device and its current stream."""
     batch, tokens, channels = k.shape
-    ends = k.new_empty(batch, -(-tokens // plan.wide), plan.scratch, channels, dtype=torch.float32)
     with torch.cuda.device_of(k):
         _kernel(plan.kernel)[(batch * -(-channels // BLOCK),)](
             *tensors,
-            ends,
             tokens,
             C=channels,
             BLOCK=BLOCK,

@@ -13,12 +13,15 @@ to the largest key ("narrow"): two exponentials a token forward, three backward.
 token `at` with log weight `key` before decay. Such scales are never added up step by step, so they do not drift.
 """
 
+# mypy: disable-error-code="assignment"
+
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-NOTHING = tl.constexpr(-(2.0**100))  # log weight of what is not there; finite and exact, so that no difference is NaN
+ABSENT = tl.constexpr(float("-inf"))  # key of a token that is not there
+NOTHING = tl.constexpr(-(2.0**100))  # scale of an empty sum: finite and exact, so that no difference is NaN
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
@@ -29,8 +32,7 @@ def _exp(x, APPROXIMATE: tl.constexpr):
         return tl.inline_asm_elementwise(
             "ex2.approx.ftz.f32 $0, $1;", "=f,f", [x * LOG2_E], dtype=tl.float32, is_pure=True, pack=1
         )
-    else:
-        return tl.exp(x)
+    return tl.exp(x)
 
 
 @triton.jit
@@ -40,16 +42,15 @@ def _inverse(x, APPROXIMATE: tl.constexpr):
         return tl.inline_asm_elementwise(
             "rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
         )
-    else:
-        return 1.0 / x
+    return 1.0 / x
 
 
 @triton.jit
-def _rows(chunk_, left, inside, other, C: tl.constexpr, LENGTH: tl.constexpr):
+def _rows(chunk_, left, other, C: tl.constexpr, LENGTH: tl.constexpr):
     """LENGTH rows as a tuple of registers, of which only `left` are left in the tensor."""
     rows = ()
     for j in tl.static_range(LENGTH):
-        rows = rows + (tl.load(chunk_ + j * C, mask=inside & (j < left), other=other).to(tl.float32),)  # noqa: RUF005
+        rows = rows + (tl.load(chunk_ + j * C, mask=j < left, other=other).to(tl.float32),)  # noqa: RUF005
     return rows
 
 
@@ -71,7 +72,7 @@ def _factors(w, u, LENGTH: tl.constexpr):
 
 @triton.jit
 def _narrow_right_ends(
-    k_, v_, ends_, w, u, inside, T, chunks, FLOATS: tl.constexpr, C: tl.constexpr, LENGTH: tl.constexpr,
+    k_, v_, ends_, w, u, T, chunks, FLOATS: tl.constexpr, C: tl.constexpr, LENGTH: tl.constexpr,
     FAST: tl.constexpr,
 ):  # fmt: skip
     """Leaves C, D and their scale at the right end of every chunk in `ends`. Returns the largest key."""
@@ -80,12 +81,12 @@ def _narrow_right_ends(
     for back in range(chunks):
         n = tl.cast(chunks - 1 - back, tl.int64)
         end_ = ends_ + n * FLOATS * C
-        tl.store(end_, x, mask=inside)
-        tl.store(end_ + C, y, mask=inside)
-        tl.store(end_ + 2 * C, top, mask=inside)
+        tl.store(end_, x)
+        tl.store(end_ + C, y)
+        tl.store(end_ + 2 * C, top)
         left = T - (chunks - 1 - back) * LENGTH
-        k = _rows(k_ + n * LENGTH * C, left, inside, NOTHING, C, LENGTH)
-        v = _rows(v_ + n * LENGTH * C, left, inside, 0.0, C, LENGTH)
+        k = _rows(k_ + n * LENGTH * C, left, ABSENT, C, LENGTH)
+        v = _rows(v_ + n * LENGTH * C, left, 0.0, C, LENGTH)
         old = top
         for j in tl.static_range(LENGTH):
             top = tl.maximum(top, k[j])
@@ -98,10 +99,10 @@ def _narrow_right_ends(
 
 
 @triton.jit
-def _narrow_right_sums(k, v, end_, decay, top, inside, C: tl.constexpr, LENGTH: tl.constexpr, FAST: tl.constexpr):
+def _narrow_right_sums(k, v, end_, decay, top, C: tl.constexpr, LENGTH: tl.constexpr, FAST: tl.constexpr):
     """Tuples of e^k, C and D for the tokens of one chunk."""
-    fade = _exp(tl.load(end_ + 2 * C, mask=inside, other=NOTHING) - top, FAST)
-    x, y = tl.load(end_, mask=inside, other=0.0) * fade, tl.load(end_ + C, mask=inside, other=0.0) * fade
+    fade = _exp(tl.load(end_ + 2 * C) - top, FAST)
+    x, y = tl.load(end_) * fade, tl.load(end_ + C) * fade
     es, Cs, Ds = (), (), ()
     for j in tl.static_range(LENGTH - 1, -1, -1):
         e = _exp(k[j] - top, FAST)
@@ -111,34 +112,32 @@ def _narrow_right_sums(k, v, end_, decay, top, inside, C: tl.constexpr, LENGTH: 
 
 
 @triton.jit
-def _narrow_forward(
-    k_, v_, y_, ends_, w, u, inside, T, C: tl.constexpr, LENGTH: tl.constexpr, FAST: tl.constexpr
-):
+def _narrow_forward(k_, v_, y_, ends_, w, u, T, C: tl.constexpr, LENGTH: tl.constexpr, FAST: tl.constexpr):
     chunks = tl.cdiv(T, LENGTH)
-    top = _narrow_right_ends(k_, v_, ends_, w, u, inside, T, chunks, 3, C, LENGTH, FAST)
+    top = _narrow_right_ends(k_, v_, ends_, w, u, T, chunks, 3, C, LENGTH, FAST)
     decay, bonus, correction = _factors(w, u, LENGTH)
     A, B = tl.zeros_like(w), tl.zeros_like(w)
     for chunk in range(chunks):
         n = tl.cast(chunk, tl.int64)
         left = T - chunk * LENGTH
-        k = _rows(k_ + n * LENGTH * C, left, inside, NOTHING, C, LENGTH)
-        v = _rows(v_ + n * LENGTH * C, left, inside, 0.0, C, LENGTH)
-        es, Cs, Ds = _narrow_right_sums(k, v, ends_ + n * 3 * C, decay, top, inside, C, LENGTH, FAST)
+        k = _rows(k_ + n * LENGTH * C, left, ABSENT, C, LENGTH)
+        v = _rows(v_ + n * LENGTH * C, left, 0.0, C, LENGTH)
+        es, Cs, Ds = _narrow_right_sums(k, v, ends_ + n * 3 * C, decay, top, C, LENGTH, FAST)
         A, B = A * correction, B * correction
         for j in tl.static_range(LENGTH):
             own = es[j] * bonus
             y = (A + Cs[j] + own * v[j]) * _inverse(B + Ds[j] + own, FAST)
-            _store(y_ + n * LENGTH * C + j * C, y, inside & (j < left))
+            _store(y_ + n * LENGTH * C + j * C, y, j < left)
             A, B = A * decay + es[j] * v[j], B * decay + es[j]
 
 
 @triton.jit
 def _narrow_backward(
-    k_, v_, gy_, gw_, gu_, gk_, gv_, ends_, w, u, inside, T,
+    k_, v_, gy_, gw_, gu_, gk_, gv_, ends_, w, u, T,
     C: tl.constexpr, LENGTH: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
     chunks = tl.cdiv(T, LENGTH)
-    top = _narrow_right_ends(k_, v_, ends_, w, u, inside, T, chunks, 7, C, LENGTH, FAST)
+    top = _narrow_right_ends(k_, v_, ends_, w, u, T, chunks, 7, C, LENGTH, FAST)
     decay, bonus, correction = _factors(w, u, LENGTH)
 
     # To the right. E and F are the sums of A and B as P and Q are of G and H: with them, the pairs with j > i come
@@ -148,16 +147,23 @@ def _narrow_backward(
     for chunk in range(chunks):
         n = tl.cast(chunk, tl.int64)
         left = T - chunk * LENGTH
-        k = _rows(k_ + n * LENGTH * C, left, inside, NOTHING, C, LENGTH)
-        v = _rows(v_ + n * LENGTH * C, left, inside, 0.0, C, LENGTH)
-        gy = _rows(gy_ + n * LENGTH * C, left, inside, 0.0, C, LENGTH)
+        k = _rows(k_ + n * LENGTH * C, left, ABSENT, C, LENGTH)
+        v = _rows(v_ + n * LENGTH * C, left, 0.0, C, LENGTH)
+        gy = _rows(gy_ + n * LENGTH * C, left, 0.0, C, LENGTH)
         end_ = ends_ + n * 7 * C
-        A, B, E, F, P, Q = A * correction, B * correction, E * correction, F * correction, P * correction, Q * correction
-        tl.store(end_ + 3 * C, A, mask=inside)
-        tl.store(end_ + 4 * C, B, mask=inside)
-        tl.store(end_ + 5 * C, P, mask=inside)
-        tl.store(end_ + 6 * C, Q, mask=inside)
-        es, Cs, Ds = _narrow_right_sums(k, v, end_, decay, top, inside, C, LENGTH, FAST)
+        A, B, E, F, P, Q = (
+            A * correction,
+            B * correction,
+            E * correction,
+            F * correction,
+            P * correction,
+            Q * correction,
+        )
+        tl.store(end_ + 3 * C, A)
+        tl.store(end_ + 4 * C, B)
+        tl.store(end_ + 5 * C, P)
+        tl.store(end_ + 6 * C, Q)
+        es, Cs, Ds = _narrow_right_sums(k, v, end_, decay, top, C, LENGTH, FAST)
         for j in tl.static_range(LENGTH):
             e = es[j]
             own = e * bonus
@@ -170,20 +176,20 @@ def _narrow_backward(
             E, F = E * decay + A, F * decay + B
             A, B = A * decay + e * v[j], B * decay + e
             P, Q = P * decay + G, Q * decay + H
-    tl.store(gw_, -decay * pairs, mask=inside)
-    tl.store(gu_, gu, mask=inside)
+    tl.store(gw_, -decay * pairs)
+    tl.store(gu_, gu)
 
     R, S = zero, zero
     for back in range(chunks):
         n = tl.cast(chunks - 1 - back, tl.int64)
         left = T - (chunks - 1 - back) * LENGTH
-        k = _rows(k_ + n * LENGTH * C, left, inside, NOTHING, C, LENGTH)
-        v = _rows(v_ + n * LENGTH * C, left, inside, 0.0, C, LENGTH)
-        gy = _rows(gy_ + n * LENGTH * C, left, inside, 0.0, C, LENGTH)
+        k = _rows(k_ + n * LENGTH * C, left, ABSENT, C, LENGTH)
+        v = _rows(v_ + n * LENGTH * C, left, 0.0, C, LENGTH)
+        gy = _rows(gy_ + n * LENGTH * C, left, 0.0, C, LENGTH)
         end_ = ends_ + n * 7 * C
-        es, Cs, Ds = _narrow_right_sums(k, v, end_, decay, top, inside, C, LENGTH, FAST)
-        A, B = tl.load(end_ + 3 * C, mask=inside, other=0.0), tl.load(end_ + 4 * C, mask=inside, other=0.0)
-        P, Q = tl.load(end_ + 5 * C, mask=inside, other=0.0), tl.load(end_ + 6 * C, mask=inside, other=0.0)
+        es, Cs, Ds = _narrow_right_sums(k, v, end_, decay, top, C, LENGTH, FAST)
+        A, B = tl.load(end_ + 3 * C), tl.load(end_ + 4 * C)
+        P, Q = tl.load(end_ + 5 * C), tl.load(end_ + 6 * C)
         Gs, Hs, Ps, Qs = (), (), (), ()
         for j in tl.static_range(LENGTH):
             e = es[j]
@@ -200,8 +206,8 @@ def _narrow_backward(
             gv = es[j] * (Ps[j] + R)
             gk = v[j] * gv - es[j] * (Qs[j] + S)
             row = n * LENGTH * C + j * C
-            _store(gv_ + row, gv, inside & (j < left))
-            _store(gk_ + row, gk, inside & (j < left))
+            _store(gv_ + row, gv, j < left)
+            _store(gk_ + row, gk, j < left)
             R, S = R * decay + Gs[j], S * decay + Hs[j]
 
 
@@ -218,18 +224,18 @@ def _add(x, y, top, w, s, x1, y1, FAST: tl.constexpr):
 
 
 @triton.jit
-def _put_end(end_, x, y, top, inside, C: tl.constexpr, FAST: tl.constexpr):
+def _put_end(end_, x, y, top, C: tl.constexpr, FAST: tl.constexpr):
     scale = top.to(tl.float32)
     rest = _exp((top - scale).to(tl.float32), FAST)
-    tl.store(end_, x * rest, mask=inside)
-    tl.store(end_ + C, y * rest, mask=inside)
-    tl.store(end_ + 2 * C, scale, mask=inside)
+    tl.store(end_, x * rest)
+    tl.store(end_ + C, y * rest)
+    tl.store(end_ + 2 * C, scale)
 
 
 @triton.jit
-def _get_end(end_, inside, C: tl.constexpr):
-    x, y = tl.load(end_, mask=inside, other=0.0), tl.load(end_ + C, mask=inside, other=0.0)
-    return x, y, tl.load(end_ + 2 * C, mask=inside, other=NOTHING).to(tl.float64)
+def _get_end(end_, C: tl.constexpr):
+    x, y = tl.load(end_), tl.load(end_ + C)
+    return x, y, tl.load(end_ + 2 * C).to(tl.float64)
 
 
 @triton.jit
@@ -249,24 +255,24 @@ def _combine(A, B, left, C, D, right, own, v, FAST: tl.constexpr):
 
 @triton.jit
 def _wide_right_ends(
-    k_, v_, ends_, w, inside, T, chunks, FLOATS: tl.constexpr, C: tl.constexpr, LENGTH: tl.constexpr,
+    k_, v_, ends_, w, T, chunks, FLOATS: tl.constexpr, C: tl.constexpr, LENGTH: tl.constexpr,
     FAST: tl.constexpr,
 ):  # fmt: skip
     x, y, top = _nothing(w)
     for back in range(chunks):
         n = tl.cast(chunks - 1 - back, tl.int64)
         left = T - (chunks - 1 - back) * LENGTH
-        _put_end(ends_ + n * FLOATS * C, x, y, top, inside, C, FAST)
-        k = _rows(k_ + n * LENGTH * C, left, inside, NOTHING, C, LENGTH)
-        v = _rows(v_ + n * LENGTH * C, left, inside, 0.0, C, LENGTH)
+        _put_end(ends_ + n * FLOATS * C, x, y, top, C, FAST)
+        k = _rows(k_ + n * LENGTH * C, left, ABSENT, C, LENGTH)
+        v = _rows(v_ + n * LENGTH * C, left, 0.0, C, LENGTH)
         for j in tl.static_range(LENGTH - 1, -1, -1):
             x, y, top = _add(x, y, top, w, k[j].to(tl.float64), v[j], 1.0, FAST)
 
 
 @triton.jit
-def _wide_right_sums(k, v, end_, w, inside, C: tl.constexpr, LENGTH: tl.constexpr, FAST: tl.constexpr):
+def _wide_right_sums(k, v, end_, w, C: tl.constexpr, LENGTH: tl.constexpr, FAST: tl.constexpr):
     """Tuples of C, D and their scales for the tokens of one chunk."""
-    x, y, top = _get_end(end_, inside, C)
+    x, y, top = _get_end(end_, C)
     Cs, Ds, rights = (), (), ()
     for j in tl.static_range(LENGTH - 1, -1, -1):
         Cs, Ds, rights = (x,) + Cs, (y,) + Ds, (top,) + rights  # noqa: RUF005
@@ -275,32 +281,32 @@ def _wide_right_sums(k, v, end_, w, inside, C: tl.constexpr, LENGTH: tl.constexp
 
 
 @triton.jit
-def _wide_forward(k_, v_, y_, ends_, w, u, inside, T, C: tl.constexpr, LENGTH: tl.constexpr, FAST: tl.constexpr):
+def _wide_forward(k_, v_, y_, ends_, w, u, T, C: tl.constexpr, LENGTH: tl.constexpr, FAST: tl.constexpr):
     chunks = tl.cdiv(T, LENGTH)
     w, u = w.to(tl.float64), u.to(tl.float64)
-    _wide_right_ends(k_, v_, ends_, w, inside, T, chunks, 3, C, LENGTH, FAST)
+    _wide_right_ends(k_, v_, ends_, w, T, chunks, 3, C, LENGTH, FAST)
     A, B, top = _nothing(w.to(tl.float32))
     for chunk in range(chunks):
         n = tl.cast(chunk, tl.int64)
         left = T - chunk * LENGTH
-        k = _rows(k_ + n * LENGTH * C, left, inside, NOTHING, C, LENGTH)
-        v = _rows(v_ + n * LENGTH * C, left, inside, 0.0, C, LENGTH)
-        Cs, Ds, rights = _wide_right_sums(k, v, ends_ + n * 3 * C, w, inside, C, LENGTH, FAST)
+        k = _rows(k_ + n * LENGTH * C, left, ABSENT, C, LENGTH)
+        v = _rows(v_ + n * LENGTH * C, left, 0.0, C, LENGTH)
+        Cs, Ds, rights = _wide_right_sums(k, v, ends_ + n * 3 * C, w, C, LENGTH, FAST)
         for j in tl.static_range(LENGTH):
-            y, inverse, scale = _combine(A, B, top, Cs[j], Ds[j], rights[j], u + k[j], v[j], FAST)
-            _store(y_ + n * LENGTH * C + j * C, y, inside & (j < left))
+            y = _combine(A, B, top, Cs[j], Ds[j], rights[j], u + k[j], v[j], FAST)
+            _store(y_ + n * LENGTH * C + j * C, y[0], j < left)
             A, B, top = _add(A, B, top, w, k[j].to(tl.float64), v[j], 1.0, FAST)
 
 
 @triton.jit
 def _wide_backward(
-    k_, v_, gy_, gw_, gu_, gk_, gv_, ends_, w, u, inside, T,
+    k_, v_, gy_, gw_, gu_, gk_, gv_, ends_, w, u, T,
     C: tl.constexpr, LENGTH: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
     chunks = tl.cdiv(T, LENGTH)
     zero = tl.zeros_like(w)
     w, u = w.to(tl.float64), u.to(tl.float64)
-    _wide_right_ends(k_, v_, ends_, w, inside, T, chunks, 9, C, LENGTH, FAST)
+    _wide_right_ends(k_, v_, ends_, w, T, chunks, 9, C, LENGTH, FAST)
 
     A, B, top = _nothing(zero)
     E, F, between = _nothing(zero)
@@ -310,12 +316,12 @@ def _wide_backward(
         n = tl.cast(chunk, tl.int64)
         left = T - chunk * LENGTH
         end_ = ends_ + n * 9 * C
-        _put_end(end_ + 3 * C, A, B, top, inside, C, FAST)
-        _put_end(end_ + 6 * C, P, Q, grads, inside, C, FAST)
-        k = _rows(k_ + n * LENGTH * C, left, inside, NOTHING, C, LENGTH)
-        v = _rows(v_ + n * LENGTH * C, left, inside, 0.0, C, LENGTH)
-        gy = _rows(gy_ + n * LENGTH * C, left, inside, 0.0, C, LENGTH)
-        Cs, Ds, rights = _wide_right_sums(k, v, end_, w, inside, C, LENGTH, FAST)
+        _put_end(end_ + 3 * C, A, B, top, C, FAST)
+        _put_end(end_ + 6 * C, P, Q, grads, C, FAST)
+        k = _rows(k_ + n * LENGTH * C, left, ABSENT, C, LENGTH)
+        v = _rows(v_ + n * LENGTH * C, left, 0.0, C, LENGTH)
+        gy = _rows(gy_ + n * LENGTH * C, left, 0.0, C, LENGTH)
+        Cs, Ds, rights = _wide_right_sums(k, v, end_, w, C, LENGTH, FAST)
         for j in tl.static_range(LENGTH):
             y, inverse, scale = _combine(A, B, top, Cs[j], Ds[j], rights[j], u + k[j], v[j], FAST)
             G = gy[j] * inverse
@@ -326,20 +332,20 @@ def _wide_backward(
             E, F, between = _add(E, F, between, w, top, A, B, FAST)
             A, B, top = _add(A, B, top, w, k[j].to(tl.float64), v[j], 1.0, FAST)
             P, Q, grads = _add(P, Q, grads, w, -scale, G, H, FAST)
-    tl.store(gw_, gw, mask=inside)
-    tl.store(gu_, gu, mask=inside)
+    tl.store(gw_, gw)
+    tl.store(gu_, gu)
 
     R, S, later = _nothing(zero)
     for back in range(chunks):
         n = tl.cast(chunks - 1 - back, tl.int64)
         left = T - (chunks - 1 - back) * LENGTH
         end_ = ends_ + n * 9 * C
-        k = _rows(k_ + n * LENGTH * C, left, inside, NOTHING, C, LENGTH)
-        v = _rows(v_ + n * LENGTH * C, left, inside, 0.0, C, LENGTH)
-        gy = _rows(gy_ + n * LENGTH * C, left, inside, 0.0, C, LENGTH)
-        Cs, Ds, rights = _wide_right_sums(k, v, end_, w, inside, C, LENGTH, FAST)
-        A, B, top = _get_end(end_ + 3 * C, inside, C)
-        P, Q, grads = _get_end(end_ + 6 * C, inside, C)
+        k = _rows(k_ + n * LENGTH * C, left, ABSENT, C, LENGTH)
+        v = _rows(v_ + n * LENGTH * C, left, 0.0, C, LENGTH)
+        gy = _rows(gy_ + n * LENGTH * C, left, 0.0, C, LENGTH)
+        Cs, Ds, rights = _wide_right_sums(k, v, end_, w, C, LENGTH, FAST)
+        A, B, top = _get_end(end_ + 3 * C, C)
+        P, Q, grads = _get_end(end_ + 6 * C, C)
         Gs, Hs, logs, ps, qs = (), (), (), (), ()
         for j in tl.static_range(LENGTH):
             y, inverse, scale = _combine(A, B, top, Cs[j], Ds[j], rights[j], u + k[j], v[j], FAST)
@@ -356,17 +362,17 @@ def _wide_backward(
             gv = ps[j] + r * R
             gk = v[j] * gv - (qs[j] + r * S)
             row = n * LENGTH * C + j * C
-            _store(gv_ + row, gv, inside & (j < left))
-            _store(gk_ + row, gk, inside & (j < left))
+            _store(gv_ + row, gv, j < left)
+            _store(gk_ + row, gk, j < left)
             R, S, later = _add(R, S, later, w, logs[j], Gs[j], Hs[j], FAST)
 
 
 @triton.jit
 def _place(BLOCK: tl.constexpr, C: tl.constexpr):
-    """This program's sample, channels, and which of the channels there are."""
+    """This program's sample and channels. Threads that have no channel do the last one's work over again."""
     BLOCKS: tl.constexpr = (C + BLOCK - 1) // BLOCK
     c = tl.program_id(0) % BLOCKS * BLOCK + tl.arange(0, BLOCK)
-    return (tl.program_id(0) // BLOCKS).to(tl.int64), c, c < C
+    return (tl.program_id(0) // BLOCKS).to(tl.int64), tl.minimum(c, C - 1)
 
 
 @triton.jit
@@ -378,31 +384,56 @@ def _is_narrow(w, u, tokens):
 
 @triton.jit(do_not_specialize=["T"])
 def forward_kernel(
-    w_, u_, k_, v_, y_, ends_, T, C: tl.constexpr, BLOCK: tl.constexpr, LENGTH: tl.constexpr, WIDE: tl.constexpr, FAST: tl.constexpr
+    w_,
+    u_,
+    k_,
+    v_,
+    y_,
+    ends_,
+    T,
+    C: tl.constexpr,
+    BLOCK: tl.constexpr,
+    LENGTH: tl.constexpr,
+    WIDE: tl.constexpr,
+    FAST: tl.constexpr,
 ):
-    sample, c, inside = _place(BLOCK, C)
-    w = tl.load(w_ + c, mask=inside, other=0.0).to(tl.float32)
-    u = tl.load(u_ + c, mask=inside, other=0.0).to(tl.float32)
+    sample, c = _place(BLOCK, C)
+    w = tl.load(w_ + c).to(tl.float32)
+    u = tl.load(u_ + c).to(tl.float32)
     first = sample * T * C + c
     k_, v_, y_, ends_ = k_ + first, v_ + first, y_ + first, ends_ + sample * tl.cdiv(T, WIDE) * 3 * C + c
     if _is_narrow(w, u, T + LENGTH):  # the last chunk may go on beyond T
-        _narrow_forward(k_, v_, y_, ends_, w, u, inside, T, C, LENGTH, FAST)
+        _narrow_forward(k_, v_, y_, ends_, w, u, T, C, LENGTH, FAST)
     else:
-        _wide_forward(k_, v_, y_, ends_, w, u, inside, T, C, WIDE, FAST)
+        _wide_forward(k_, v_, y_, ends_, w, u, T, C, WIDE, FAST)
 
 
 @triton.jit(do_not_specialize=["T"])
 def backward_kernel(
-    w_, u_, k_, v_, gy_, gw_, gu_, gk_, gv_, ends_, T,
-    C: tl.constexpr, BLOCK: tl.constexpr, LENGTH: tl.constexpr, WIDE: tl.constexpr, FAST: tl.constexpr
+    w_,
+    u_,
+    k_,
+    v_,
+    gy_,
+    gw_,
+    gu_,
+    gk_,
+    gv_,
+    ends_,
+    T,
+    C: tl.constexpr,
+    BLOCK: tl.constexpr,
+    LENGTH: tl.constexpr,
+    WIDE: tl.constexpr,
+    FAST: tl.constexpr,
 ):
-    sample, c, inside = _place(BLOCK, C)
-    w = tl.load(w_ + c, mask=inside, other=0.0).to(tl.float32)
-    u = tl.load(u_ + c, mask=inside, other=0.0).to(tl.float32)
+    sample, c = _place(BLOCK, C)
+    w = tl.load(w_ + c).to(tl.float32)
+    u = tl.load(u_ + c).to(tl.float32)
     first = sample * T * C + c
     k_, v_, gy_, gk_, gv_ = k_ + first, v_ + first, gy_ + first, gk_ + first, gv_ + first
     gw_, gu_, ends_ = gw_ + sample * C + c, gu_ + sample * C + c, ends_ + sample * tl.cdiv(T, WIDE) * 9 * C + c
     if _is_narrow(w, u, T + LENGTH):  # the last chunk may go on beyond T
-        _narrow_backward(k_, v_, gy_, gw_, gu_, gk_, gv_, ends_, w, u, inside, T, C, LENGTH, FAST)
+        _narrow_backward(k_, v_, gy_, gw_, gu_, gk_, gv_, ends_, w, u, T, C, LENGTH, FAST)
     else:
-        _wide_backward(k_, v_, gy_, gw_, gu_, gk_, gv_, ends_, w, u, inside, T, C, WIDE, FAST)
+        _wide_backward(k_, v_, gy_, gw_, gu_, gk_, gv_, ends_, w, u, T, C, WIDE, FAST)

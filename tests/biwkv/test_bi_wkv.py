@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from formula import NAMES, assert_close, inputs, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -20,27 +21,6 @@ from biwkv import bi_wkv, bi_wkv_reference, scan
 from biwkv.op import BACKENDS
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "modules.npz"
-NAMES = ("y", "gw", "gu", "gk", "gv")
-FLOAT32 = {"y": 1e-5, "gw": 1e-4, "gu": 3e-5, "gk": 3e-5, "gv": 1e-5}
-
-
-def inputs(
-    batch: int, tokens: int, channels: int, *, decay: float = 1, bonus: float = 1, k_scale: float = 1, spike: float = 0
-) -> tuple[Tensor, ...]:
-    """w, u, k, v, gy with decays around `decay` / T."""
-    generator = torch.Generator().manual_seed(tokens * 1000 + channels)
-    spread = 1 + 0.1 * torch.randn(2, channels, generator=generator)
-    k, v, gy = torch.randn(3, batch, tokens, channels, generator=generator)
-    k = k * k_scale
-    k[:, tokens // 2] += spike
-    return spread[0] * decay / tokens, spread[1] * bonus, k, v, gy
-
-
-def run(op, w: Tensor, u: Tensor, k: Tensor, v: Tensor, gy: Tensor) -> dict[str, Tensor]:
-    leaves = [x.detach().requires_grad_() for x in (w, u, k, v)]
-    y = op(*leaves)
-    gradients = torch.autograd.grad(y, leaves, gy.to(y.dtype))
-    return dict(zip(NAMES, (y.detach(), *gradients), strict=True))
 
 
 @pytest.fixture(params=["scan", "cpu"])
@@ -49,22 +29,6 @@ def op(request: pytest.FixtureRequest) -> Callable[..., Tensor]:
     if reason := BACKENDS[request.param].why_not(torch.empty(1)):
         pytest.skip(reason)
     return partial(bi_wkv, backend=request.param)
-
-
-def assert_close(ours: dict[str, Tensor], args: tuple[Tensor, ...], tolerances: dict[str, float] = FLOAT32) -> None:
-    """Max-norm errors against the formula.
-
-    Where one token has nearly all of the weight, gradients of w, u and k are nearly 0, as differences of terms that
-    are not: errors are relative to those terms, or to the largest value if that is larger. For w a term has the
-    factor |i - j| - 1.
-    """
-    theirs = run(bi_wkv_reference, *(x.double() for x in args))
-    term = float(args[4].double().abs().max() * args[3].double().abs().max())
-    terms = {"y": 0.0, "gw": term * args[2].shape[1], "gu": term, "gk": term, "gv": 0.0}
-    for name in NAMES:
-        error = (ours[name].double() - theirs[name]).abs().max()
-        scale = max(float(theirs[name].abs().max()), terms[name])
-        assert error <= tolerances[name] * scale, (name, float(error), scale)
 
 
 def with_authors_epsilon(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> Tensor:
