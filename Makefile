@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test test-fast lint bench
+.PHONY: setup demo test test-fast lint bench bench-gpu
 
 setup: $(READY)
 
@@ -32,3 +32,14 @@ lint: setup
 
 bench: setup
 	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+# On a machine with a GPU whose Python has torch, triton and timm, and pytest for the tests; installs nothing.
+# A failed test does not keep the benchmarks from running.
+GPU_TESTS = $(shell grep -rl --include='test_*.py' 'mark\.gpu' tests/biwkv tests/rwkv_unet)
+GPU_BENCHES = $(wildcard benchmarks/bench_wkv.py benchmarks/bench_model.py)
+bench-gpu: export PYTHONPATH := kernels:.
+bench-gpu:
+	@status=0; \
+	if $(PYTHON) -c 'import pytest' 2>/dev/null; then $(PYTHON) -m pytest -m gpu -W default -rs $(GPU_TESTS) || status=1; \
+	else echo "No pytest in $(PYTHON): the GPU tests are left out"; fi; \
+	for script in $(GPU_BENCHES); do echo "== $$script"; $(PYTHON) $$script || status=1; done; exit $$status

@@ -33,13 +33,30 @@ def run(op: Callable[..., Tensor], w: Tensor, u: Tensor, k: Tensor, v: Tensor, g
 
 
 def assert_close(ours: dict[str, Tensor], args: tuple[Tensor, ...], tolerances: dict[str, float] = FLOAT32) -> None:
-    """Max-norm errors against the formula.
+    """Max-norm errors against the formula."""
+    _assert_close(ours, _formula(args), args, tolerances)
 
-    Where one token has nearly all of the weight, gradients of w, u and k are nearly 0, as differences of terms that
+
+def assert_each_channel_close(ours: dict[str, Tensor], args: tuple[Tensor, ...]) -> None:
+    """The same for one channel at a time, where channels differ in scale."""
+    theirs = _formula(args)
+    for c in range(args[0].shape[0]):
+        one = slice(c, c + 1)
+        mine, formulas = ({name: x[..., one] for name, x in results.items()} for results in (ours, theirs))
+        _assert_close(mine, formulas, tuple(x[..., one] for x in args), FLOAT32)
+
+
+def _formula(args: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    return run(bi_wkv_reference, *(x.double() for x in args))
+
+
+def _assert_close(
+    ours: dict[str, Tensor], theirs: dict[str, Tensor], args: tuple[Tensor, ...], tolerances: dict[str, float]
+) -> None:
+    """Where one token has nearly all of the weight, gradients of w, u and k are nearly 0, as differences of terms that
     are not: errors are relative to those terms, or to the largest value if that is larger. For w a term has the
     factor |i - j| - 1.
     """
-    theirs = run(bi_wkv_reference, *(x.double() for x in args))
     term = float(args[4].double().abs().max() * args[3].double().abs().max())
     terms = {"y": 0.0, "gw": term * args[2].shape[1], "gu": term, "gk": term, "gv": 0.0}
     for name in NAMES:
