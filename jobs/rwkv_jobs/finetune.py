@@ -29,28 +29,30 @@ from rwkv_jobs.training import (
     validation_is_due,
 )
 from rwkv_jobs.worker import Worker, autocast, worker
-from rwkvctl import bundle, models, networks
+from rwkvctl import bundle, encoder_weights, models, networks
 from rwkvctl.checkpoint import TrainState, load_checkpoint, pointed_at, read_checked
 from rwkvctl.data.loaders import to_input
 from rwkvctl.data.manifest import Manifest
-from rwkvctl.errors import UserError
 from rwkvctl.files import write_json
 from rwkvctl.losses import segmentation_loss
 from rwkvctl.specs.jobs import FinetuneSpec
+from rwkvctl.tracking.journal import say
 
 
 def check(spec: FinetuneSpec, run_dir: Path) -> None:
     """Whether the model can be built, and its encoder can be had."""
     manifest = Manifest.load(spec.data.path or "")
     networks.check(spec.model, manifest.classes, (manifest.channels, spec.data.image_size, spec.data.image_size))
-    if spec.model.encoder_weights is not None and not (run_dir / "encoder").exists():
-        models.resolve(spec.model.encoder_weights, spec)
+    if not (run_dir / encoder_weights.FILE_NAME).exists():
+        models.check_encoder(spec)
 
 
 def run(spec: FinetuneSpec, run_dir: Path) -> dict[str, Any]:
     """Lay the pretrained encoder ready, train on all workers, then register the model."""
     if spec.model.encoder_weights is not None:
-        models.copy_into(spec.model.encoder_weights, run_dir / "encoder", spec)
+        loaded = encoder_weights.lay_ready(spec, run_dir)
+        if loaded is not None:
+            say(run_dir, str(loaded))
     return run_training(train, spec, run_dir)
 
 
@@ -101,22 +103,8 @@ def make_model(spec: FinetuneSpec, manifest: Manifest, run_dir: Path) -> nn.Modu
     torch.manual_seed(spec.seed)
     model = networks.segmentation_network(spec.model, manifest.classes)
     if spec.model.encoder_weights is not None:
-        load_encoder(model, run_dir / "encoder")
+        encoder_weights.load(model, run_dir)
     return model
-
-
-def load_encoder(model: nn.Module, folder: Path) -> None:
-    """Start the encoder from a model folder: a pretrained classifier, or another network's encoder."""
-    source, info = bundle.load(folder)
-    encoder = model.get_submodule("encoder")
-    given = getattr(source, "encoder", source).state_dict()
-    try:
-        encoder.load_state_dict({key: value for key, value in given.items() if key in encoder.state_dict()})
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(
-            f"model.encoder_weights: {info.model['name']} does not fit the encoder of this model ({reason})"
-        ) from None
 
 
 def validate(

@@ -116,7 +116,7 @@ def exporting(model: nn.Module, form: str) -> Iterator[None]:
 def dynamic_shapes(model: nn.Module) -> tuple[dict[int, Any], ...]:
     """Batch, height and width are free; height and width are multiples of what the model asks for, from thrice that on
     (sizes of 1 and 2 in the deepest map would be special cases to torch.export)."""
-    stride = int(getattr(model, "size_divisor", 16))
+    stride = int(getattr(model, "divisor", 16))
     batch, height, width = (torch.export.Dim(name, min=least) for name, least in (("batch", 1), ("h", 3), ("w", 3)))
     return ({0: batch, 2: stride * height, 3: stride * width},)
 

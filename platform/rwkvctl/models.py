@@ -7,7 +7,11 @@ from pathlib import Path
 
 from rwkvctl import runs
 from rwkvctl.errors import UserError
-from rwkvctl.specs.jobs import JobSpec
+from rwkvctl.specs.jobs import FinetuneSpec, JobSpec
+
+PRETRAINED = "pretrained"
+"""As `model.encoder_weights`: the weights that timm publishes for `model.encoder`."""
+WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin")
 
 
 def resolve(reference: str, spec: JobSpec) -> Path:
@@ -43,3 +47,23 @@ def copy_into(reference: str, target: Path, spec: JobSpec) -> Path:
         shutil.copytree(source, temporary)
         temporary.replace(target)
     return target
+
+
+def check_encoder(spec: FinetuneSpec) -> None:
+    """Whether `model.encoder_weights` can be had, as far as that is known without reading weights."""
+    reference, encoder = spec.model.encoder_weights, spec.model.encoder
+    if reference is None:
+        return
+    if reference == PRETRAINED:
+        if encoder is None:
+            raise UserError(
+                "model.encoder_weights pretrained: means timm's weights, but model.encoder is our own; give a run, "
+                "models:/NAME@ALIAS, a model folder or a file"
+            )
+    elif Path(reference).suffix in WEIGHT_FILES:
+        if not Path(reference).is_file():
+            raise UserError(f"model.encoder_weights {reference}: no such file")
+    elif encoder is not None:
+        raise UserError(f"model.encoder_weights {reference}: for timm's {encoder} give `pretrained` or a weights file")
+    else:
+        resolve(reference, spec)

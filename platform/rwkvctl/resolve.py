@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rwkvctl import settings
 from rwkvctl.errors import UserError
+from rwkvctl.models import WEIGHT_FILES
 from rwkvctl.specs.jobs import JobSpec, TrainingSpec
 
 AnySpec = TypeVar("AnySpec", bound=JobSpec)
@@ -22,7 +23,16 @@ def with_data(spec: AnyTraining, machine: settings.Settings) -> AnyTraining:
         path = str(Path(machine.data_root) / spec.data.dataset)
     path = settings.absolute(path)
     update = {"path": path, "dataset": spec.data.dataset or dataset_of(path)}
-    return spec.model_copy(update={"data": spec.data.model_copy(update=update)})
+    return with_weights(spec.model_copy(update={"data": spec.data.model_copy(update=update)}))
+
+
+def with_weights(spec: AnyTraining) -> AnyTraining:
+    """A file of encoder weights by its absolute path."""
+    model: Any = getattr(spec, "model", None)
+    weights = getattr(model, "encoder_weights", None)
+    if weights is None or Path(weights).suffix not in WEIGHT_FILES:
+        return spec
+    return spec.model_copy(update={"model": model.model_copy(update={"encoder_weights": settings.absolute(weights)})})
 
 
 def dataset_of(path: str) -> str:

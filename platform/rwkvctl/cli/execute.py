@@ -12,7 +12,7 @@ from typing import Any
 from rwkvctl import models, preflight, runs, settings
 from rwkvctl.cluster.submit import submit
 from rwkvctl.errors import UserError
-from rwkvctl.specs.jobs import FinetuneSpec, JobSpec, PredictSpec, PretrainSpec, TrainingSpec, TuneSpec
+from rwkvctl.specs.jobs import EvaluateSpec, FinetuneSpec, JobSpec, PredictSpec, PretrainSpec, TrainingSpec, TuneSpec
 from rwkvctl.specs.load import dump
 
 USER_ERROR = 2
@@ -41,9 +41,10 @@ def check(spec: JobSpec) -> None:
     """Everything that can be known to be wrong before a process is started."""
     preflight.check(spec)
     base = spec.base if isinstance(spec, TuneSpec) else spec
-    reference = base.model.encoder_weights if isinstance(base, FinetuneSpec) else getattr(spec, "model", None)
-    if isinstance(reference, str):
-        models.resolve(reference, spec)
+    if isinstance(base, FinetuneSpec):
+        models.check_encoder(base)
+    elif isinstance(spec, EvaluateSpec | PredictSpec):
+        models.resolve(spec.model, spec)
 
 
 def open_run(job: str, spec: JobSpec | None, resume: str | None, storage: str) -> Path:
