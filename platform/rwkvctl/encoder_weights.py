@@ -21,7 +21,6 @@ from rwkvctl import bundle, files, models, networks
 from rwkvctl.errors import UserError
 from rwkvctl.models import PRETRAINED, WEIGHT_FILES
 from rwkvctl.specs.jobs import FinetuneSpec
-from rwkvctl.specs.parts import ModelSpec
 
 FILE_NAME = "encoder.safetensors"
 CLASSIFIERS = ("head.", "fc.", "classifier.", "norm.")
@@ -46,9 +45,9 @@ def lay_ready(spec: FinetuneSpec, run_dir: Path) -> Loaded | None:
     if (run_dir / FILE_NAME).exists():
         return None
     network = networks.network(spec.model, 1)
-    if not isinstance(network, RWKVUNet):
+    if not isinstance(network, RWKVUNet) and networks.timm_encoder(spec.model) is None:
         raise UserError(f"model.encoder_weights: {spec.model.name} has no encoder that could be started from weights")
-    encoder = network.encoder
+    encoder = network.get_submodule("encoder")
     reference = spec.model.encoder_weights
     assert reference is not None
     try:
@@ -66,8 +65,9 @@ def load(model: nn.Module, run_dir: Path) -> None:
 
 
 def _fill(encoder: nn.Module, reference: str, spec: FinetuneSpec) -> Loaded:
-    if spec.model.encoder is not None:
-        return _fill_timm(encoder, spec.model, None if reference == PRETRAINED else Path(reference))
+    timm_name = networks.timm_encoder(spec.model)
+    if timm_name is not None:
+        return _fill_timm(encoder, timm_name, None if reference == PRETRAINED else Path(reference))
     if Path(reference).suffix in WEIGHT_FILES:
         return _fill_ours(encoder, read(Path(reference)))
     source, _ = bundle.load(models.resolve(reference, spec))
@@ -86,21 +86,20 @@ def _fill_ours(encoder: nn.Module, state: dict[str, Tensor]) -> Loaded:
     return Loaded(len(encoder.state_dict()), [name for name in state if name.startswith(CLASSIFIERS)])
 
 
-def _fill_timm(encoder: nn.Module, spec: ModelSpec, file: Path | None) -> Loaded:
+def _fill_timm(encoder: nn.Module, timm_name: str, file: Path | None) -> Loaded:
     """timm loads its weights into the whole classifier, before it takes the maps out: names differ afterwards."""
-    assert spec.encoder is not None
     try:
         if file is None:
-            classifier = timm.create_model(spec.encoder, pretrained=True)
+            classifier = timm.create_model(timm_name, pretrained=True)
         else:
-            classifier = timm.create_model(spec.encoder, pretrained=False)
+            classifier = timm.create_model(timm_name, pretrained=False)
             fill(classifier, read(file), optional=CLASSIFIERS)
     except ValueError:
         raise
     except Exception as error:  # the hub's client has errors of its own for every way of being offline
         reason = " ".join(str(error).split())[:160]
         raise ValueError(
-            f"timm's weights of {spec.encoder} are not in the cache and cannot be fetched ({reason}); "
+            f"timm's weights of {timm_name} are not in the cache and cannot be fetched ({reason}); "
             "give a file: --set model.encoder_weights=FILE"
         ) from None
     state = classifier.state_dict()
@@ -109,7 +108,7 @@ def _fill_timm(encoder: nn.Module, spec: ModelSpec, file: Path | None) -> Loaded
 
 
 def _classifier_name(name: str, state: State) -> str:
-    """The name in the classifier of a tensor of `TimmEncoder`: feature nets write `stages_0` for `stages.0`."""
+    """The name in the classifier of a tensor of an encoder: feature nets write `stages_0` for `stages.0`."""
     name = name.removeprefix("features.").removeprefix("model.")
     head, dot, rest = name.partition(".")
     apart = f"{head.replace('_', '.', 1)}{dot}{rest}"

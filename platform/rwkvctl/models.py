@@ -51,9 +51,12 @@ def copy_into(reference: str, target: Path, spec: JobSpec) -> Path:
 
 def check_encoder(spec: FinetuneSpec) -> None:
     """Whether `model.encoder_weights` can be had, as far as that is known without reading weights."""
-    reference, encoder = spec.model.encoder_weights, spec.model.encoder
+    reference = spec.model.encoder_weights
     if reference is None:
         return
+    from rwkvctl.networks import timm_encoder
+
+    encoder = timm_encoder(spec.model)
     if reference == PRETRAINED:
         if encoder is None:
             raise UserError(

@@ -9,7 +9,7 @@ import timm
 import torch
 from torch import nn
 
-from rwkv_unet import create_model
+from rwkv_unet import baselines, create_model
 from rwkv_unet.flops import Macs, count_macs
 from rwkvctl.errors import UserError
 from rwkvctl.specs.load import build, parse_assignments
@@ -37,6 +37,11 @@ def network(spec: ModelSpec, num_classes: int) -> nn.Module:
     return _build(create_model, spec.name, num_classes=num_classes, **spec.overrides())
 
 
+def timm_encoder(spec: ModelSpec) -> str | None:
+    """The timm model that is the network's encoder, if one is."""
+    return spec.encoder or baselines.timm_encoder(spec.name)
+
+
 def classifier(spec: EncoderSpec, classes: list[str]) -> nn.Module:
     """A timm classifier with random weights; logits (B, len(classes))."""
     return _build(timm.create_model, spec.name, num_classes=len(classes), **spec.overrides())
@@ -50,8 +55,6 @@ def check(spec: ModelSpec | EncoderSpec, classes: list[str], image: tuple[int, i
     with torch.device("meta"):
         model = segmentation_network(spec, classes) if isinstance(spec, ModelSpec) else classifier(spec, classes)
     macs(model, spec.name, image)
-    if isinstance(spec, ModelSpec) and spec.encoder_weights is not None and not hasattr(model, "encoder"):
-        raise UserError(f"model.encoder_weights does not apply to {spec.name}, which has no encoder apart")
 
 
 def macs(model: nn.Module, name: str, image: tuple[int, int, int]) -> Macs:

@@ -6,6 +6,7 @@ divisible by. They are made by `rwkv_unet.create_model`, as those of other libra
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -39,6 +40,12 @@ BASELINES: dict[str, Callable[..., nn.Module]] = {
     "emcad": EMCAD,
     "u_kan": UKAN,
 }
+
+
+def timm_encoder(name: str) -> str | None:
+    """The timm encoder that a baseline has unless its `encoder` is another; None if its encoder is no timm model."""
+    parameters = inspect.signature(BASELINES[name]).parameters if name in BASELINES else {}
+    return parameters["encoder"].default if "encoder" in parameters else None
 
 
 def create_baseline(name: str, *, num_classes: int, in_channels: int, **options: Any) -> nn.Module:

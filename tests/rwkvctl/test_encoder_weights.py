@@ -90,6 +90,17 @@ def test_timm_from_a_file(tmp_path: Path):
     torch.testing.assert_close(encoder.eval().forward_stages(image)[-1], expected)  # type: ignore[operator]
 
 
+def test_a_baselines_timm_encoder(tmp_path: Path):
+    source = timm.create_model("pvt_v2_b0", num_classes=7)
+    save_file(source.state_dict(), tmp_path / "pvt.safetensors")
+    weights = str(tmp_path / "pvt.safetensors")
+    encoder, loaded = started(spec(tmp_path, name="emcad", encoder="pvt_v2_b0", encoder_weights=weights), tmp_path)
+    assert same(encoder, {name.replace("stages.", "stages_"): x for name, x in source.state_dict().items()})
+    assert loaded.matched == len(encoder.state_dict())
+    with pytest.raises(UserError, match="does not fit this encoder"):  # the default is a larger one
+        encoder_weights.lay_ready(spec(tmp_path, name="emcad", encoder_weights=weights), tmp_path / "other")
+
+
 def test_what_does_not_fit_is_refused(classifier: nn.Module, tmp_path: Path):
     state = {k: v for k, v in classifier.state_dict().items() if k != "stem.project.weight"} | {"decay": torch.ones(1)}
     state["stem.expand.conv.weight"] = torch.ones(24, 4, 1, 1)

@@ -40,7 +40,6 @@ def test_a_model_folder_names_all_that_the_spec_does(fields: dict[str, Any]):
         ({"name": "unett"}, 64, "model.name unett: unknown model 'unett'; did you mean unet or unext"),
         ({"name": "unet", "attention": "mhsa"}, 64, "model.name unet: model.attention does not apply to unet"),
         ({"name": "unet", "options": {"widths": 3}}, 64, "model.widths does not apply to unet, which has dims"),
-        ({"name": "unext", "encoder_weights": "run"}, 64, "model.encoder_weights does not apply to unext"),
         ({"name": "emcad"}, 80, "data.image_size 80: model emcad: image size 80 x 80 is not divisible by 32"),
         ({"name": "monai:UNETR"}, 64, "data.image_size 64: model monai:UNETR: the model is built for images of 256"),
     ],
