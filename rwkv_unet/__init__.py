@@ -2,6 +2,7 @@
 
 from rwkv_unet.config import ModelConfig
 from rwkv_unet.encoder import RWKVUNetEncoder
+from rwkv_unet.fusion import fuse_for_inference
 from rwkv_unet.model import RWKVUNet
 from rwkv_unet.official import load_official_state_dict
 from rwkv_unet.registry import create_model, list_models
@@ -11,6 +12,7 @@ __all__ = [
     "RWKVUNet",
     "RWKVUNetEncoder",
     "create_model",
+    "fuse_for_inference",
     "list_models",
     "load_official_state_dict",
 ]

@@ -20,7 +20,7 @@ class ConvNormAct(nn.Module):
         super().__init__()
         padding = (kernel_size - stride + 1) // 2
         self.conv = nn.Conv2d(in_dim, out_dim, kernel_size, stride, padding, groups=groups, bias=False)
-        self.norm = nn.BatchNorm2d(out_dim, eps=NORM_EPS)
+        self.norm: nn.Module = nn.BatchNorm2d(out_dim, eps=NORM_EPS)
         self.act = act(inplace=act is nn.ReLU)  # in place, SiLU would copy its input for the gradient
 
     def forward(self, x: Tensor) -> Tensor:

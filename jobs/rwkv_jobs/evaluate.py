@@ -14,6 +14,7 @@ from rwkv_jobs.launch import launch
 from rwkv_jobs.scoring import Gallery, count_accuracy, named, score_cases, write_scores
 from rwkv_jobs.training import Recorder
 from rwkv_jobs.worker import worker
+from rwkv_unet import fuse_for_inference
 from rwkvctl import bundle, models
 from rwkvctl.data.manifest import Manifest
 from rwkvctl.data.verify import check_shards
@@ -73,7 +74,7 @@ def score(spec: EvaluateSpec, run_dir: Path) -> None:
     """What every worker runs."""
     with worker(spec.cluster) as me, Recorder(me, run_dir) as recorder:
         manifest, data, _ = data_of(spec, run_dir / "model")
-        model, _ = bundle.load(run_dir / "model", device=me.device)
+        model = fuse_for_inference(bundle.load(run_dir / "model", device=me.device)[0])
         if manifest.task == "classification":
             summary: dict[str, Any] = count_accuracy(model, manifest, data, spec.part, me, batch=64)
             values = named(summary, spec.part)

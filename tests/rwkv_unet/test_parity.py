@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from biwkv import bi_wkv
 from biwkv.op import BACKENDS
-from rwkv_unet import RWKVUNetEncoder, create_model, load_official_state_dict, spatial_mix
+from rwkv_unet import RWKVUNetEncoder, create_model, fuse_for_inference, load_official_state_dict, spatial_mix
 from rwkv_unet.blocks import GLSP
 from rwkv_unet.ccm import CrossChannelMix
 from rwkv_unet.config import SIZES
 from rwkv_unet.decoder import UpBlock
-from rwkv_unet.layers import q_shift
+from rwkv_unet.layers import ConvNormAct, q_shift
 from rwkv_unet.official import CCM_NAMES, GLSP_NAMES, UP_NAMES, _official_name, _translate
 
 TOLERANCE = 2e-5  # of the largest value; the CUDA kernel's departure from the formula is ten times that
@@ -89,6 +89,18 @@ def test_gradients(net, net_goldens) -> None:
         assert x.grad is not None
         assert x.grad.norm().item() == pytest.approx(theirs.pop(_official_name(name, True)), rel=1e-4), name
     assert all(np.isnan(value) for value in theirs.values())  # what is left are their dead parameters
+
+
+def test_fused_for_inference(official_names, fill, net_goldens) -> None:
+    model = create_model("rwkv_unet_t", num_classes=9)
+    load_official_state_dict(model, fill(official_names["t"]))
+    with pytest.raises(ValueError, match="call model"):
+        fuse_for_inference(model)
+    fused = fuse_for_inference(model.eval())
+    assert not any(
+        isinstance(layer.norm, nn.BatchNorm2d) for layer in fused.modules() if isinstance(layer, ConvNormAct)
+    )
+    assert_close(fused(image())[:, :, ::2, ::2], net_goldens["g1/logits"])
 
 
 def test_encoder_and_classifier(official_names, fill, net_goldens) -> None:

@@ -1,0 +1,30 @@
+"""A trained model made faster where it is only used."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import torch
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from rwkv_unet.layers import ConvNormAct
+
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
+
+
+def fuse_for_inference(model: AnyModule) -> AnyModule:
+    """Fold BatchNorms into the convolutions before them, and lay the weights out in channels_last, in place.
+
+    The same function, up to rounding. The model can no longer be trained, and its weights have other names.
+
+    Raises:
+        ValueError: if the model is in training mode.
+    """
+    for layer in model.modules():
+        if isinstance(layer, ConvNormAct) and isinstance(layer.norm, nn.BatchNorm2d):
+            if layer.training:
+                raise ValueError("only a model in evaluation mode can be fused; call model.eval() first")
+            layer.conv = fuse_conv_bn_eval(layer.conv, layer.norm)
+            layer.norm = nn.Identity()
+    return model.to(memory_format=torch.channels_last)
