@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from rwkv_jobs.consistency import Unlabeled
 from rwkv_jobs.fit import run_training
 from rwkv_jobs.scoring import Gallery, score_cases, write_scores
 from rwkv_jobs.training import (
@@ -72,21 +73,28 @@ def train(spec: FinetuneSpec, run_dir: Path) -> None:
         )
         parallel = training_form(model, spec, me)
         stepper = Stepper(spec, me, model, state.optimizer, loader.steps_per_epoch)
+        unlabeled = Unlabeled(spec, manifest, me, loader.steps_per_epoch) if spec.consistency else None
         position = state.position
         while position.epoch < spec.train.epochs:
             model.train()
             for batch in loader.epoch(position.epoch, position.consumed):
                 stepper.seed(position.step)
+                images, labeled = to_input(batch.images, me.device), len(batch.images)
+                views = unlabeled.views(position.step) if unlabeled else None
+                if views is not None:
+                    images = torch.cat([images, views.images])
                 with autocast(spec.train.precision, me.device):
-                    logits = parallel(to_input(batch.images, me.device))
+                    logits = parallel(images)
                 target = batch.targets.to(me.device, non_blocking=True)
                 loss = segmentation_loss(
-                    logits,
+                    logits[:labeled],
                     target,
                     alpha=spec.loss.alpha,
                     beta=spec.loss.beta,
                     ignore_index=manifest.ignore_index,
                 )
+                if unlabeled and views is not None:
+                    loss = loss + unlabeled.loss(logits[labeled:], views, position.step)
                 recorder.metrics(stepper.step(loss, position.step), position.step + 1)
                 last = advance(position, spec.train.batch_size, loader.steps_per_epoch)
                 if checkpoint_is_due(spec, position) and not last:

@@ -56,6 +56,7 @@ def train_loader(spec: TrainingSpec, augment: Any, manifest: Manifest, me: Worke
         workers=spec.data.workers,
         augment=augment,
         tail=spec.train.tail,
+        epoch_steps=spec.train.epoch_steps,
     )
 
 

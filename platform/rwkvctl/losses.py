@@ -1,4 +1,4 @@
-"""Equation 10 of the paper: alpha * CE + beta * Dice."""
+"""Equation 10 of the paper, alpha * CE + beta * Dice, and consistency between two views of an unlabeled image."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from monai.losses import DiceLoss
 from torch import Tensor
+
+from rwkvctl.data.views import turn_back
 
 # Per class over the whole batch, squared terms, background counted: the Dice loss of the authors' code.
 _dice = DiceLoss(batch=True, squared_pred=True, smooth_nr=1e-5, smooth_dr=1e-5)
@@ -34,3 +36,17 @@ def segmentation_loss(
     cross_entropy = (pixelwise * valid).sum() / valid.sum().clamp(min=1)
     mask = valid.unsqueeze(1)
     return alpha * cross_entropy + beta * _dice(probabilities * mask, truth * mask)
+
+
+def consistency_loss(logits: Tensor, turns: Tensor) -> Tensor:
+    """Mean squared error between the probabilities of two views, the second turned back; a scalar.
+
+    Args:
+        logits: (2B, C, H, H), first the views as the images lie, then those that were turned.
+        turns: (B,) how the second views were turned, see `rwkvctl.data.views`.
+    """
+    logits = logits.float()
+    probabilities = logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(dim=1)
+    first, second = probabilities.chunk(2)
+    back = torch.stack([turn_back(x, int(turn)) for x, turn in zip(second, turns.tolist(), strict=True)])
+    return F.mse_loss(first, back)

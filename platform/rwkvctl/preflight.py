@@ -54,19 +54,25 @@ def check_training(spec: TrainingSpec) -> Manifest:
         )
     scored = spec.train.validate_every > 0 or spec.job == "pretrain"  # which says its top-1 at the end in any case
     parts = ["train", "val"] if scored else ["train"]
-    check_shards(manifest, [key for part in parts for key in manifest.ids(split, part)])
+    used = [key for part in parts for key in manifest.ids(split, part)]
+    if isinstance(spec, FinetuneSpec) and spec.consistency is not None:
+        unlabeled = manifest.unlabeled_ids()
+        if not unlabeled:
+            raise UserError(f"consistency: data {manifest.location} has no unlabeled images; set it to null")
+        used += unlabeled
+    check_shards(manifest, used)
     return manifest
 
 
 def load_manifest(spec: TrainingSpec) -> Manifest:
     """The manifest of a job's data; when there is none, the line says what makes it."""
+    from rwkvctl.data import formats
     from rwkvctl.data.manifest import Manifest
 
     assert spec.data.path is not None, "the data path is resolved before a job is submitted"
     if "://" not in spec.data.path and not (Path(spec.data.path) / "manifest.json").exists():
-        form = {"acdc": "acdc"}.get(
-            spec.data.dataset or "", "folder" if isinstance(spec, FinetuneSpec) else "imagefolder"
-        )
+        known = spec.data.dataset in formats.NAMES
+        form = spec.data.dataset if known else "folder" if isinstance(spec, FinetuneSpec) else "imagefolder"
         raise UserError(
             f"data {spec.data.path}: no prepared data set here; make it with: "
             f"rwkvctl data prepare {form} --source DOWNLOAD --out {spec.data.path}"

@@ -22,6 +22,11 @@ TINY = {
     # 12 polyps, 24 slices of hearts or 24 textures to train on: three steps an epoch.
     "finetune": ["model.name=rwkv_unet_t", "train.epochs=2", "train.batch_size=4"],
     "hearts": ["model.name=rwkv_unet_t", "train.epochs=1", "train.batch_size=4"],
+    # 12 labeled and 24 unlabeled images.
+    "cervix": [
+        "model.name=rwkv_unet_t", "train.epochs=2", "train.batch_size=4", "train.epoch_steps=4",
+        "consistency.batch_size=4", "consistency.ramp_epochs=1",
+    ],
     "pretrain": [
         "model.name=rwkv_unet_enc_t", "train.epochs=2", "train.batch_size=8", "optimizer.lr_reference_batch=8",
     ],
@@ -32,7 +37,7 @@ COMMON = ["data.image_size=32", "data.workers=0", "train.log_steps=1", "train.ch
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Prepared data sets `polyps`, `hearts` and `textures`. Tests must not change them."""
-    from rwkvctl.data import phantom
+    from rwkvctl.data import phantom, synth
     from rwkvctl.data.prepare import prepare
 
     raw, out = tmp_path_factory.mktemp("raw"), tmp_path_factory.mktemp("shards")
@@ -42,6 +47,8 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     prepare("folder", [raw / "polyps"], out / "polyps", seeds=[41])
     prepare("acdc", [raw / "hearts"], out / "hearts")
     prepare("imagefolder", [raw / "textures"], out / "textures")
+    synth.write("fugc", raw / "cervix")
+    prepare("fugc", [raw / "cervix"], out / "cervix", allow_partial=True)
     return out
 
 
@@ -82,7 +89,8 @@ class Jobs:
     def settings(self, kind: str, *assignments: str, data: Path | None = None) -> tuple[str, list[str]]:
         """The recipe and its overrides for a tiny job of a kind: finetune, hearts or pretrain."""
         recipe, folder = {
-            "finetune": ("binary", "polyps"), "hearts": ("acdc", "hearts"), "pretrain": ("imagefolder", "textures"),
+            "finetune": ("binary", "polyps"), "hearts": ("acdc", "hearts"), "cervix": ("fugc", "cervix"),
+            "pretrain": ("imagefolder", "textures"),
         }[kind]  # fmt: skip
         own = [f"data.path={data or self.shards / folder}", f"data.dataset={folder}", "cluster.launcher=process"]
         return recipe, [*own, *COMMON, *TINY[kind], *assignments]
@@ -145,7 +153,7 @@ def jobs(shards: Path, home: Path) -> Jobs:
 
 
 def job_of(kind: str) -> str:
-    return "finetune" if kind == "hearts" else kind
+    return "finetune" if kind in ("hearts", "cervix") else kind
 
 
 # What a run leaves --------------------------------------------------------------------------------------------------

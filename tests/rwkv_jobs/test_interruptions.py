@@ -55,7 +55,7 @@ def kill_at(jobs: Jobs, kind: str, run_dir: Path, step: int, before: str = "") -
     assert process.exitcode == -signal.SIGKILL, run_dir.with_suffix(".log").read_text()
 
 
-@pytest.mark.parametrize("kind", ["finetune", "pretrain"])
+@pytest.mark.parametrize("kind", ["finetune", "pretrain", "cervix"])
 @pytest.mark.parametrize("step", [1, 5])  # before the first checkpoint; in mid-epoch, one step behind a checkpoint
 def test_a_killed_run_ends_with_the_weights_of_an_uninterrupted_one(jobs: Jobs, kind: str, step: int):
     assert jobs.run(kind, "straight") == 0

@@ -115,7 +115,7 @@ def test_a_damaged_shard_is_named(polyps: Path, tmp_path: Path, number: int):
 
 @pytest.mark.parametrize(
     ("kind", "dataset", "form"),
-    [(FinetuneSpec, "acdc", "acdc"), (FinetuneSpec, "clinicdb", "folder"), (PretrainSpec, "cifar", "imagefolder")],
+    [(FinetuneSpec, "acdc", "acdc"), (FinetuneSpec, "clinicdb", "clinicdb"), (PretrainSpec, "cifar", "imagefolder")],
 )
 def test_absent_data_come_with_the_command_that_makes_them(tmp_path: Path, kind: type, dataset: str, form: str):
     made = spec(kind)

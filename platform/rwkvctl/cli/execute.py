@@ -85,7 +85,7 @@ def plan_of(spec: TrainingSpec) -> dict[str, Any]:
     model = network(spec, manifest.classes)
     macs = networks.macs(model, spec.model.name, (manifest.channels, spec.data.image_size, spec.data.image_size))
     batch, workers = spec.train.batch_size, spec.cluster.workers or 1
-    steps = samples // batch if spec.train.tail == "drop" else -(-samples // batch)
+    steps = spec.train.epoch_steps or (samples // batch if spec.train.tail == "drop" else -(-samples // batch))
     return {
         "data": f"{manifest.location}, split {split}, fingerprint {manifest.fingerprint[:12]}, "
         "shards as in the manifest",
@@ -93,6 +93,7 @@ def plan_of(spec: TrainingSpec) -> dict[str, Any]:
         "macs_paper": macs.paper,
         "macs_true": macs.true,
         "training_samples": samples,
+        **({"unlabeled_samples": len(manifest.unlabeled_ids())} if getattr(spec, "consistency", None) else {}),
         "batch": f"{batch} = {workers} workers x {batch // workers}",
         "steps_per_epoch": steps,
         "steps": steps * spec.train.epochs,

@@ -7,6 +7,7 @@ randomness is a function of (seed, epoch, position), so any number of ranks and 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import multiprocessing
 import os
 import signal
@@ -25,6 +26,7 @@ from rwkvctl.data import order, transforms
 from rwkvctl.data.manifest import Manifest
 from rwkvctl.data.reader import Reader, reader_for
 from rwkvctl.data.shards import fetched_ahead
+from rwkvctl.data.views import two_views
 from rwkvctl.errors import UserError
 from rwkvctl.specs.augment import ClassificationAugment, SegmentationAugment
 
@@ -63,6 +65,7 @@ class Schedule:
 
     `shard_of` (N,) is the shard number of every sample of the part. Tail `drop` leaves out the samples after the
     last whole batch (others in every epoch); `wrap` fills that batch with the head of the next epoch's order.
+    With `epoch_steps` an epoch is so many steps, and goes on where the one before has stopped in the passes.
     """
 
     shard_of: NDArray[np.int32]
@@ -71,6 +74,7 @@ class Schedule:
     rank: int
     world_size: int
     tail: Literal["drop", "wrap"] = "drop"
+    epoch_steps: int | None = None
 
     def __post_init__(self) -> None:
         if self.global_batch < 1 or self.global_batch % self.world_size:
@@ -82,19 +86,34 @@ class Schedule:
             raise UserError(f"rank {self.rank} does not exist among {self.world_size} processes")
         if self.tail not in ("drop", "wrap"):
             raise UserError(f"tail {self.tail!r}: choose drop or wrap")
-        if not self.steps_per_epoch:
+        if not self.steps_per_pass:
             raise UserError(
                 f"global batch {self.global_batch} is larger than the {len(self.shard_of)} training samples; "
                 "make it smaller, or set the tail to wrap"
             )
 
     @property
-    def steps_per_epoch(self) -> int:
+    def steps_per_pass(self) -> int:
         whole, rest = divmod(len(self.shard_of), self.global_batch)
         return whole + (1 if rest and self.tail == "wrap" else 0)
 
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.epoch_steps or self.steps_per_pass
+
     def steps(self, epoch: int, consumed: int = 0) -> Iterator[list[tuple[int, int]]]:
         """This rank's (epoch, position) pairs step by step, from `consumed` samples of the epoch on."""
+        if self.epoch_steps is None:
+            yield from self._pass(epoch, consumed)
+            return
+        step = epoch * self.epoch_steps + consumed // self.global_batch
+        while step < (epoch + 1) * self.epoch_steps:
+            number, done = divmod(step, self.steps_per_pass)
+            left = (epoch + 1) * self.epoch_steps - step
+            yield from itertools.islice(self._pass(number, done * self.global_batch), left)
+            step += min(left, self.steps_per_pass - done)
+
+    def _pass(self, epoch: int, consumed: int) -> Iterator[list[tuple[int, int]]]:
         samples = self.sequence(epoch, consumed)
         own = self.global_batch // self.world_size
         for start in range(consumed, len(samples) - self.global_batch + 1, self.global_batch):
@@ -130,6 +149,8 @@ class TrainLoader:
     ranks). What it yields depends on (manifest, split, seed, augment, image_size, global_batch) alone: neither on
     workers nor, taken over all ranks, on the world size.
     image_size: side of a square, or (height, width). augment: None for none. workers: 0 loads in this process.
+    epoch_steps: steps that count as an epoch, in place of one pass. unlabeled: of the samples without a mask, two
+    views each, images (B, 2C, H, H) and targets (B,) as `views.two_views` makes them.
     """
 
     def __init__(
@@ -145,13 +166,20 @@ class TrainLoader:
         workers: int,
         augment: Augment | None,
         tail: Literal["drop", "wrap"] = "drop",
+        epoch_steps: int | None = None,
+        unlabeled: bool = False,
     ):
-        reader = reader_for(manifest, manifest.ids(split, "train"))
+        ids = manifest.unlabeled_ids() if unlabeled else manifest.ids(split, "train")
+        reader = reader_for(manifest, ids)
         self._files = manifest.shard_files
         self._files.check_room(order.SHARDS_A_GROUP)
-        self.schedule = Schedule(reader.index.shard, seed, global_batch, rank, world_size, tail)
+        self.schedule = Schedule(reader.index.shard, seed, global_batch, rank, world_size, tail, epoch_steps)
         self._batches = _Batches(self.schedule)
-        dataset = _dataset(manifest, reader, _size(image_size), augment, seed)
+        if unlabeled:
+            assert isinstance(augment, SegmentationAugment)
+            dataset: _Samples = _UnlabeledSamples(reader, seed, _size(image_size), augment)
+        else:
+            dataset = _dataset(manifest, reader, _size(image_size), augment, seed)
         self._loader = _data_loader(dataset, self._batches, workers)
 
     @property
@@ -162,7 +190,7 @@ class TrainLoader:
         """Batches of `epoch`, beginning after `consumed` of its samples. Use one such iterator at a time."""
         self._batches.start(epoch, consumed)
         batches = _plain_errors(iter(self._loader))
-        if self._files.uri is None:
+        if self._files.uri is None or self.schedule.epoch_steps is not None:
             return batches
         groups = self.schedule.shard_groups(epoch)
         return fetched_ahead(batches, self.schedule.global_batch, consumed, groups, self._files)
@@ -227,6 +255,18 @@ class _SegmentationSamples(_Samples):
         transform = transforms.segmentation_train(self.size, self.augment)
         image, mask = self.reader.image(position, least=self.size), self.reader.mask(position)
         return *transform(image, mask, rng), self.reader.key(position)
+
+
+class _UnlabeledSamples(_Samples):
+    """Two views of an image, and how the second was turned."""
+
+    def __init__(self, reader: Reader, seed: int, size: tuple[int, int], augment: SegmentationAugment):
+        super().__init__(reader, seed)
+        self.size, self.augment = size, augment
+
+    def load(self, position: int, rng: np.random.Generator) -> Item:
+        views, turn = two_views(self.reader.image(position, least=self.size), self.size, self.augment, rng)
+        return views, torch.tensor(turn), self.reader.key(position)
 
 
 class _ClassificationSamples(_Samples):

@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import Field, ValidationError
 
 from rwkvctl import files, settings
@@ -235,6 +236,12 @@ class Manifest:
                 "prepare the data set from a source that has them"
             )
         return ids
+
+    def unlabeled_ids(self) -> list[str]:
+        """The samples that have an image and no mask, which are in no split."""
+        masked = [places[:, 0] >= 0 for name, places in self.index.members.items() if name.startswith("mask.")]
+        labeled = np.logical_or.reduce(masked) if masked else np.zeros(len(self.index), bool)
+        return [key.decode() for key in self.index.keys[~labeled]]
 
     def split_ids(self, split: str) -> dict[str, list[str]]:
         """All three parts of a split, some perhaps empty."""

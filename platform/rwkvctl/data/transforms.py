@@ -72,7 +72,7 @@ def segmentation_train(size: Size, augment: SegmentationAugment | None) -> Segme
         image, mask = resize_image(image, size), resize_mask(mask, size)
         if augment is None:
             return to_tensor(image), torch.from_numpy(np.ascontiguousarray(mask))
-        image = _brightness_contrast(image, augment, rng)
+        image = brightness_contrast(image, augment, rng)
         pair = tv_tensors.Image(to_tensor(image)), tv_tensors.Mask(torch.from_numpy(np.ascontiguousarray(mask)))
         moved, ids = _move(pair, augment, rng)
         return moved.as_subclass(torch.Tensor).contiguous(), ids.as_subclass(torch.Tensor).contiguous()
@@ -80,7 +80,8 @@ def segmentation_train(size: Size, augment: SegmentationAugment | None) -> Segme
     return transform
 
 
-def _brightness_contrast(image: Pixels, augment: SegmentationAugment, rng: np.random.Generator) -> Pixels:
+def brightness_contrast(image: Pixels, augment: SegmentationAugment, rng: np.random.Generator) -> Pixels:
+    """Both changed at random, or with the rest of the probability neither."""
     if rng.random() >= augment.brightness_contrast:
         return image
     pixels = colour.to_float(image) if image.dtype == np.uint8 else image.astype(np.float32)

@@ -10,6 +10,7 @@ from rwkvctl.specs.augment import ClassificationAugment, SegmentationAugment
 from rwkvctl.specs.base import Spec
 from rwkvctl.specs.parts import (
     ClusterSpec,
+    ConsistencySpec,
     DataSpec,
     EncoderSpec,
     LossSpec,
@@ -85,6 +86,17 @@ class FinetuneSpec(TrainingSpec):
     model: ModelSpec = ModelSpec()
     augment: SegmentationAugment = SegmentationAugment()
     loss: LossSpec = LossSpec()
+    consistency: ConsistencySpec | None = None
+    """Use the data set's unlabeled images too; null trains on the labeled ones alone."""
+
+    @model_validator(mode="after")
+    def _unlabeled_batch_fits_workers(self) -> FinetuneSpec:
+        workers = self.cluster.workers or 1
+        if self.consistency is not None and self.consistency.batch_size % workers:
+            raise ValueError(
+                f"consistency.batch_size {self.consistency.batch_size} is not divisible by cluster.workers {workers}"
+            )
+        return self
 
 
 class EvaluateSpec(JobSpec):

@@ -108,6 +108,17 @@ class LossSpec(Spec):
     beta: Annotated[float, Field(ge=0)] = 1.0
 
 
+class ConsistencySpec(Spec):
+    """Semi-supervised training: two augmented views of an unlabeled image must get the same prediction."""
+
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """Of the mean squared error between the views' probabilities, beside the loss of the labeled images."""
+    batch_size: Positive = 8
+    """Unlabeled images per optimiser step, over all workers."""
+    ramp_epochs: Annotated[int, Field(ge=0)] = 0
+    """Epochs in which the weight rises to its value as exp(-5 (1 - t)^2) (Laine and Aila, ICLR 2017)."""
+
+
 class TrainSpec(Spec):
     """How long, how much at once, and what is kept."""
 
@@ -120,6 +131,8 @@ class TrainSpec(Spec):
     """Train through torch.compile: minutes at the start and at every restart, faster steps after it (not on a CPU)."""
     tail: Literal["drop", "wrap"] = "drop"
     """What happens to the last, incomplete batch of an epoch: left out, or filled from the next epoch's order."""
+    epoch_steps: Positive | None = None
+    """Optimiser steps that count as an epoch; null is one pass over the training part."""
     checkpoint_steps: Positive | None = None
     """A checkpoint after every so many steps, beside the one at each epoch's end."""
     validate_every: Annotated[int, Field(ge=0)] = 1

@@ -193,6 +193,19 @@ def test_cases(binary: Manifest, cardiac: Manifest, classed: Manifest):
         iter_cases(classed, split=None, part="test")
 
 
+@pytest.mark.parametrize("epoch_steps", [1, 3, 7])  # less than a pass of 4 steps, not whole passes, more than one
+def test_epochs_of_so_many_steps_go_on_through_the_passes(binary: Manifest, epoch_steps: int):
+    passes = [batch.keys for number in range(6) for batch in make(binary, tail="wrap").epoch(number)]
+    loader = make(binary, epoch_steps=epoch_steps)
+    assert loader.steps_per_epoch == epoch_steps
+    epochs = [[batch.keys for batch in loader.epoch(epoch)] for epoch in range(3)]
+    assert [len(epoch) for epoch in epochs] == [epoch_steps] * 3
+    assert [keys for epoch in epochs for keys in epoch] == passes[: 3 * epoch_steps]
+    assert [batch.keys for batch in loader.epoch(2, consumed=4)] == epochs[2][1:], "resumed after one step"
+    halves = [list(make(binary, epoch_steps=epoch_steps, rank=rank, world_size=2).epoch(1)) for rank in range(2)]
+    assert [a.keys + b.keys for a, b in zip(*halves, strict=True)] == epochs[1]
+
+
 VICTIM = """
 import sys, time
 from rwkvctl.data import Manifest
