@@ -32,6 +32,20 @@ def test_members_of_a_shard(classed: Manifest):
     assert [m.name.split(".", 1)[1] for m in members[:3]] == ["cls", "jpg", "json"]
 
 
+def test_a_shard_has_the_bytes_of_webdatasets_writer(tmp_path: Path):
+    import webdataset
+
+    from rwkvctl.data.writer import write_shard
+
+    samples = [(f"k{n}", {"png": b"image" * n, "mask.png": b"mask", "json": b"{}"}) for n in range(3)]
+    shard = tmp_path / write_shard(tmp_path, "a", samples)["name"]
+    options = {"encoder": False, "mtime": 0, "user": "", "group": "", "mode": 0o444, "compress": False}
+    with (tmp_path / "b.tar").open("wb") as stream, webdataset.TarWriter(stream, **options) as tar:
+        for key, members in samples:
+            tar.write({"__key__": key, **members})
+    assert shard.read_bytes() == (tmp_path / "b.tar").read_bytes()
+
+
 def test_existing_out(polyps: Path, tmp_path: Path):
     out = tmp_path / "set"
     prepare("folder", [polyps], out, seeds=[1])

@@ -21,7 +21,7 @@ from rwkvctl.errors import UserError
 
 NAMES = (
     "synapse", "acdc", "busi", "clinicdb", "colondb", "fugc", "glas", "goals", "imagenet", "isic2017", "kvasir",
-    "psvfm", "folder", "imagefolder",
+    "psvfm", "nnunet", "folder", "imagefolder",
 )  # fmt: skip
 """The special ones first: `data doctor` names them in this order."""
 

@@ -15,6 +15,7 @@ from rwkvctl.data.discover import relative
 from rwkvctl.data.formats.base import BadFile, Dataset, MakeSplits, Options, Plan, Sample, count_pixels, sha256
 from rwkvctl.data.sources import RawFile
 
+IGNORED = 255  # in masks, at any number of classes
 SAME_ASPECT = 0.01
 """A mask whose sides are in the image's ratio, up to this share, is the same picture at another resolution."""
 
@@ -179,8 +180,9 @@ class PairReader:
                 raise BadFile(f"{file}: {error}") from error
             if mask.note and mask.note not in notes:
                 notes.append(mask.note)
-            if int(mask.ids.max()) >= self.num_classes:
-                raise BadFile(f"{file}: class {mask.ids.max()}, there are {self.num_classes} classes")
+            highest = int(mask.ids[mask.ids != IGNORED].max(initial=0))
+            if highest >= self.num_classes:
+                raise BadFile(f"{file}: class {highest}, there are {self.num_classes} classes")
             masks.append(self._fitted(mask, file, pair, image, notes))
         whole = masks[0]._replace(ids=np.maximum.reduce([mask.ids for mask in masks]))
         instances = masks[0].instances if len(masks) == 1 else None
