@@ -68,6 +68,7 @@ def describe(model: nn.Module, manifest: Manifest, image_size: int) -> dict[str,
         "macs_paper": macs.paper,
         "macs_true": macs.true,
         "data_fingerprint": manifest.fingerprint,
+        "data_quarantined": manifest.quarantined,
     }
 
 

@@ -82,6 +82,7 @@ def _segment(
     from rwkvctl.data.loaders import to_input
 
     assert not model.training, "call model.eval() first"
+    _refuse_odd_values(images)  # of a volume slice by slice: one on the disk is not read as a whole
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     x = to_input(torch.from_numpy(resize_batch(images, size)), device)  # (B, C, *size)
     device = torch.device(device)
@@ -121,5 +122,8 @@ def _check(image: NDArray[Any], image_kind: ImageKind, ndim: int) -> None:
             f"image is {image.dtype} {image.shape}, but a model of kind {image_kind!r} takes "
             f"{dtype} {axes[image_kind, ndim]}: convert it as the training data was"
         )
-    if image_kind == "float" and not np.isfinite(image).all():
+
+
+def _refuse_odd_values(images: NDArray[Any]) -> None:
+    if images.dtype != np.uint8 and not np.isfinite(images).all():
         raise UserError("image holds NaN or infinite values: replace them before segmenting it")

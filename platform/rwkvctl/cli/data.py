@@ -30,7 +30,9 @@ def prepare(
     source: Annotated[
         list[Path], typer.Option(help="Folder or archive (zip, tar, tar.gz) with the raw files; may be repeated.")
     ],
-    out: Annotated[Path | None, typer.Option(help="New data set folder [default: <data root>/<name>]")] = None,
+    out: Annotated[
+        str | None, typer.Option(help="New data set folder, or URI s3:// or gs:// [default: <data root>/<name>]")
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the data set [default: that of --out]")] = None,
     split: Annotated[
         str | None, typer.Option(help="Ratio train:val:test of random splits [default: 8:1:1, or the paper's]")
@@ -52,13 +54,17 @@ def prepare(
     as_json: AsJson = False,
 ) -> None:
     """Convert raw files to a verified data set (shards, index, splits, manifest)."""
+    from rwkvctl import settings
+    from rwkvctl.data import Manifest, bucket
     from rwkvctl.data.prepare import prepare as run
 
-    with _progress_bar(quiet=as_json) as progress:
-        manifest = run(
+    location = out or str(_data_root() / (name or format_name))
+    scratch = Path(settings.load().cache_dir)
+    with bucket.prepared(location, scratch, overwrite) as folder, _progress_bar(quiet=as_json) as progress:
+        run(
             format_name,
             source,
-            out or _data_root() / (name or format_name),
+            folder,
             name=name,
             classes=[part.strip() for part in classes.split(",")] if classes else None,
             split=split,
@@ -71,13 +77,16 @@ def prepare(
             overwrite=overwrite,
             progress=progress,
         )
-    _show(manifest, as_json)
+    _show(Manifest.load(location), as_json)
 
 
 @app.command()
 def verify(
     path: Annotated[str, typer.Argument(help="Folder or URI of a data set.")],
     deep: Annotated[bool, typer.Option("--deep", help="Also decode every image.")] = False,
+    quarantine: Annotated[
+        bool, typer.Option("--quarantine", help="List damaged samples beside the manifest and leave them out of runs.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Check a data set against its manifest; exit code 1 when something is wrong."""
@@ -86,7 +95,7 @@ def verify(
     from rwkvctl.data.verify import verify as run
 
     with _progress_bar(quiet=as_json) as progress:
-        report = run(path, deep=deep, progress=progress)
+        report = run(path, deep=deep, progress=progress, set_apart=quarantine)
     if as_json:
         print(json.dumps({"ok": report.ok, **asdict(report)}, indent=2))
     else:
@@ -94,8 +103,11 @@ def verify(
             print(f"problem: {problem}")
         for warning in report.warnings:
             print(f"warning: {warning}")
+        for why in report.quarantined.values():
+            print(f"quarantined: {why}")
         count = len(report.problems)
-        state = "sound" if report.ok else f"{count} problem{'s' if count > 1 else ''}"
+        apart = f", {_samples(len(report.quarantined))} in quarantine" if report.quarantined else ""
+        state = f"sound{apart}" if report.ok else f"{count} problem{'s' if count > 1 else ''}"
         print(f"{report.root}: {state} ({report.samples} samples in {report.shards} shards)")
     if not report.ok:
         raise typer.Exit(1)
@@ -165,6 +177,10 @@ def doctor(
             print(f"  prepare  rwkvctl data prepare {finding.dataset} {sources}")
     if not sound:
         raise typer.Exit(1)
+
+
+def _samples(n: int) -> str:
+    return f"{n} sample{'' if n == 1 else 's'}"
 
 
 @app.command("list")
@@ -271,6 +287,7 @@ def _summary(manifest: Manifest) -> dict[str, Any]:
         "channels": manifest.channels,
         "image_kind": manifest.image_kind,
         "samples": content.counts["samples"],
+        "quarantined": manifest.quarantined,
         "bytes": sum(shard.bytes for shard in manifest.shards),
         "shards": len(manifest.shards),
         "fingerprint": manifest.fingerprint,
@@ -295,6 +312,8 @@ def _show(manifest: Manifest, as_json: bool) -> None:
         print(line)
     for name in manifest.splits:
         print(f"  split        {_split_line(manifest, name)}")
+    if manifest.quarantined:
+        print(f"  quarantine   {_samples(manifest.quarantined)} damaged and left out")
     for warning in summary["warnings"]:
         print(f"  warning      {warning}")
     print(f"  fingerprint  {manifest.fingerprint}")

@@ -88,7 +88,7 @@ def plan_of(spec: TrainingSpec) -> dict[str, Any]:
     steps = spec.train.epoch_steps or (samples // batch if spec.train.tail == "drop" else -(-samples // batch))
     return {
         "data": f"{manifest.location}, split {split}, fingerprint {manifest.fingerprint[:12]}, "
-        "shards as in the manifest",
+        + (f"{manifest.quarantined} samples in quarantine" if manifest.quarantined else "shards as in the manifest"),
         "parameters": count_parameters(model),
         "macs_paper": macs.paper,
         "macs_true": macs.true,

@@ -6,6 +6,7 @@ they are never part of a URI and never printed.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -124,14 +125,23 @@ def _plain_errors(uri: str, action: Callable[[Any], T]) -> T:
         raise UserError(
             f"{uri}: {scheme}:// needs a package that is not installed: pip install 'rwkvctl[{scheme}]'"
         ) from None
-    except FileNotFoundError:
-        raise UserError(f"{uri}: not found (404); check the name and the bucket") from None
-    except PermissionError:
-        raise UserError(f"{uri}: access denied (403); check the credentials and the bucket's policy") from None
-    except Exception as error:  # a library's message may quote a request, so only its kind is shown
-        kind = type(error).__name__
-        if kind in NO_CREDENTIALS:
-            raise UserError(f"{uri}: no credentials; set them as the store's own tools want them") from None
-        number = getattr(error, "errno", None)
-        detail = f"{kind}, errno {number}" if number else kind
-        raise UserError(f"{uri}: the store fails or cannot be reached, {TRIES} tries ({detail})") from None
+    except OSError as error:
+        if error.filename is not None or error.errno == errno.ENOSPC:  # of this machine's disk
+            raise
+        raise _said_plainly(uri, error) from None
+    except Exception as error:
+        raise _said_plainly(uri, error) from None
+
+
+def _said_plainly(uri: str, error: Exception) -> UserError:
+    """A library's message may quote a request, so only its kind is shown."""
+    kind = type(error).__name__
+    if isinstance(error, FileNotFoundError):
+        return UserError(f"{uri}: not found (404); check the name and the bucket")
+    if isinstance(error, PermissionError):
+        return UserError(f"{uri}: access denied (403); check the credentials and the bucket's policy")
+    if kind in NO_CREDENTIALS:
+        return UserError(f"{uri}: no credentials; set them as the store's own tools want them")
+    number = getattr(error, "errno", None)
+    detail = f"{kind}, errno {number}" if number else kind
+    return UserError(f"{uri}: the store fails or cannot be reached, {TRIES} tries ({detail})")

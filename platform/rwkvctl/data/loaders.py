@@ -410,7 +410,8 @@ class ClassificationEvalLoader:
 class Case(NamedTuple):
     """A sample at its native resolution.
 
-    image: uint8 (H, W, 3), float32 (H, W) or float32 (D, H, W); mask: uint8 of the same extent;
+    image: uint8 (H, W, 3), float32 (H, W) or float32 (D, H, W), which is read slice by slice as it is used;
+    mask: uint8 of the same extent;
     spacing_mm: [z,] y, x or None when the source does not tell; meta: the sample's json.
     """
 
@@ -434,7 +435,8 @@ def iter_cases(
 def _case(reader: Reader, row: int) -> Case:
     meta = reader.meta(row)
     spacing = meta.get("spacing_mm")
-    image, mask = reader.image(row), reader.mask(row)
+    mask = reader.mask(row)
+    image = reader.volume(row) if mask.ndim == 3 else reader.image(row)
     if image.shape[: mask.ndim] != mask.shape:
         raise UserError(f"{reader.key(row)}: image {image.shape} and mask {mask.shape} differ; prepare the data again")
     return Case(reader.key(row), image, mask, tuple(map(float, spacing)) if spacing else None, meta)

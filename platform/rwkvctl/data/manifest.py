@@ -6,6 +6,7 @@ SHA-256 of all the others, and a fingerprint of itself: two data sets with one f
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -18,8 +19,9 @@ import numpy as np
 from pydantic import Field, ValidationError
 
 from rwkvctl import files, settings
-from rwkvctl.data import bucket, index, shards
+from rwkvctl.data import bucket, index, quarantine, shards
 from rwkvctl.data.index import Index
+from rwkvctl.data.quarantine import Quarantine
 from rwkvctl.data.splits import PARTS
 from rwkvctl.errors import UserError
 from rwkvctl.specs.base import Spec
@@ -137,12 +139,16 @@ class Manifest:
     content: Content
     uri: str | None = None
     """Its place in an object store."""
+    quarantine: Quarantine | None = None
+    """What is left out of it on this disk."""
 
     @classmethod
-    def load(cls, location: str | Path) -> Manifest:
+    def load(cls, location: str | Path, *, whole: bool = False) -> Manifest:
         """Read the manifest of the data set in a folder or at a URI s3://, gs:// or file://.
 
-        UserError when it is absent, broken, or not as `prepare` wrote it."""
+        whole: with the samples in quarantine, too.
+        UserError when it is absent, broken, or not as `prepare` wrote it.
+        """
         root = bucket.local_path(location)
         if root is None:
             return cls._load_uri(str(location).rstrip("/").removesuffix(f"/{FILE_NAME}"))
@@ -157,7 +163,8 @@ class Manifest:
             ) from None
         except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"{path}: cannot be read ({error}); prepare the data set again") from error
-        return cls(root, _validated(path, raw))
+        content = _validated(path, raw)
+        return cls(root, content, quarantine=None if whole else quarantine.load(root, content.fingerprint))
 
     @classmethod
     def _load_uri(cls, uri: str) -> Manifest:
@@ -206,7 +213,13 @@ class Manifest:
 
     @property
     def fingerprint(self) -> str:
-        return self.content.fingerprint
+        """That of the manifest, or of what quarantine leaves of it."""
+        return self.quarantine.fingerprint_without() if self.quarantine else self.content.fingerprint
+
+    @property
+    def quarantined(self) -> int:
+        """How many samples are left out."""
+        return len(self.quarantine.samples) if self.quarantine else 0
 
     @property
     def splits(self) -> dict[str, SplitEntry]:
@@ -244,7 +257,7 @@ class Manifest:
         return [key.decode() for key in self.index.keys[~labeled]]
 
     def split_ids(self, split: str) -> dict[str, list[str]]:
-        """All three parts of a split, some perhaps empty."""
+        """All three parts of a split, some perhaps empty; without the samples in quarantine."""
         if split not in self.splits:
             raise UserError(f"split {split!r}: {self.dataset} has {', '.join(self.splits)}")
         if split not in self._split_cache:
@@ -258,7 +271,8 @@ class Manifest:
     def _read_split(self, split: str) -> dict[str, list[str]]:
         name = f"splits/{split}.json"
         lists = json.loads(self._read_hashed(name, self.splits[split].sha256))
-        return {part: [str(key) for key in lists[part]] for part in PARTS}
+        left_out = self.quarantine.samples if self.quarantine else {}
+        return {part: [str(key) for key in lists[part] if key not in left_out] for part in PARTS}
 
     @cached_property
     def index(self) -> Index:
@@ -315,7 +329,8 @@ class Manifest:
                 return kept.read_bytes()
             content = bucket.read(f"{self.uri}/{name}")
             if hashlib.sha256(content).hexdigest() == sha256:
-                files.write_bytes(kept, content)
+                with contextlib.suppress(OSError):  # kept or not, it is what was asked for
+                    files.write_bytes(kept, content)
         return content
 
 

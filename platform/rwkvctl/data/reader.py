@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import zlib
 from collections import OrderedDict
@@ -55,6 +56,28 @@ class Reader:
         if zlib.crc32(data) != crc:
             raise self._bad(row, extension, ValueError("its bytes are not those that were written (CRC differs)"))
         return data
+
+    def check(self, row: int) -> None:
+        """Read every member of a sample; UserError for the first that is not as it was written."""
+        for extension in self.index.members:
+            if self.has(row, extension):
+                self.read(row, extension)
+
+    def volume(self, row: int) -> NDArray[np.float32]:
+        """(D, H, W) of a whole volume, its slices read from the disk when they are used.
+
+        Only whole members have a checksum, so a slice is not compared with one: hash the shard first.
+        """
+        offset, size, _ = map(int, self.index.members["image.npy"][row])
+        descriptor = self._descriptor(int(self.index.shard[row]))
+        try:
+            shape, dtype, start = npy_header(os.pread(descriptor, min(size, NPY_HEADER), offset), size)
+            if dtype != np.float32 or len(shape) != 3:
+                raise ValueError(f"{dtype} {shape}, whole volumes are float32 (D, H, W)")
+            with os.fdopen(os.dup(descriptor), "rb") as file:  # "c": as writeable as an array that was read
+                return np.memmap(file, dtype, "c", offset + start, shape)
+        except ValueError as error:
+            raise self._bad(row, "image.npy", error) from error
 
     def photo(self, row: int) -> Photo:
         """A JPEG or PNG, not decoded yet."""
@@ -159,6 +182,17 @@ class Photo:
 
 def decode_npy(data: bytes) -> NDArray[Any]:
     """An npy member; ValueError for objects (pickle), odd dtypes, or a size that is not that of its data."""
+    shape, dtype, start = npy_header(data, len(data))
+    # Copied, because an array over `bytes` is read-only and torch cannot take those.
+    return np.frombuffer(data, dtype, math.prod(shape), start).reshape(shape).copy()
+
+
+NPY_HEADER = 4096
+"""Bytes that hold the header of any npy member; ours have 128."""
+
+
+def npy_header(data: bytes, size: int) -> tuple[tuple[int, ...], np.dtype[Any], int]:
+    """Shape, dtype and where the values begin of an npy member of `size` bytes, from its first bytes."""
     buffer = io.BytesIO(data)
     try:
         if np.lib.format.read_magic(buffer) != (1, 0):
@@ -169,13 +203,9 @@ def decode_npy(data: bytes) -> NDArray[Any]:
     if dtype.kind not in "fu" or fortran or len(shape) not in (2, 3):
         raise ValueError(f"npy of dtype {dtype} and shape {shape}, which is neither image nor mask")
     start = buffer.tell()
-    count = 1
-    for length in shape:
-        count *= length
-    if count * dtype.itemsize != len(data) - start:
-        raise ValueError(f"npy header says {shape} {dtype}, but {len(data) - start} bytes follow")
-    # Copied, because an array over `bytes` is read-only and torch cannot take those.
-    return np.frombuffer(data, dtype, count, start).reshape(shape).copy()
+    if math.prod(shape) * dtype.itemsize != size - start:
+        raise ValueError(f"npy header says {shape} {dtype}, but {size - start} bytes follow")
+    return shape, dtype, start
 
 
 def reader_for(manifest: Manifest, ids: list[str]) -> Reader:

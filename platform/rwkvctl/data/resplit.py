@@ -26,7 +26,7 @@ def add_split(root: Path | str, rule: str, seed: int = 41) -> list[str]:
     give the same ids on the same data everywhere: runs that began before go on.
     """
     manifest = Manifest.load(root)
-    if not isinstance(manifest.root, Path):
+    if manifest.uri:
         raise UserError(f"{root}: splits are added on a disk; copy the data set, add the split, upload it again")
     ids = manifest.split_ids(manifest.default_split)
     groups = leak_groups_of(manifest)

@@ -98,10 +98,10 @@ def _mark_used(path: Path) -> bool:
     """Note in the time of access, which file systems do not keep themselves, that a shard is used; False: not here."""
     try:
         os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
-    except FileNotFoundError:
+    except PermissionError:  # somebody else's file
+        return True
+    except OSError:
         return False
-    except OSError:  # somebody else's file
-        pass
     return True
 
 
@@ -119,7 +119,8 @@ def _fetch(uri: str, path: Path, shard: Shard) -> None:
             "choose another place: rwkvctl config set cache_dir FOLDER"
         ) from error
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink()
 
 
 def make_room(size: int) -> None:

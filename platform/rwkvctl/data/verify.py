@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from rwkvctl import files, paths
-from rwkvctl.data import bucket, duplicates, index
+from rwkvctl.data import bucket, duplicates, index, quarantine
 from rwkvctl.data.manifest import FILE_NAME, Manifest, Shard
+from rwkvctl.data.quarantine import Damaged, Quarantine
 from rwkvctl.data.reader import Reader
 from rwkvctl.data.splits import PARTS
 from rwkvctl.errors import UserError
@@ -39,8 +40,12 @@ def check_shards(manifest: Manifest, ids: list[str] | None = None) -> None:
     if manifest.uri:
         _check_sizes(manifest.uri, [manifest.shards[number] for number in wanted])
         return
+    accepted = manifest.quarantine.shards if manifest.quarantine else {}
     for number in wanted:
-        problem = _shard_problem(manifest.root, manifest.shards[number], remembered=True)
+        shard = manifest.shards[number]
+        if shard.name in accepted:
+            shard = shard.model_copy(update=accepted[shard.name].model_dump())
+        problem = _shard_problem(manifest.root, shard, remembered=True)
         if problem:
             raise UserError(f"{problem}; copy the shard again or prepare the data set again")
 
@@ -104,6 +109,7 @@ class Report:
     samples: int = 0
     decoded: bool = False
     splits: dict[str, dict[str, int]] = field(default_factory=dict)
+    quarantined: dict[str, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -112,16 +118,21 @@ class Report:
         return not self.problems
 
 
-def verify(root: Path | str, deep: bool = False, progress: Progress | None = None) -> Report:
+def verify(root: Path | str, deep: bool = False, progress: Progress | None = None, set_apart: bool = False) -> Report:
     """Check everything that can be checked without the source.
 
     Shard hashes; tar headers against the index; json, masks and labels of every sample (with `deep` also the pixels
     of every image); splits: known ids, disjoint parts, counts, shared groups. UserError when `root` is no data set.
+
+    With `set_apart`, samples whose bytes are damaged are no problem but go into quarantine (rwkvctl.data.quarantine):
+    whatever reads the folder from then on leaves them out. A folder that is sound again comes out of it.
     """
     folder = bucket.local_path(root)
+    if set_apart and folder is None:
+        raise UserError(f"--quarantine: is for a data set on a disk; upload the damaged files of {root} again")
     report = Report(str(folder or root), decoded=deep)
     try:
-        manifest = Manifest.load(root)
+        manifest = Manifest.load(root, whole=True)
         report.dataset, report.fingerprint = manifest.dataset, manifest.fingerprint
         report.shards, report.samples = len(manifest.shards), len(manifest.read_index())
     except UserError as error:
@@ -129,17 +140,21 @@ def verify(root: Path | str, deep: bool = False, progress: Progress | None = Non
             raise
         report.problems.append(str(error))
         return report
+    damaged: dict[str, Damaged] | None = {} if set_apart else None
     for number, shard in enumerate(manifest.shards):
         try:
             manifest.shard_files.path(number)  # fetched from an object store, where it can be absent or damaged
-            _check_shard(manifest, shard, report)
+            _check_shard(manifest, shard, report, damaged)
         except UserError as error:
             report.problems.append(str(error))
         if progress:
             progress("shards", number + 1, len(manifest.shards))
     if report.ok:  # samples of a damaged shard would only repeat what is known
-        own_groups = _check_samples(manifest, deep, report, progress)
+        own_groups = _check_samples(manifest, deep, report, progress, set_apart)
         _check_splits(manifest, with_duplicates(manifest, own_groups), report)
+    if damaged is not None and report.ok:
+        found = Quarantine(fingerprint=manifest.fingerprint, samples=report.quarantined, shards=damaged)
+        quarantine.store(manifest.root, found if damaged or report.quarantined else None)
     return report
 
 
@@ -155,12 +170,16 @@ def with_duplicates(manifest: Manifest, own: dict[str, str | None]) -> dict[str,
     return duplicates.leak_groups(own, [*found.copies, *found.near])
 
 
-def _check_shard(manifest: Manifest, shard: Shard, report: Report) -> None:
+def _check_shard(manifest: Manifest, shard: Shard, report: Report, damaged: dict[str, Damaged] | None) -> None:
+    """`damaged` takes a shard file that is there but is not that of the manifest; None: that is a problem."""
+    path = manifest.root / shard.name
     problem = _shard_problem(manifest.root, shard, remembered=False)
+    if problem and damaged is not None and path.is_file():
+        damaged[shard.name] = Damaged(bytes=path.stat().st_size, sha256=files.sha256_file(path))
+        return
     if problem:
         report.problems.append(problem)
         return
-    path = manifest.root / shard.name
     try:
         entries = list(index.entries_of_tar(path))
     except (ValueError, OSError, tarfile.TarError) as error:
@@ -173,7 +192,9 @@ def _check_shard(manifest: Manifest, shard: Shard, report: Report) -> None:
         report.problems.append(f"{path}: holds {len(keys)} samples, the manifest says {shard.n}")
 
 
-def _check_samples(manifest: Manifest, deep: bool, report: Report, progress: Progress | None) -> dict[str, str | None]:
+def _check_samples(
+    manifest: Manifest, deep: bool, report: Report, progress: Progress | None, set_apart: bool
+) -> dict[str, str | None]:
     """Read every sample; returns the leak group of each."""
     reader = Reader(manifest)
     groups: dict[str, str | None] = {}
@@ -181,8 +202,13 @@ def _check_samples(manifest: Manifest, deep: bool, report: Report, progress: Pro
         key = reader.key(row)
         try:
             groups[key] = _check_sample(manifest, reader, row, deep)
+            if set_apart:  # also what the checks above do not look at
+                reader.check(row)
         except UserError as error:
-            report.problems.append(str(error))
+            if set_apart:
+                report.quarantined[key], groups[key] = str(error), None
+            else:
+                report.problems.append(str(error))
         except ValueError as error:
             report.problems.append(f"{key}: {error}")
         if progress:

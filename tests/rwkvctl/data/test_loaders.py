@@ -184,6 +184,10 @@ def test_cases(binary: Manifest, cardiac: Manifest, classed: Manifest):
     volumes = list(iter_cases(cardiac, split=None, part="test"))
     assert [case.key for case in volumes] == cardiac.ids(None, "test")
     assert (volumes[0].image.shape, volumes[0].image.dtype) == ((3, 32, 32), np.float32)
+    assert isinstance(volumes[0].image, np.memmap)  # read slice by slice, when it is used
+    whole = reader_for(cardiac, [volumes[0].key]).image(0)
+    np.testing.assert_array_equal(volumes[0].image, whole)
+    np.testing.assert_array_equal(volumes[0].image[1], whole[1])
     assert volumes[0].spacing_mm is None
     assert volumes[0].meta["patient_id"] == "patient001"
     assert next(iter_cases(cardiac, split=None, part="train")).image.shape == (32, 32)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import http.client
 import itertools
 import os
@@ -16,6 +17,7 @@ import s3fs
 import torch
 from moto.server import ThreadedMotoServer
 
+from rwkvctl.cli.app import main
 from rwkvctl.data import Manifest, bucket, order, shards, verify
 from rwkvctl.data.loaders import Schedule, TrainLoader, iter_cases
 from rwkvctl.data.shards import ShardFiles, fetched_ahead
@@ -240,6 +242,13 @@ def test_a_cache_that_is_too_small(uri: str, monkeypatch: pytest.MonkeyPatch):
         loader(Manifest.load(uri))
 
 
+def test_a_cache_that_cannot_be_written(uri: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("RWKVCTL_CACHE", str(tmp_path / "file"))
+    with pytest.raises(UserError, match=r"all-000000\.tar: cannot be kept in .* rwkvctl config set cache_dir FOLDER"):
+        next(loader(Manifest.load(uri)).epoch(0))
+
+
 def test_the_next_group_of_shards_is_fetched_while_one_is_read():
     shard_of = torch.arange(12).repeat_interleave(2).numpy().astype("int32")
     schedule = Schedule(shard_of, seed=3, global_batch=4, rank=0, world_size=1)
@@ -295,3 +304,23 @@ def test_preparing_into_a_store(door, binary: Manifest, tmp_path: Path):
     assert not list((tmp_path / "prepare").iterdir())
     with pytest.raises(UserError, match="exists"), bucket.prepared(uri, tmp_path, overwrite=False):
         pass
+
+
+def test_on_the_command_line(
+    door: Door, polyps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def run(*words: object) -> str:
+        monkeypatch.setattr("sys.argv", ["rwkvctl", "data", *map(str, words)])
+        with contextlib.suppress(SystemExit):
+            main()
+        said = capsys.readouterr()
+        return said.out + said.err
+
+    uri = f"s3://bucket/set{next(NUMBERS)}/polyps"
+    prepare = ("prepare", "folder", "--source", polyps, "--out", uri, "--seed", 41)
+    assert run(*prepare).startswith(f"{uri}\n  data set     polyps, segmentation")
+    assert run("verify", uri) == f"{uri}: sound (20 samples in 1 shards)\n"
+    assert run(*prepare) == f"error: --out {uri}: exists; give another --out or --overwrite\n"
+    assert run("show", "s3://bucket/none") == (
+        "error: s3://bucket/none/manifest.json: not found (404); check the name and the bucket\n"
+    )
