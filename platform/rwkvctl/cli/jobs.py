@@ -9,7 +9,7 @@ import typer
 Recipe = Annotated[str | None, typer.Argument(help="Recipe by name or YAML path (see: rwkvctl recipe list).")]
 Variant = Annotated[str | None, typer.Option(help="Model size: t, s or b.")]
 Data = Annotated[
-    str | None, typer.Option(help="Folder with shards; by default the data set's place under the data root.")
+    str | None, typer.Option(help="Folder or URI of shards; by default the data set's place under the data root.")
 ]
 Workers = Annotated[int | None, typer.Option(help="Training workers over all nodes.")]
 Nodes = Annotated[int | None, typer.Option(help="Nodes of the cluster to use.")]
@@ -105,7 +105,7 @@ def tune(
 def evaluate(
     model: Annotated[str, typer.Argument(metavar="RUN", help="A run, models:/NAME@ALIAS, or a folder with a model.")],
     part: Annotated[str, typer.Option("--split", help="Part of the data: val or test.")] = "test",
-    data: Annotated[str | None, typer.Option(help="Folder with shards; by default those of the training.")] = None,
+    data: Annotated[str | None, typer.Option(help="Folder or URI of shards; by default those of the training.")] = None,
     split_rule: Annotated[str | None, typer.Option(help="Name of the split; by default that of the training.")] = None,
     workers: Workers = None,
     address: Address = None,

@@ -19,16 +19,23 @@ from moto.server import ThreadedMotoServer
 
 from rwkvctl.cli.app import main
 from rwkvctl.data import Manifest, bucket, order, shards, verify
+from rwkvctl.data.formats import imagefolder
 from rwkvctl.data.loaders import Schedule, TrainLoader, iter_cases
+from rwkvctl.data.prepare import prepare
 from rwkvctl.data.shards import ShardFiles, fetched_ahead
+from rwkvctl.data.writer import Limits
 from rwkvctl.errors import UserError
 
 NUMBERS = itertools.count()
 
 
+CUT = 0
+"""Half of the answer, and then the connection ends."""
+
+
 class Door(ThreadingHTTPServer):
     """Passes every request on to `port` and keeps it in `seen`; `answers` are statuses to give instead, the next
-    first."""
+    first, or CUT."""
 
     def __init__(self, port: int):
         super().__init__(("127.0.0.1", 0), Handler)
@@ -46,16 +53,17 @@ class Handler(BaseHTTPRequestHandler):
     def pass_on(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         self.server.seen.append(f"{self.command} {self.path}")
-        if self.server.answers:
-            self.answer(self.server.answers.pop(0), {}, b"")
+        instead = self.server.answers.pop(0) if self.server.answers else None
+        if instead:
+            self.answer(instead, {}, b"")
             return
         connection = http.client.HTTPConnection("127.0.0.1", self.server.behind)
         connection.request(self.command, self.path, body, dict(self.headers))
         response = connection.getresponse()
-        self.answer(response.status, dict(response.getheaders()), response.read())
+        self.answer(response.status, dict(response.getheaders()), response.read(), cut=instead == CUT)
         connection.close()
 
-    def answer(self, status: int, headers: dict[str, str], content: bytes) -> None:
+    def answer(self, status: int, headers: dict[str, str], content: bytes, cut: bool = False) -> None:
         self.send_response_only(status)
         if self.command != "HEAD":
             headers = {**headers, "Content-Length": str(len(content))}
@@ -63,7 +71,8 @@ class Handler(BaseHTTPRequestHandler):
             if name not in ("Transfer-Encoding", "Connection"):
                 self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(content)
+        self.wfile.write(content[: len(content) // 2] if cut else content)
+        self.close_connection |= cut
 
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = pass_on
 
@@ -185,6 +194,15 @@ def test_server_errors_are_tried_again(door, uri: str, answer: int):
     assert not door.answers
 
 
+def test_a_cut_connection_is_resumed(door: Door, uri: str):
+    remote = Manifest.load(uri)
+    assert len(remote.index)
+    door.answers += [CUT]
+    remote.shard_files.path(0)
+    assert not door.answers
+    assert door.fetched(".tar") == 2
+
+
 def test_403_fails_at_once_without_the_key(door, uri: str):
     door.answers += [403]
     with pytest.raises(UserError, match=r"manifest\.json: access denied \(403\); check the credentials") as caught:
@@ -240,6 +258,29 @@ def test_a_cache_that_is_too_small(uri: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("RWKVCTL_CACHE_GB", "0.00001")
     with pytest.raises(UserError, match=rf"{uri}: needs a cache of .* rwkvctl config set cache_gb 1$"):
         loader(Manifest.load(uri))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_training_through_a_cache_for_two_groups(
+    door: Door, textures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+):
+    """Fifteen shards, of which eight fit: they come and go, and the batches are those of the folder."""
+    monkeypatch.setattr(imagefolder, "LIMITS", Limits(samples=2))
+    local = prepare("imagefolder", [textures], tmp_path / "many")
+    uri = f"s3://bucket/set{next(NUMBERS)}"
+    bucket.upload(local.root, uri)
+    largest = sorted(shard.bytes for shard in local.shards)[-8:]
+    monkeypatch.setenv("RWKVCTL_CACHE_GB", str(sum(largest) / 1e9))
+    door.seen.clear()
+    here, there = loader(local), loader(Manifest.load(uri), workers)
+    for epoch in (0, 1):
+        for expected, found in zip(here.epoch(epoch), there.epoch(epoch), strict=True):
+            assert found.keys == expected.keys
+            assert torch.equal(found.images, expected.images)
+    there.close()
+    assert 15 <= door.fetched(".tar") <= 60
+    kept = [path.stat().st_size for path in shards.cache_root().rglob("*.tar")]
+    assert sum(kept) <= sum(largest) + shards.AT_ONCE * largest[-1]  # those on their way
 
 
 def test_a_cache_that_cannot_be_written(uri: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
