@@ -113,6 +113,7 @@ def _fetch(uri: str, path: Path, shard: Shard) -> None:
         if part.stat().st_size != shard.bytes or files.sha256_file(part) != shard.sha256:
             raise UserError(f"{uri}: is not the shard that the manifest describes (SHA-256 differs); upload it again")
         part.replace(path)
+        make_room(0)  # others came meanwhile
     except OSError as error:
         raise UserError(
             f"{uri}: cannot be kept in {path.parent} ({error.strerror}); "
