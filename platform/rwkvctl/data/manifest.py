@@ -185,7 +185,7 @@ class Manifest:
     @cached_property
     def shard_files(self) -> shards.ShardFiles:
         """The shards as files of this machine."""
-        return shards.ShardFiles(self.root, self.content.shards, self.uri)
+        return shards.ShardFiles(self.root, self.content.shards, self.uri, int(settings.load().cache_gb * 1e9))
 
     @property
     def dataset(self) -> str:

@@ -33,11 +33,13 @@ AT_ONCE = 4
 
 @dataclass(frozen=True)
 class ShardFiles:
-    """The shards of a data set. `root` is their folder on this machine, `uri` the place they are fetched from."""
+    """The shards of a data set. `root` is their folder on this machine, `uri` the place they are fetched from, `limit`
+    the bytes that all fetched shards may take: those below the parent of `root`, one folder a data set."""
 
     root: Path
     shards: Sequence[Shard]
     uri: str | None = None
+    limit: int = 0
 
     def name(self, number: int) -> str:
         """What to call a shard in a message."""
@@ -71,27 +73,22 @@ class ShardFiles:
             return path
         with files.locked(path):
             if not path.exists():
-                _fetch(f"{self.uri}/{shard.name}", path, shard)
+                _fetch(f"{self.uri}/{shard.name}", path, shard, self.limit)
         return path
 
     def check_room(self, group: int) -> None:
         """UserError when the cache cannot hold two groups of shards: the one that is read and the next."""
         largest = sum(sorted((shard.bytes for shard in self.shards), reverse=True)[: 2 * group])
-        if self.uri and largest > limit():
+        if self.uri and largest > self.limit:
             raise UserError(
                 f"data {self.uri}: needs a cache of {largest / 1e9:.1f} GB, two groups of {group} shards, and cache_gb "
-                f"is {limit() / 1e9:g}: rwkvctl config set cache_gb {-(-largest // 10**9)}"
+                f"is {self.limit / 1e9:g}: rwkvctl config set cache_gb {-(-largest // 10**9)}"
             )
 
 
 def cache_root() -> Path:
     """Where fetched shards lie, one folder a data set."""
     return Path(settings.load().cache_dir) / "shards"
-
-
-def limit() -> int:
-    """Bytes that fetched shards may take in all."""
-    return int(settings.load().cache_gb * 1e9)
 
 
 def _mark_used(path: Path) -> bool:
@@ -105,15 +102,15 @@ def _mark_used(path: Path) -> bool:
     return True
 
 
-def _fetch(uri: str, path: Path, shard: Shard) -> None:
-    part = path.with_name(f".{path.name}.part")
+def _fetch(uri: str, path: Path, shard: Shard, limit: int) -> None:
+    part, cache = path.with_name(f".{path.name}.part"), path.parent.parent
     try:
-        make_room(shard.bytes)
+        make_room(cache, shard.bytes, limit)
         bucket.download(uri, part)
         if part.stat().st_size != shard.bytes or files.sha256_file(part) != shard.sha256:
             raise UserError(f"{uri}: is not the shard that the manifest describes (SHA-256 differs); upload it again")
         part.replace(path)
-        make_room(0)  # others came meanwhile
+        make_room(cache, 0, limit)  # others came meanwhile
     except OSError as error:
         raise UserError(
             f"{uri}: cannot be kept in {path.parent} ({error.strerror}); "
@@ -124,12 +121,11 @@ def _fetch(uri: str, path: Path, shard: Shard) -> None:
             part.unlink()
 
 
-def make_room(size: int) -> None:
+def make_room(cache: Path, size: int, limit: int) -> None:
     """Delete the longest unused shards of the cache until `size` bytes more are within its limit."""
-    root = cache_root()
-    with files.locked(root / "room"):
-        kept = sorted((status.st_atime_ns, status.st_size, path) for path, status in _shards_below(root))
-        excess = sum(entry[1] for entry in kept) + size - limit()
+    with files.locked(cache / "room"):
+        kept = sorted((status.st_atime_ns, status.st_size, path) for path, status in _shards_below(cache))
+        excess = sum(entry[1] for entry in kept) + size - limit
         for _, freed, path in kept:
             if excess <= 0:
                 return
@@ -137,8 +133,8 @@ def make_room(size: int) -> None:
             excess -= freed
 
 
-def _shards_below(root: Path) -> Iterator[tuple[Path, os.stat_result]]:
-    for path in root.glob("*/*.tar"):
+def _shards_below(cache: Path) -> Iterator[tuple[Path, os.stat_result]]:
+    for path in cache.glob("*/*.tar"):
         with contextlib.suppress(FileNotFoundError):  # another process makes room, too
             yield path, path.stat()
 
