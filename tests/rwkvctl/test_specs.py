@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
 
+from rwkv_unet import ModelConfig
+from rwkv_unet.config import ATTENTIONS
 from rwkvctl.errors import UserError
 from rwkvctl.specs import load
 from rwkvctl.specs.jobs import FinetuneSpec, PretrainSpec, SpaceSpec, TuneSpec
@@ -167,6 +170,15 @@ def test_both_names_of_one_field_are_refused():
 def test_overrides_are_what_differs_from_the_published_model():
     assert ModelSpec().overrides() == {}
     assert ModelSpec(ccm=False, drop_path=0.1, encoder_weights="run").overrides() == {"ccm": False, "drop_path": 0.1}
+    assert ModelSpec(name="unet", options={"dims": [8, 16]}).overrides() == {"dims": [8, 16]}
+
+
+def test_the_spec_knows_every_field_and_attention_of_the_model():
+    fields = {field.name: field.default for field in dataclasses.fields(ModelConfig)}
+    ours = {name: x.default for name, x in ModelSpec.model_fields.items()}
+    shared = {name for name in ours if name in fields and name != "drop_path"}  # null is the model's own 0.05
+    assert {name: ours[name] for name in shared} == {name: fields[name] for name in shared}
+    assert set(get_args(ModelSpec.model_fields["attention"].annotation)) == set(ATTENTIONS)
 
 
 # Mistakes -----------------------------------------------------------------------------------------------------------

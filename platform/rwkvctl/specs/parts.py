@@ -34,7 +34,7 @@ class ModelSpec(Spec):
     """Hidden width of the Cross-Channel Mix over its input width (Table XIII)."""
     num_skips: Annotated[int, Field(ge=0, le=3)] = 3
     """Skip connections kept, shallow ones first (Table XII)."""
-    attention: Literal["spatial_mix", "mhsa", "focused_linear", "bi_mamba", "none"] = "spatial_mix"
+    attention: Literal["spatial_mix", "spatial_mix_2d", "mhsa", "focused_linear", "bi_mamba", "none"] = "spatial_mix"
     shallow_attention: bool = False
     glsp_channel_mix: bool = False
     encoder: str | None = None
