@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rwkvctl.data.manifest import Manifest
 
 MOST_PROBLEMS = 12
+WIDTH_IN_FILES = 250
 
 app = typer.Typer(help="Make, check and look at data sets.", no_args_is_help=True)
 
@@ -185,13 +186,20 @@ def _samples(n: int) -> str:
 
 @app.command("list")
 def list_(
+    name: Annotated[str | None, typer.Argument(help="Show this one: its classes and the layouts it may have.")] = None,
     root: Annotated[Path | None, typer.Option(help="Folder of data sets [default: the data root]")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the formats that can be prepared, and the data sets that are."""
+    """List the data sets that can be prepared, and those that are."""
+    from dataclasses import asdict
+
     from rwkvctl.data import formats
     from rwkvctl.data.manifest import FILE_NAME, Manifest
 
+    if name:
+        dataset = formats.get(name).DATASET
+        print(json.dumps(asdict(dataset), indent=2)) if as_json else _print_dataset(dataset)
+        return
     root = root or _data_root()
     found: dict[str, Any] = {}
     for path in sorted(root.glob(f"*/{FILE_NAME}")) if root.is_dir() else []:
@@ -201,7 +209,7 @@ def list_(
             except UserError as error:
                 found[str(path.parent)] = {"error": str(error)}
     if as_json:
-        table = {form.DATASET.name: _entry(form.DATASET) for form in formats.every()}
+        table = {form.DATASET.name: asdict(form.DATASET) for form in formats.every()}
         print(json.dumps({"formats": table, "root": str(root), "datasets": found}, indent=2))
         return
     prepared = {summary.get("format") for summary in found.values()}
@@ -253,23 +261,45 @@ def synth(
     print(f"{out}: synthetic {name}; next: rwkvctl data prepare {dataset} --source {out} --allow-partial")
 
 
-def _entry(dataset: Dataset) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    return asdict(dataset)
-
-
 def _print_table(datasets: Sequence[Dataset], prepared: set[str | None]) -> None:
-    """One data set a block of lines: wide tables break in terminals, and forms and access are sentences."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for title in ("data set", "task", "classes", "expected", "forms", "prepared", "licence", "from"):
+        table.add_column(title, overflow="fold")
     for dataset in datasets:
-        counts = ", ".join(f"{n} {what}" for what, n in dataset.expected.items()) or "any number"
-        classes = f"{len(dataset.classes)} classes" if dataset.classes else "classes from the source"
-        done = "; prepared" if dataset.name in prepared else ""
-        print(f"{dataset.name:14} {dataset.title}")
-        print(f"{'':14} {dataset.task}, {classes}, {counts}; {dataset.licence}{done}")
-        for form, what in dataset.forms.items():
-            print(f"{'':14} form {form}: {what}")
-        print(f"{'':14} from {dataset.access}")
+        table.add_row(
+            dataset.name,
+            dataset.task,
+            str(len(dataset.classes)) if dataset.classes else "any",
+            ", ".join(f"{n} {what}" for what, n in dataset.expected.items()) or "any number",
+            ", ".join(dataset.forms),
+            "yes" if dataset.name in prepared else "no",
+            dataset.licence,
+            dataset.access,
+        )
+    console = Console(markup=False, highlight=False)
+    if not console.is_terminal:
+        console.width = WIDTH_IN_FILES
+    console.print(table)
+
+
+def _print_dataset(dataset: Dataset) -> None:
+    """All that is known of one data set, above all the layouts of the downloads that are understood."""
+    print(f"{dataset.name}: {dataset.title}")
+    for number, name in enumerate(dataset.classes[:20]):
+        print(f"  class {number:<4} {name}")
+    if len(dataset.classes) > 20:
+        print(f"  ... and {len(dataset.classes) - 20} more classes")
+    for what, count in dataset.expected.items():
+        print(f"  expected   {count} {what}")
+    for form, layout in dataset.forms.items():
+        print(f"  form       {form}: {layout}")
+    print(f"  licence    {dataset.licence}")
+    print(f"  from       {dataset.access}")
+    if dataset.citation:
+        print(f"  cite       {dataset.citation}")
 
 
 def _one_line(summary: dict[str, Any]) -> str:

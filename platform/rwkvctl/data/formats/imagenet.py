@@ -28,11 +28,23 @@ from rwkvctl.data.sources import RawFile, Source, natural_key
 from rwkvctl.data.writer import Limits
 from rwkvctl.errors import UserError
 
+
+@cache
+def wnids() -> dict[str, int]:
+    """wnid -> class number, in order. timm ships the list; importing timm for it would take seconds."""
+    spec = importlib.util.find_spec("timm")
+    assert spec is not None
+    assert spec.submodule_search_locations
+    listed = Path(spec.submodule_search_locations[0], "data", "_info", "imagenet_synsets.txt").read_text().split()
+    assert listed == sorted(set(listed))
+    return {wnid: number for number, wnid in enumerate(listed)}
+
+
 DATASET = Dataset(
     name="imagenet",
     title="ImageNet-1K (ILSVRC 2012)",
     task="classification",
-    classes=(),
+    classes=tuple(wnids()),
     expected={"train": 1_281_167, "val": 50_000},
     forms={
         "tars": "ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar, ILSVRC2012_devkit_t12.tar.gz",
@@ -62,7 +74,7 @@ def recognise(source: Source) -> str | None:
 
 def plan(source: Source, options: Options, problems: Problems) -> Plan:
     form = recognise(source)
-    classes = tuple(wnids())
+    classes = DATASET.classes
     reader = PhotoReader(options.dataset, classes)
     if form == "timm":
         return imagenet_packed.plan_timm(source, reader, _check_counts(source, options, problems), problems)
@@ -88,17 +100,6 @@ def plan(source: Source, options: Options, problems: Problems) -> Plan:
         warnings=warnings,
         limits={"train": LIMITS, "val": VAL_LIMITS},
     )
-
-
-@cache
-def wnids() -> dict[str, int]:
-    """wnid -> class number, in order. timm ships the list; importing timm for it would take seconds."""
-    spec = importlib.util.find_spec("timm")
-    assert spec is not None
-    assert spec.submodule_search_locations
-    listed = Path(spec.submodule_search_locations[0], "data", "_info", "imagenet_synsets.txt").read_text().split()
-    assert listed == sorted(set(listed))
-    return {wnid: number for number, wnid in enumerate(listed)}
 
 
 def _check_counts(source: Source, options: Options, problems: Problems) -> imagenet_packed.CheckCounts:
