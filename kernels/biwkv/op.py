@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from biwkv import cpu, scan, triton
+from biwkv import cpu, cuda, scan, triton
 from biwkv.reference import bi_wkv_reference
 
 
@@ -28,9 +28,10 @@ class Backend(NamedTuple):
 BACKENDS: dict[str, Backend] = {
     "scan": Backend(scan.forward, scan.backward),
     "cpu": Backend(cpu.forward, cpu.backward, cpu.why_not),
+    "cuda": Backend(cuda.forward, cuda.backward, cuda.why_not),
     "triton": Backend(triton.forward, triton.backward, triton.why_not),
 }
-FASTEST = {"cpu": ("cpu",), "cuda": ("triton",)}  # by device, the fastest first; scan if none of them can run
+FASTEST = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}  # by device, the fastest first; scan if none of them can run
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -47,8 +48,8 @@ def bi_wkv(w: Tensor, u: Tensor, k: Tensor, v: Tensor, *, backend: str = "auto")
         u: (C,) bonus of the token itself.
         k: (B, T, C) keys in float32, bfloat16, float16 or float64, of any strides.
         v: (B, T, C) values; the dtype may differ from that of k.
-        backend: "auto" (the fastest that runs here), "cpu" (compiled), "triton" (CUDA), "scan" (torch, any device; all
-            others leave float64 to it), or "reference" (float64, O(T^2)).
+        backend: "auto" (the fastest that runs here), "cpu" (compiled), "cuda" or "triton" (on CUDA devices), "scan"
+            (torch, any device; all others leave float64 to it), or "reference" (float64, O(T^2)).
 
     Returns:
         (B, T, C) in k's dtype.

@@ -45,37 +45,37 @@ def why_not(k: Tensor) -> str:
 
 def forward(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """y (B, T, C) in k's dtype. Computes in float32; float64 is left to the scan."""
-    if _is_double(w, u, k, v):
+    if is_double(w, u, k, v):
         return scan.forward(w, u, k, v)
     w, u, k, v = (x.detach().contiguous() for x in (w, u, k, v))
     y = torch.empty_like(k)
-    _launch(FORWARD, k, w, u, k, v, y, _ends(FORWARD, k))
+    launch(FORWARD, k, w, u, k, v, y, scratch(FORWARD, k))
     return y
 
 
 def backward(w: Tensor, u: Tensor, k: Tensor, v: Tensor, gy: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients (gw, gu, gk, gv) of (y * gy).sum(), each in the shape and dtype of its input."""
-    if _is_double(w, u, k, v, gy):
+    if is_double(w, u, k, v, gy):
         return scan.backward(w, u, k, v, gy)
     w, u, k, v, gy = (x.detach().contiguous() for x in (w, u, k, v, gy))
     gw, gu = k.new_empty(2, k.shape[0], k.shape[2], dtype=torch.float32)
     gk, gv = torch.empty_like(k), torch.empty_like(v)
-    _launch(BACKWARD, k, w, u, k, v, gy, gw, gu, gk, gv, _ends(BACKWARD, k))
+    launch(BACKWARD, k, w, u, k, v, gy, gw, gu, gk, gv, scratch(BACKWARD, k))
     return gw.sum(0).to(w.dtype), gu.sum(0).to(u.dtype), gk, gv
 
 
-def _is_double(*tensors: Tensor) -> bool:
+def is_double(*tensors: Tensor) -> bool:
     return any(x.dtype == torch.float64 for x in tensors)
 
 
-def _ends(plan: _Plan, k: Tensor) -> Tensor:
+def scratch(plan: _Plan, k: Tensor) -> Tensor:
     """Scratch memory for the sums at the chunks' ends."""
     batch, tokens, channels = k.shape
     return k.new_empty(batch, -(-tokens // plan.wide), plan.scratch, channels, dtype=torch.float32)
 
 
-def _launch(plan: _Plan, k: Tensor, *tensors: Tensor) -> None:
-    """On k's device and its current stream."""
+def launch(plan: _Plan, k: Tensor, *tensors: Tensor, narrow: bool = True) -> None:
+    """On k's device and its current stream. Without `narrow`, programs that could take the narrow way do nothing."""
     batch, tokens, channels = k.shape
     with torch.cuda.device_of(k):
         _kernel(plan.kernel)[(batch * -(-channels // BLOCK),)](
@@ -85,6 +85,7 @@ def _launch(plan: _Plan, k: Tensor, *tensors: Tensor) -> None:
             BLOCK=BLOCK,
             LENGTH=plan.length,
             WIDE=plan.wide,
+            NARROW=narrow,
             FAST=not _is_interpreted() and torch.version.hip is None,
             num_warps=BLOCK // 32,
         )

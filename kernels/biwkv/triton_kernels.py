@@ -395,6 +395,7 @@ def forward_kernel(
     BLOCK: tl.constexpr,
     LENGTH: tl.constexpr,
     WIDE: tl.constexpr,
+    NARROW: tl.constexpr,
     FAST: tl.constexpr,
 ):
     sample, c = _place(BLOCK, C)
@@ -403,7 +404,8 @@ def forward_kernel(
     first = sample * T * C + c
     k_, v_, y_, ends_ = k_ + first, v_ + first, y_ + first, ends_ + sample * tl.cdiv(T, WIDE) * 3 * C + c
     if _is_narrow(w, u, T + LENGTH):  # the last chunk may go on beyond T
-        _narrow_forward(k_, v_, y_, ends_, w, u, T, C, LENGTH, FAST)
+        if NARROW:
+            _narrow_forward(k_, v_, y_, ends_, w, u, T, C, LENGTH, FAST)
     else:
         _wide_forward(k_, v_, y_, ends_, w, u, T, C, WIDE, FAST)
 
@@ -425,6 +427,7 @@ def backward_kernel(
     BLOCK: tl.constexpr,
     LENGTH: tl.constexpr,
     WIDE: tl.constexpr,
+    NARROW: tl.constexpr,
     FAST: tl.constexpr,
 ):
     sample, c = _place(BLOCK, C)
@@ -434,6 +437,7 @@ def backward_kernel(
     k_, v_, gy_, gk_, gv_ = k_ + first, v_ + first, gy_ + first, gk_ + first, gv_ + first
     gw_, gu_, ends_ = gw_ + sample * C + c, gu_ + sample * C + c, ends_ + sample * tl.cdiv(T, WIDE) * 9 * C + c
     if _is_narrow(w, u, T + LENGTH):  # the last chunk may go on beyond T
-        _narrow_backward(k_, v_, gy_, gw_, gu_, gk_, gv_, ends_, w, u, T, C, LENGTH, FAST)
+        if NARROW:
+            _narrow_backward(k_, v_, gy_, gw_, gu_, gk_, gv_, ends_, w, u, T, C, LENGTH, FAST)
     else:
         _wide_backward(k_, v_, gy_, gw_, gu_, gk_, gv_, ends_, w, u, T, C, WIDE, FAST)

@@ -66,9 +66,9 @@ def test_reads_and_writes_nothing_else(decay: float) -> None:
     w, u, k, v, gy = (_guarded(x) for x in inputs(2, 19, 66, decay=decay))
     y, gk, gv = (_guarded(torch.zeros_like(k)) for _ in range(3))
     gw, gu = (_guarded(torch.zeros(2, 66)) for _ in range(2))
-    ends = [_guarded(triton._ends(plan, k).fill_(torch.nan)) for plan in (triton.FORWARD, triton.BACKWARD)]
-    triton._launch(triton.FORWARD, k, w, u, k, v, y, ends[0])
-    triton._launch(triton.BACKWARD, k, w, u, k, v, gy, gw, gu, gk, gv, ends[1])
+    ends = [_guarded(triton.scratch(plan, k).fill_(torch.nan)) for plan in (triton.FORWARD, triton.BACKWARD)]
+    triton.launch(triton.FORWARD, k, w, u, k, v, y, ends[0])
+    triton.launch(triton.BACKWARD, k, w, u, k, v, gy, gw, gu, gk, gv, ends[1])
     for x in (w, u, k, v, gy, y, gk, gv, gw, gu, *ends):
         storage = x.untyped_storage()
         whole = torch.empty(0).set_(storage, 0, (storage.nbytes() // 4,))

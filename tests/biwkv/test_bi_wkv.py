@@ -239,7 +239,9 @@ def test_wrong_inputs_are_named(args: tuple[Tensor, ...], message: str) -> None:
 
 
 def test_unknown_backend() -> None:
-    with pytest.raises(ValueError, match=r"unknown backend 'gpu'; choose from \['auto', 'scan', 'cpu', 'triton', "):
+    with pytest.raises(
+        ValueError, match=r"unknown backend 'gpu'; choose from \['auto', 'scan', 'cpu', 'cuda', 'triton', "
+    ):
         bi_wkv(W, W, K, K, backend="gpu")
 
 

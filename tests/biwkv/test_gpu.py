@@ -25,7 +25,7 @@ def on_gpu(*args: int, device: str = "cuda", **ranges: float) -> tuple[Tensor, .
     return tuple(x.to(device) for x in inputs(*args, **ranges))
 
 
-@pytest.fixture(params=["triton", "scan"])
+@pytest.fixture(params=["cuda", "triton", "scan"])
 def wkv(request: pytest.FixtureRequest) -> Callable[..., Tensor]:
     if reason := BACKENDS[request.param].why_not(torch.empty(1, device="cuda")):
         pytest.skip(reason)
@@ -100,9 +100,9 @@ def test_triton_reads_and_writes_nothing_else(tokens: int, channels: int, decay:
     w, u, k, v, gy = (_guarded(x) for x in on_gpu(2, tokens, channels, decay=decay))
     y, gk, gv = (_guarded(torch.zeros_like(k)) for _ in range(3))
     gw, gu = (_guarded(torch.zeros(2, channels, device="cuda")) for _ in range(2))
-    ends = [_guarded(triton._ends(plan, k).fill_(torch.nan)) for plan in (triton.FORWARD, triton.BACKWARD)]
-    triton._launch(triton.FORWARD, k, w, u, k, v, y, ends[0])
-    triton._launch(triton.BACKWARD, k, w, u, k, v, gy, gw, gu, gk, gv, ends[1])
+    ends = [_guarded(triton.scratch(plan, k).fill_(torch.nan)) for plan in (triton.FORWARD, triton.BACKWARD)]
+    triton.launch(triton.FORWARD, k, w, u, k, v, y, ends[0])
+    triton.launch(triton.BACKWARD, k, w, u, k, v, gy, gw, gu, gk, gv, ends[1])
     for x in (w, u, k, v, gy, y, gk, gv, gw, gu, *ends):
         storage = x.untyped_storage()
         whole = torch.empty(0, device="cuda").set_(storage, 0, (storage.nbytes() // 4,))

@@ -31,7 +31,14 @@ def test_compiles_for_an_h100_without_spills(plan: triton._Plan, tmp_path: Path)
     from triton.backends.compiler import GPUTarget
 
     kernel = triton._kernel(plan.kernel)
-    constants = {"C": 576, "BLOCK": triton.BLOCK, "LENGTH": plan.length, "WIDE": plan.wide, "FAST": True}
+    constants = {
+        "C": 576,
+        "BLOCK": triton.BLOCK,
+        "LENGTH": plan.length,
+        "WIDE": plan.wide,
+        "NARROW": True,
+        "FAST": True,
+    }
     halves = {"k_", "v_", "gy_", "y_", "gk_", "gv_"}
     signature = {name: "*bf16" if name in halves else "*fp32" for name in kernel.arg_names}
     signature |= {"T": "i32"} | dict.fromkeys(constants, "constexpr")
