@@ -134,7 +134,7 @@ def show(
 
 @app.command()
 def split(
-    path: Annotated[Path, typer.Argument(help="Folder of a data set.")],
+    path: Annotated[str, typer.Argument(help="Folder of a data set.")],
     rule: Annotated[str, typer.Option(help="random:8:1:1, grouped:8:1:1, kfold:5 or grouped-kfold:5")],
     seed: Annotated[int, typer.Option()] = 41,
 ) -> None:

@@ -115,8 +115,9 @@ class Reader:
 
     def meta(self, row: int) -> dict[str, Any]:
         """The sample's json."""
+        text = self.read(row, "json")
         try:
-            value = json.loads(self.read(row, "json"))
+            value = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise self._bad(row, "json", error) from error
         if not isinstance(value, dict):

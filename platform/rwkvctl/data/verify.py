@@ -178,7 +178,7 @@ def _check_shard(manifest: Manifest, shard: Shard, report: Report, damaged: dict
         damaged[shard.name] = Damaged(bytes=path.stat().st_size, sha256=files.sha256_file(path))
         return
     if problem:
-        report.problems.append(problem)
+        report.problems.append(problem + (_which_samples(manifest, shard) if path.is_file() else ""))
         return
     try:
         entries = list(index.entries_of_tar(path))
@@ -190,6 +190,19 @@ def _check_shard(manifest: Manifest, shard: Shard, report: Report, damaged: dict
     keys = [key for key, _ in entries]
     if (len(keys), keys[:1], keys[-1:]) != (shard.n, [shard.first], [shard.last]):
         report.problems.append(f"{path}: holds {len(keys)} samples, the manifest says {shard.n}")
+
+
+def _which_samples(manifest: Manifest, shard: Shard) -> str:
+    """Which samples of a damaged shard it is that are not as they were written."""
+    rows = np.flatnonzero(manifest.index.shard == manifest.shards.index(shard))
+    reader, bad = Reader(manifest, rows), list[str]()
+    for row in range(len(reader)):
+        try:
+            reader.check(row)
+        except UserError:
+            bad.append(reader.key(row))
+    more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+    return f": {bad[0]}{more}; --quarantine lists them and goes on without" if bad else ""
 
 
 def _check_samples(

@@ -370,6 +370,8 @@ def test_on_the_command_line(
     assert run(*prepare).startswith(f"{uri}\n  data set     polyps, segmentation")
     assert run("verify", uri) == f"{uri}: sound (20 samples in 1 shards)\n"
     assert run(*prepare) == f"error: --out {uri}: exists; give another --out or --overwrite\n"
+    assert run("verify", "--quarantine", uri).startswith("error: --quarantine: is for a data set on a disk; upload")
+    assert run("split", uri, "--rule", "random:8:1:1").startswith(f"error: {uri}: splits are added on a disk")
     assert run("show", "s3://bucket/none") == (
         "error: s3://bucket/none/manifest.json: not found (404); check the name and the bucket\n"
     )
