@@ -80,9 +80,19 @@ def measure(shape: str, device: str, dtype: torch.dtype, seconds: float) -> None
         steps["copy"] = partial(torch.empty_like(source).copy_, source)
         times = least_times(steps, device, seconds)
         print(f"\nB {batch[0]}  T {shape.split(',')[1]}  C {channels[0]}  {direction}")
-        print(f"{'':12}{'ms':>10}{'vs scan':>9}{'GB/s':>8}{'of copy':>9}")
+        memory = {name: f"{peak_memory(run):10.0f}" for name, run in steps.items()} if k.is_cuda else {}
+        print(f"{'':12}{'ms':>10}{'vs scan':>9}{'GB/s':>8}{'of copy':>9}{'peak MB' if memory else '':>10}".rstrip())
         for name, t in times.items():
-            print(f"{name:12}{t * 1e3:10.3f}{times['scan'] / t:8.1f}x{moved / t / 1e9:8.1f}{times['copy'] / t:9.0%}")
+            ratios = f"{times['scan'] / t:8.1f}x{moved / t / 1e9:8.1f}{times['copy'] / t:9.0%}"
+            print(f"{name:12}{t * 1e3:10.3f}{ratios}{memory.get(name, '')}")
+
+
+def peak_memory(run: Step) -> float:
+    """Megabytes that a run on a GPU takes beside its inputs: results, gradients and scratch."""
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    run()
+    return (torch.cuda.max_memory_allocated() - before) / 1e6
 
 
 def backends(known: dict[str, Backend], k: Tensor) -> Iterator[str]:
