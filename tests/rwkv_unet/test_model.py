@@ -11,6 +11,7 @@ import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._dynamo.testing import CompileCounter
 
 from rwkv_unet import ModelConfig, RWKVUNetEncoder, create_model
 from rwkv_unet.config import MODELS
@@ -201,6 +202,21 @@ def test_compiles_as_one_graph() -> None:
     torch.testing.assert_close(output, model(x), rtol=1e-4, atol=1e-5)
     output.square().mean().backward()
     assert all(p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_compiled_it_takes_other_sizes_without_compiling_for_each_and_refuses_as_before() -> None:
+    torch.compiler.reset()
+    model, graphs = tiny(depths=(1, 1, 2, 1)).eval(), CompileCounter()
+    compiled = torch.compile(model, backend=graphs)
+    with torch.no_grad():
+        for height, width in [(32, 48), (48, 32), (64, 64), (96, 64), (32, 80)]:
+            x = torch.randn(2, 3, height, width)
+            torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-5)
+    assert graphs.frame_count == 2  # for the first size, then for all
+    with pytest.raises(ValueError, match="40 x 64 is not divisible by 16; the next that works is 48 x 64"):
+        compiled(torch.zeros(2, 3, 40, 64))
 
 
 def test_timm_classifier() -> None:
