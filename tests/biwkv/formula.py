@@ -7,10 +7,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from biwkv import bi_wkv_reference
+from biwkv import bi_wkv_nd_reference, bi_wkv_reference
 
 NAMES = ("y", "gw", "gu", "gk", "gv")
 FLOAT32 = {"y": 1e-5, "gw": 1e-4, "gu": 3e-5, "gk": 3e-5, "gv": 1e-5}
+TOLERANCES: dict[torch.dtype, dict[str, float]] = {
+    torch.float64: FLOAT32,
+    torch.float32: FLOAT32,
+    torch.bfloat16: dict.fromkeys(NAMES, 1e-2),
+    torch.float16: dict.fromkeys(NAMES, 1e-3),
+}
 
 
 def inputs(
@@ -47,7 +53,9 @@ def assert_each_channel_close(ours: dict[str, Tensor], args: tuple[Tensor, ...])
 
 
 def _formula(args: tuple[Tensor, ...]) -> dict[str, Tensor]:
-    return run(bi_wkv_reference, *(x.double() for x in args))
+    """By w: (C,), or (axes, C) for bi_wkv_nd."""
+    reference = bi_wkv_reference if args[0].ndim == 1 else bi_wkv_nd_reference
+    return run(reference, *(x.double() for x in args))
 
 
 def _assert_close(
@@ -55,10 +63,10 @@ def _assert_close(
 ) -> None:
     """Where one token has nearly all of the weight, gradients of w, u and k are nearly 0, as differences of terms that
     are not: errors are relative to those terms, or to the largest value if that is larger. For w a term has the
-    factor |i - j| - 1.
+    factor |i - j| - 1, or for bi_wkv_nd the distance along an axis.
     """
     term = float(args[4].double().abs().max() * args[3].double().abs().max())
-    terms = {"y": 0.0, "gw": term * args[2].shape[1], "gu": term, "gk": term, "gv": 0.0}
+    terms = {"y": 0.0, "gw": term * max(args[2].shape[1:-1]), "gu": term, "gk": term, "gv": 0.0}
     for name in NAMES:
         error = (ours[name].double() - theirs[name]).abs().max()
         scale = max(float(theirs[name].abs().max()), terms[name])

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from formula import NAMES, assert_close, inputs, run
+from formula import NAMES, TOLERANCES, assert_close, inputs, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -108,15 +108,24 @@ def test_both_chunk_lengths_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     batch=st.integers(1, 3),
     tokens=st.integers(1, 70),
     channels=st.integers(1, 9),
+    dtype=st.sampled_from(list(TOLERANCES)),
     decay=st.floats(-60, 300),
     bonus=st.floats(-30, 30),
     k_scale=st.floats(0, 60),
 )
 def test_any_input(
-    backend: str, batch: int, tokens: int, channels: int, decay: float, bonus: float, k_scale: float
+    backend: str,
+    batch: int,
+    tokens: int,
+    channels: int,
+    dtype: torch.dtype,
+    decay: float,
+    bonus: float,
+    k_scale: float,
 ) -> None:
-    args = inputs(batch, tokens, channels, decay=decay, bonus=bonus, k_scale=k_scale)
-    assert_close(run(partial(bi_wkv, backend=backend), *args), args)
+    w, u, k, v, gy = inputs(batch, tokens, channels, decay=decay, bonus=bonus, k_scale=k_scale)
+    args = (w, u, *(x.to(dtype) for x in (k, v, gy)))
+    assert_close(run(partial(bi_wkv, backend=backend), *args), args, TOLERANCES[dtype])
 
 
 @pytest.mark.parametrize(
