@@ -82,6 +82,8 @@ def model_info(
         image_size=spec.data.image_size,
         image_kind=manifest.image_kind,
         channels=manifest.channels,
+        intensity=manifest.content.intensity,
+        orientation=manifest.content.orientation,
         dataset=manifest.dataset,
         fingerprint=manifest.fingerprint,
         extra=extra,

@@ -35,6 +35,10 @@ class BundleInfo(Spec):
     """Side, or height and width, of what the model sees."""
     image_kind: Literal["rgb8", "float"]
     channels: int
+    intensity: dict[str, Any] | None = None
+    """How a scanner's values become those that the model sees, see `rwkvctl.data.intensity`; null for photographs."""
+    orientation: str | None = None
+    """How the model's slices lie in a scan, see `rwkvctl.data.formats.nifti`."""
     dataset: str = ""
     fingerprint: str = ""
     """Of the manifest of the data that it was trained on."""

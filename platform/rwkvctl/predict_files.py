@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -11,58 +12,77 @@ from PIL import Image
 from torch import nn
 
 from rwkvctl.bundle import BundleInfo
+from rwkvctl.data import intensity
 from rwkvctl.data.images import check_image, decode_rgb
 from rwkvctl.errors import UserError
-from rwkvctl.files import atomic_open
+from rwkvctl.files import atomic_open, atomic_path
 from rwkvctl.inference import segment_image, segment_volume
 
 ARRAYS = (".npy", ".h5")
-PALETTE = [
-    0,
-    0,
-    0,
-    230,
-    60,
-    60,
-    60,
-    160,
-    230,
-    90,
-    200,
-    90,
-    240,
-    190,
-    40,
-    160,
-    90,
-    210,
-    60,
-    200,
-    190,
-    240,
-    130,
-    40,
-    130,
-    130,
-    130,
-]
+SCANS = (".nii.gz", ".nii")
+PALETTE = (
+    (0, 0, 0), (230, 60, 60), (60, 160, 230), (90, 200, 90), (240, 190, 40), (160, 90, 210), (60, 200, 190),
+    (240, 130, 40), (130, 130, 130),
+)  # fmt: skip
 
 
 def predict_files(model: nn.Module, info: BundleInfo, inputs: list[Path], out: Path) -> list[Path]:
-    """Write one mask a file into `out`: a palette PNG of class ids for an image, `.npy` (uint8) for a volume.
+    """Write one mask a file into `out`: a palette PNG of class ids for an image, `.npy` (uint8) for a volume, and for
+    a NIfTI scan a NIfTI file on the scan's own grid.
 
-    Inputs are images (JPEG, PNG, TIFF, BMP), or slices (H, W) and volumes (D, H, W) in [0, 1] as `.npy` or as the
-    data set `image` of an `.h5` file. All inputs are checked to be there before the first is read.
+    Inputs are images (JPEG, PNG, TIFF, BMP), scans (`.nii`, `.nii.gz`) as they come from the scanner, or slices (H, W)
+    and volumes (D, H, W) in [0, 1] as `.npy` or as the data set `image` of an `.h5` file. All inputs are checked to be
+    there before the first is read.
     """
     check_inputs(inputs)
-    device = next(model.parameters()).device
     written = []
     for path in inputs:
-        image = read_input(path, info)
-        segment = segment_volume if image.ndim == 3 and info.image_kind == "float" else segment_image
-        mask = segment(model, image, image_size=info.image_size, image_kind=info.image_kind, device=device)
-        written.append(write_mask(out, path.stem, mask))
+        if is_scan(path):
+            written.append(segment_scan(model, info, path, out))
+        else:
+            written.append(write_mask(out, path.stem, segment(model, info, read_input(path, info))))
     return written
+
+
+def segment(model: nn.Module, info: BundleInfo, image: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The mask of an image, a slice or a volume."""
+    function = segment_volume if image.ndim == 3 and info.image_kind == "float" else segment_image
+    device = next(model.parameters()).device
+    return function(model, image, image_size=info.image_size, image_kind=info.image_kind, device=device)
+
+
+def is_scan(path: Path) -> bool:
+    return path.name.endswith(SCANS)
+
+
+def stem(path: Path) -> str:
+    """The name without its ending, also one of two parts."""
+    return next((path.name.removesuffix(end) for end in SCANS if path.name.endswith(end)), path.stem)
+
+
+def segment_scan(model: nn.Module, info: BundleInfo, path: Path, out: Path) -> Path:
+    """Bring a scan to what the model was trained on, and its mask back to the scan's grid."""
+    import nibabel
+
+    from rwkvctl.data.formats import nifti
+    from rwkvctl.data.sources import on_disk
+
+    if info.image_kind != "float":
+        raise UserError(f"input {path}: this model takes colour images (JPEG, PNG, TIFF, BMP), not scans")
+    if info.intensity is None or info.orientation is None:
+        raise UserError(f"input {path}: the model does not say how scans were prepared for it; give .npy in [0, 1]")
+    try:
+        scan = nifti.read(on_disk(path))
+        low, high = intensity.window(scan.voxels, *info.intensity["clip"])
+        volume = intensity.scaled(nifti.turned(scan.voxels, info.orientation), low, high)
+    except ValueError as error:
+        line = str(error).removeprefix(f"{path}: ").removesuffix("; replace it")
+        raise UserError(f"input {path}: {line}; give a whole NIfTI scan") from None
+    mask = nifti.turned_back(segment(model, info, volume), info.orientation)
+    target = out / path.name
+    with atomic_path(target) as temporary:
+        nibabel.save(nibabel.Nifti1Image(np.ascontiguousarray(mask), scan.grid.affine), temporary)
+    return target
 
 
 def check_inputs(inputs: list[Path]) -> None:
@@ -70,10 +90,12 @@ def check_inputs(inputs: list[Path]) -> None:
     for path in inputs:
         if not path.is_file():
             raise UserError(f"input {path}: no such file")
-    stems = [path.stem for path in inputs]
+    stems = [stem(path) for path in inputs]
     for path in inputs:
-        if stems.count(path.stem) > 1:
-            raise UserError(f"input {path}: another input has the same name {path.stem}; predict them into two folders")
+        if stems.count(stem(path)) > 1:
+            raise UserError(
+                f"input {path}: another input has the same name {stem(path)}; predict them into two folders"
+            )
 
 
 def read_input(path: Path, info: BundleInfo) -> np.ndarray[Any, Any]:
@@ -126,6 +148,6 @@ def write_mask(out: Path, stem: str, mask: np.ndarray[Any, Any]) -> Path:
             np.save(file, mask)
         else:
             picture = Image.fromarray(mask)
-            picture.putpalette(PALETTE)
+            picture.putpalette(list(itertools.chain(*PALETTE)))
             picture.save(file, format="PNG")
     return path

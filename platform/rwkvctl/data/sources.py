@@ -300,6 +300,11 @@ def _is_junk(path: str) -> bool:
     return _is_junk_file(name) or any(map(_is_junk_folder, folders))
 
 
+def on_disk(path: Path) -> RawFile:
+    """A single file that lies in no source."""
+    return _file(path.parent, path.name, path.name)
+
+
 def _file(home: Path, inner: str, path: str) -> RawFile:
     status = (home / inner).stat()
     return RawFile(path, status.st_size, str(home), inner, "file", status.st_mtime_ns, str(home / inner))

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkvctl.data import discover
+from rwkvctl.data import discover, intensity
 from rwkvctl.data.discover import Problems
 from rwkvctl.data.formats import nifti, synapse, synapse_files
 from rwkvctl.data.sources import BadFile, RawFile, open_sources
@@ -96,7 +96,7 @@ def _compare_case(case: int, files: list[RawFile], image_file: RawFile, label_fi
     organs = [len(np.unique(own.labels)) * 10**8 + np.count_nonzero(own.labels) for own in read]
     z = int(np.argmax(organs))
     image, ids = read[z].image, order.renumber(read[z].labels)
-    volume = synapse_files.windowed(nifti.read(image_file).voxels)
+    volume = intensity.scaled(nifti.read(image_file).voxels, *synapse_files.WINDOW)
     truth = synapse_files.BTCV.renumber(nifti.read(label_file).voxels)
     if volume.shape[2] != len(files):
         raise BadFile(f"{image_file}: has {volume.shape[2]} slices, case{case:04d} has {len(files)} npz files")

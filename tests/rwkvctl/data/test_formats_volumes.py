@@ -9,7 +9,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from rwkvctl.data import Manifest, synth
+from rwkvctl.data import Manifest, intensity, synth
 from rwkvctl.data.formats import nifti
 from rwkvctl.data.prepare import prepare
 from rwkvctl.data.reader import Reader, reader_for
@@ -169,7 +169,7 @@ def test_synapse_splits(prepared):
 def test_synapse_says_what_it_did(prepared):
     assert "labels in the order of SAMed were renumbered to TransUNet's" in prepared["synapse:samed"].content.warnings
     raw = prepared["synapse:nifti"].content
-    assert (raw.orientation, raw.intensity) == ("transunet", {"clip": [-125, 275], "scale": "(HU + 125) / 400"})
+    assert (raw.orientation, raw.intensity) == ("transunet", intensity.rule(-125, 275))
     assert "1 cases without labels were left out" in raw.warnings
     assert "partial source: case0005 has 10 slices, 117 were expected" in raw.warnings
 

@@ -18,7 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rwkvctl.data import intensity
 from rwkvctl.data.discover import Problems
+from rwkvctl.data.formats import acdc_nifti
 from rwkvctl.data.formats.base import BadFile, Dataset, Options, Plan, Sample, sha256
 from rwkvctl.data.formats.volumes import Case, Volume, check_labels, check_unit_range, last_two, volume_sample
 from rwkvctl.data.sources import RawFile, Source
@@ -82,7 +84,8 @@ def plan(source: Source, options: Options, problems: Problems, dataset: Dataset,
         read=_Reader(options.dataset, len(dataset.classes)),
         make_splits=lambda ids, groups: {},
         mask_rule="value",
-        intensity={"clip": None, "scale": "as in the source, [0, 1]"},
+        intensity=intensity.rule(*acdc_nifti.WINDOW),  # done already in the source
+        orientation=acdc_nifti.ORIENTATION,
         warnings=warnings,
     )
 

@@ -8,11 +8,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from rwkvctl.data import intensity
 from rwkvctl.data.discover import Problems
 from rwkvctl.data.formats import nifti
 from rwkvctl.data.formats.base import BadFile, Dataset, Options, Plan, sha256
@@ -21,7 +20,7 @@ from rwkvctl.data.sources import RawFile, Source
 
 NAME = re.compile(r"patient(\d{3})_frame(\d{2})(_gt)?\.nii(?:\.gz)?", re.IGNORECASE)
 _INFO = re.compile(r"(?:.*/)?patient(\d{3})/info\.cfg", re.IGNORECASE)
-FORM, ORIENTATION = "nifti", "itk"
+FORM, ORIENTATION, WINDOW = "nifti", "itk", ("min", "p99")
 PATIENTS_OF_THE_PAPER = range(1, 101)
 
 
@@ -61,7 +60,7 @@ def plan(source: Source, options: Options, problems: Problems, dataset: Dataset,
         read=VolumeReader(options.dataset, len(dataset.classes), _load),
         make_splits=lambda ids, groups: {},
         mask_rule="value",
-        intensity={"clip": "99th percentile of the volume", "scale": "min-max of the volume"},
+        intensity=intensity.rule(*WINDOW),
         orientation=ORIENTATION,
         warnings=warnings + missing,
         limits={"train": PLANES},
@@ -115,28 +114,19 @@ def _load(case: Case) -> Volume:
     image_file, mask_file = case.files
     image, mask = nifti.read(image_file), nifti.read(mask_file)
     check_labels(mask_file, mask.voxels, range(4))
+    low, high = intensity.window(image.voxels, *WINDOW)
+    try:
+        scaled = intensity.scaled(nifti.turned(image.voxels, ORIENTATION), low, high)
+    except ValueError as error:
+        raise BadFile(f"{image_file}: {error}; replace it") from error
     return Volume(
-        image=scaled(nifti.turned(image.voxels, ORIENTATION), image_file),
+        image=scaled,
         ids=nifti.turned(mask.voxels, ORIENTATION).astype(np.uint8),
         sources={last_two(image_file): sha256(image.data), last_two(mask_file): sha256(mask.data)},
         meta={
             **nifti.geometry(image.grid, ORIENTATION),
             "orig_mode": str(image.voxels.dtype),
             "mask_rule": "value",
-            "intensity": {"clip": [float(image.voxels.min()), _ceiling(image.voxels)], "scale": "min-max"},
+            "intensity": intensity.rule(low, high),
         },
     )
-
-
-def scaled(voxels: NDArray[Any], file: RawFile) -> NDArray[np.float32]:
-    """(D, H, W) in [0, 1]."""
-    values = voxels.astype(np.float32)
-    low, high = values.min(), np.float32(_ceiling(voxels))
-    if not np.isfinite(values).all() or low >= high:
-        raise BadFile(f"{file}: has no contrast (all voxels {low:g}); replace it")
-    return (np.minimum(values, high) - low) / (high - low)
-
-
-def _ceiling(voxels: NDArray[Any]) -> float:
-    """The smallest value that 99 % of the voxels do not exceed."""
-    return float(np.quantile(voxels, 0.99, method="inverted_cdf"))

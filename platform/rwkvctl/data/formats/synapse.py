@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from rwkvctl.data import discover
+from rwkvctl.data import discover, intensity
 from rwkvctl.data.discover import Problems
 from rwkvctl.data.formats import nifti, synapse_files
 from rwkvctl.data.formats.base import BadFile, Dataset, Options, Plan
@@ -103,8 +103,8 @@ def _plan_preprocessed(source: Source, options: Options, problems: Problems) -> 
         warnings.append(f"labels in the order of {order.name} were renumbered to TransUNet's")
     reader = VolumeReader(options.dataset, len(DATASET.classes), synapse_files.Preprocessed(order))
     return _plan(
-        "transunet", train, test, reader, warnings, intensity={"clip": None, "scale": "as in the source, [0, 1]"},
-        mask_rule=f"labels of {order.name}: {order}", orientation=None,
+        "transunet", train, test, reader, warnings,
+        mask_rule=f"labels of {order.name}: {order}", orientation="transunet",
     )  # fmt: skip
 
 
@@ -171,7 +171,7 @@ def _plan_raw(source: Source, options: Options, problems: Problems) -> Plan:
     warnings += _check_complete(source, train, test, options, problems)
     reader = VolumeReader(options.dataset, len(DATASET.classes), synapse_files.Raw(orientation))
     return _plan(
-        "nifti", train, test, reader, warnings, intensity={"clip": [-125, 275], "scale": "(HU + 125) / 400"},
+        "nifti", train, test, reader, warnings,
         mask_rule=f"labels of BTCV: {synapse_files.BTCV}", orientation=orientation,
     )  # fmt: skip
 
@@ -229,6 +229,7 @@ def _plan(
         read=reader,
         make_splits=make_splits,
         warnings=warnings,
+        intensity=intensity.rule(*synapse_files.WINDOW),  # of the preprocessed form, done already in the source
         limits={"train": PLANES, "val": WHOLE, "test": WHOLE},
         **more,  # type: ignore[arg-type]
     )

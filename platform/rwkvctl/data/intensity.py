@@ -1,0 +1,43 @@
+"""From a scanner's values to [0, 1]: one rule a data set, kept in its manifest and used again when masks are predicted.
+
+A rule is `{"clip": [low, high], "scale": "(x - low) / (high - low)"}`. `low` and `high` are numbers, a window, or
+statistics of the volume: "min", or "p99" for the smallest value that 99 % of its voxels do not exceed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Bound = float | str
+
+
+def rule(low: Bound, high: Bound) -> dict[str, Any]:
+    """The rule as it is written into a manifest."""
+    return {"clip": [low, high], "scale": "(x - low) / (high - low)"}
+
+
+def window(voxels: NDArray[Any], low: Bound, high: Bound) -> tuple[float, float]:
+    """The two numbers that a volume is clipped to."""
+    return _bound(voxels, low), _bound(voxels, high)
+
+
+def scaled(voxels: NDArray[Any], low: float, high: float) -> NDArray[np.float32]:
+    """Clipped to [low, high] and brought to [0, 1]; ValueError for voxels that are no numbers, or all alike."""
+    values = voxels.astype(np.float32)
+    if not np.isfinite(values).all():
+        raise ValueError("has voxels that are no numbers")
+    bottom, top = np.float32(low), np.float32(high)
+    if bottom >= top:
+        raise ValueError(f"has no contrast (all voxels {low:g})")
+    return (np.clip(values, bottom, top) - bottom) / (top - bottom)
+
+
+def _bound(voxels: NDArray[Any], bound: Bound) -> float:
+    if bound == "min":
+        return float(voxels.min())
+    if isinstance(bound, str):
+        return float(np.quantile(voxels, float(bound.removeprefix("p")) / 100, method="inverted_cdf"))
+    return float(bound)
