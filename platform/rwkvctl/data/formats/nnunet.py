@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkvctl.data import discover, images
+from rwkvctl.data import discover, images, intensity
 from rwkvctl.data.discover import Problems
 from rwkvctl.data.formats import nifti
 from rwkvctl.data.formats.base import BadFile, Dataset, Options, Plan, sha256
@@ -53,7 +53,7 @@ DATASET = Dataset(
     options=("split", "seeds"),
 )
 NIFTI, ORIENTATION, IGNORE = (".nii", ".nii.gz"), "itk", "ignore"
-PERCENTILES = (0.5, 99.5)
+WINDOW = ("p0.5", "p99.5")
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ def _plan_volumes(
         read=VolumeReader(options.dataset, len(labels.classes), Load(labels)),
         make_splits=make_splits,
         mask_rule="value",
-        intensity={"clip": f"percentiles {PERCENTILES[0]} and {PERCENTILES[1]} of the volume", "scale": "[0, 1]"},
+        intensity=intensity.rule(*WINDOW),
         orientation=ORIENTATION,
         limits={"train": PLANES, "val": WHOLE, "test": WHOLE},
     )
@@ -194,7 +194,7 @@ class Load:
         table = np.zeros(256, np.uint8)
         for stored, own in self.labels.ids:
             table[stored] = own
-        low, high = (float(value) for value in np.percentile(image.voxels, PERCENTILES))
+        low, high = intensity.window(image.voxels, *WINDOW)
         return Volume(
             image=_scaled(image_file, nifti.turned(image.voxels, ORIENTATION), low, high),
             ids=table[nifti.turned(mask.voxels, ORIENTATION).astype(np.uint8)],
@@ -203,12 +203,13 @@ class Load:
                 **nifti.geometry(image.grid, ORIENTATION),
                 "orig_mode": str(image.voxels.dtype),
                 "mask_rule": "value",
-                "intensity": {"clip": [low, high], "scale": "[0, 1]"},
+                "intensity": intensity.rule(low, high),
             },
         )
 
 
 def _scaled(file: RawFile, voxels: NDArray[Any], low: float, high: float) -> NDArray[np.float32]:
-    if not low < high:
-        raise BadFile(f"{file}: has no contrast (nearly all voxels are {low:g}); replace it")
-    return ((np.clip(voxels.astype(np.float32), low, high) - low) / (high - low)).astype(np.float32)
+    try:
+        return intensity.scaled(voxels, low, high)
+    except ValueError as error:
+        raise BadFile(f"{file}: {error}; replace it") from error
