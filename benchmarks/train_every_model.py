@@ -9,15 +9,17 @@ or two of every optional library, and the paper's ablations of the smallest.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+from rwkv_jobs.entry import guarded
 from rwkv_unet import list_models
 from rwkv_unet.config import ATTENTIONS
 
@@ -43,14 +45,13 @@ def train(data: str, model: str, storage: Path) -> str:
     name, *fields = model.split(",")
     where = [f"data.path={Path(data).absolute()}", f"storage={storage}", "name=run"]
     settings = [*SETTINGS, *where, f"model.name={name}", *(f"model.{field}" for field in fields)]
-    options = [option for setting in settings for option in ("--set", setting)]
-    command = [sys.executable, "-m", "rwkv_jobs.finetune", "binary", *options]
+    said = io.StringIO()
     began = time.perf_counter()
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        code = guarded("finetune", "binary", settings)
     seconds = time.perf_counter() - began
-    if done.returncode:
-        last = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1]
-        return f"| {model} | failed: {last} |"
+    if code:
+        return f"| {model} | {said.getvalue().strip().splitlines()[-1]} |"
     run = storage / "run"
     summary = json.loads((run / "summary.json").read_text())
     first, second = losses(run / "journal.jsonl")
