@@ -10,9 +10,11 @@ import hashlib
 import json
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from rwkvctl.data.formats.base import BadFile, Item, Options, Plan, Read, Sample
 from rwkvctl.data.manifest import PREP_VERSION
 from rwkvctl.data.sources import RawFile, total_bytes
 from rwkvctl.data.writer import Limits, adopt_shard, write_shard
+from rwkvctl.errors import UserError
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is being done, samples done, samples in all)."""
@@ -146,13 +149,16 @@ def _run_in_pool(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, list[
                     return
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     yield running.pop(future), future.result()
+        except BrokenProcessPool as error:
+            raise UserError("a converting process was killed, out of memory perhaps; give fewer --workers") from error
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
 
 
 def _end_with_parent() -> None:
-    """A worker whose parent was killed would wait for work for ever."""
+    """A worker whose parent was killed would wait for work for ever. At Ctrl-C it finishes its shard first."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -127,6 +127,8 @@ def _whole_or_nothing(out: Path, overwrite: bool) -> Iterator[Path]:
         raise UserError(f"--out {out}: cannot be made ({error.strerror})") from error
     old = out.with_name(f".{out.name}.old")
     with _alone_in(folder, out):
+        if old.exists() and not out.exists():  # killed between the two renames below
+            old.replace(out)
         try:
             yield folder
             shutil.rmtree(folder / RECORDS)
@@ -135,17 +137,18 @@ def _whole_or_nothing(out: Path, overwrite: bool) -> Iterator[Path]:
                 out.replace(old)
             folder.replace(out)
             files.fsync_directory(out.parent)
+            shutil.rmtree(old, ignore_errors=True)
         except BaseException as error:
             finished = list((folder / RECORDS).glob("*.json"))
             if not finished:
                 shutil.rmtree(folder, ignore_errors=True)
-            elif isinstance(error, UserError):
-                raise UserError(
-                    f"{error}\n  {len(finished)} finished shards are kept in {folder}: run the same command again"
-                ) from error
+            if isinstance(error, UserError | OSError):
+                text = (
+                    str(error) if isinstance(error, UserError) else f"--out {out}: cannot be written ({error.strerror})"
+                )
+                kept = f"\n  {len(finished)} finished shards are kept in {folder}: run the same command again"
+                raise UserError(text + (kept if finished else "")) from error
             raise
-        finally:
-            shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager

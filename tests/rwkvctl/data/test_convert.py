@@ -171,3 +171,22 @@ def test_records_tell_their_job(polyps: Path, tmp_path: Path):
 
 def _raise(*_: object) -> None:
     raise KeyboardInterrupt
+
+
+def test_a_full_disk_is_one_line(polyps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(convert, "write_shard", full)
+    with pytest.raises(UserError, match=r"--out .*/out: cannot be written \(No space left on device\)$"):
+        prepare("folder", [polyps], tmp_path / "out")
+    assert not list(tmp_path.glob(".out*"))
+
+
+def test_an_overwrite_that_was_killed_between_its_renames_loses_nothing(polyps: Path, tmp_path: Path):
+    made = prepare("folder", [polyps], tmp_path / "out", name="same")
+    before = tree(Path(made.root))
+    (tmp_path / "out").rename(tmp_path / ".out.old")
+    with pytest.raises(KeyboardInterrupt):
+        prepare("folder", [polyps], tmp_path / "out", name="other", overwrite=True, progress=_raise)
+    assert tree(tmp_path / "out") == before
