@@ -117,6 +117,40 @@ def test_folder_wrong_size(source: Path, tmp_path: Path):
     assert "\n" not in message
 
 
+def test_folder_takes_images_of_every_kind(source: Path, tmp_path: Path):
+    """CMYK, 16 bits, an EXIF rotation, palette and one-bit masks, capital letters, spaces and umlauts."""
+    pictures, masks = source / "images", source / "masks"
+    rgb = Image.open(pictures / "1.jpg")
+    rgb.convert("CMYK").save(pictures / "1.jpg")
+    Image.fromarray(np.asarray(rgb.convert("L")).astype(np.uint16) * 257).save(pictures / "2.png")
+    (pictures / "2.jpg").unlink()
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    rgb.crop((0, 0, 48, 32)).save(pictures / "3.jpg", exif=turned)
+    Image.open(masks / "3.png").crop((0, 0, 32, 48)).save(masks / "3.png")
+    palette = Image.fromarray((np.asarray(Image.open(masks / "4.png")) > 0).astype(np.uint8), "L").convert("P")
+    palette.putpalette([0, 0, 0, 255, 0, 0])
+    palette.save(masks / "4.png")
+    Image.open(masks / "5.png").convert("1").save(masks / "5.PNG")
+    (masks / "5.png").unlink()
+    (pictures / "6.jpg").rename(pictures / "Fräulein Ü 6.JPG")
+    (masks / "6.png").rename(masks / "Fräulein Ü 6.png")
+    made = prepare("folder", [source], tmp_path / "set")
+    reader = reader_for(made, ["set_0001", "set_0002", "set_0003", "set_0004", "set_0005", "set_fr_ulein_6"])
+    assert [reader.meta(row)["orig_mode"] for row in range(3)] == ["CMYK", "I;16", "RGB"]
+    assert [reader.image(row).shape for row in (0, 1, 2)] == [(48, 48, 3), (48, 48, 3), (48, 32, 3)]
+    assert all(set(np.unique(reader.mask(row))) == {0, 1} for row in range(6))
+    assert "1 images: EXIF rotation applied" in made.content.warnings
+    assert "1 images: scaled to 8 bits" in made.content.warnings
+
+
+def test_names_without_a_letter_of_ascii(source: Path, tmp_path: Path):
+    (source / "images" / "7.jpg").rename(source / "images" / "図.jpg")
+    assert "図.jpg: its name has no letter or digit of ASCII; rename it" in refused(
+        tmp_path, "folder", source, "2 problems"
+    )
+
+
 @pytest.mark.parametrize("part", ["images/6.jpg", "masks/6.png"])
 def test_folder_corrupt(source: Path, tmp_path: Path, part: str):
     path = source / part
