@@ -40,7 +40,8 @@ class ReceptiveField:
 
 def open_model(name: str, storage: str, tracking_uri: str) -> nn.Module:
     """A network with random weights by `NAME` or `NAME,field=value,...`, or a trained one by its reference."""
-    if name.split(",")[0] in list_models():
+    head = name.split(",")[0]
+    if head in list_models() or head.startswith(("smp:", "monai:")):
         torch.manual_seed(0)
         return networks.network(networks.parse(name), 1).eval()
     return bundle.load(models.find(name, storage, tracking_uri))[0]
