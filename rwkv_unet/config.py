@@ -96,15 +96,16 @@ SIZES: dict[str, dict[str, Any]] = {
     "b": {"stem_dim": 24, "depths": (3, 3, 6, 3), "dims": (48, 72, 144, 240), "expansions": (2.0, 2.5, 4.0, 4.0)},
 }
 MODELS = {f"rwkv_unet_{size}": sizes for size, sizes in SIZES.items()}
+VOLUMETRIC_MODELS = {"rwkv_unet_3d_t": {**SIZES["t"], "decoder_kernel_size": 5}}
 
 
 def model_config(name: str, *, num_classes: int, **overrides: Any) -> ModelConfig:
-    """The config of one of `MODELS` with fields overridden; ValueError, with near matches, for an unknown field."""
+    """The config of a model above with fields overridden; ValueError, with near matches, for an unknown field."""
     fields = [field.name for field in dataclasses.fields(ModelConfig)]
     for key in overrides:
         if key not in fields:
             raise ValueError(f"unknown model field {key!r}; {suggest(key, fields)}")
-    return ModelConfig(**{**MODELS[name], "num_classes": num_classes, **overrides})
+    return ModelConfig(**{**MODELS, **VOLUMETRIC_MODELS}[name] | {"num_classes": num_classes, **overrides})
 
 
 def suggest(word: str, choices: list[str]) -> str:

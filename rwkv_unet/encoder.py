@@ -62,7 +62,7 @@ class RWKVUNetEncoder(nn.Module):
         self.feature_info = [{"num_chs": stem_dim, "reduction": 1, "module": "stem"}] + [
             {"num_chs": dim, "reduction": 2 ** (i + 1), "module": f"stages.{i}"} for i, dim in enumerate(dims)
         ]
-        self.apply(_init_linear)
+        self.apply(init_linear)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.forward_features(x)
@@ -122,7 +122,7 @@ class ClassifierHead(nn.Module):
         if global_pool not in (None, "avg"):
             raise ValueError(f"global_pool must be 'avg', not {global_pool!r}")
         self.fc = nn.Linear(self.dim, num_classes) if num_classes else nn.Identity()
-        self.fc.apply(_init_linear)
+        self.fc.apply(init_linear)
 
     def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         x = self.drop(self.norm(x).mean((2, 3)))
@@ -166,7 +166,8 @@ def _stages(
     return stages
 
 
-def _init_linear(module: nn.Module) -> None:
+def init_linear(module: nn.Module) -> None:
+    """The start of linear layers in the encoder, for `Module.apply`; others keep PyTorch's."""
     if isinstance(module, nn.Linear):
         trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:

@@ -10,14 +10,16 @@ from torch import nn
 
 from rwkv_unet.baselines import BASELINES, create_baseline, libraries
 from rwkv_unet.config import MODELS as RWKV_UNETS
-from rwkv_unet.config import suggest
+from rwkv_unet.config import VOLUMETRIC_MODELS, suggest
 from rwkv_unet.model import create_rwkv_unet
+from rwkv_unet.volumetric import create_rwkv_unet_3d
 
 Create = Callable[..., nn.Module]
 """`(*, num_classes, in_channels, **overrides) -> model`; a ValueError names a field that the model does not have."""
 
 MODELS: dict[str, Create] = {
     **{name: partial(create_rwkv_unet, name) for name in RWKV_UNETS},
+    **{name: partial(create_rwkv_unet_3d, name) for name in VOLUMETRIC_MODELS},
     **{name: partial(create_baseline, name) for name in BASELINES},
 }
 FAMILIES: dict[str, Create] = {"smp": libraries.smp_network, "monai": libraries.monai_network}
@@ -31,6 +33,8 @@ def list_models(*, examples: bool = False) -> list[str]:
 
 def create_model(name: str, *, num_classes: int, in_channels: int = 3, **overrides: Any) -> nn.Module:
     """A segmentation model with random weights: (B, in_channels, H, W) -> logits (B, num_classes, H, W).
+
+    "rwkv_unet_3d_t" has a depth axis, (B, in_channels, D, H, W).
 
     Args:
         name: one of `list_models()`, "smp:ARCH-ENCODER" or "monai:CLASS" (see `rwkv_unet.baselines.libraries`).
