@@ -6,10 +6,12 @@ from rwkv_unet.fusion import fuse_for_inference
 from rwkv_unet.model import RWKVUNet
 from rwkv_unet.official import load_official_state_dict
 from rwkv_unet.registry import create_model, list_models
+from rwkv_unet.volumetric import RWKVUNet3D
 
 __all__ = [
     "ModelConfig",
     "RWKVUNet",
+    "RWKVUNet3D",
     "RWKVUNetEncoder",
     "create_model",
     "fuse_for_inference",

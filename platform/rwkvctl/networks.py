@@ -9,7 +9,7 @@ import timm
 import torch
 from torch import nn
 
-from rwkv_unet import baselines, create_model
+from rwkv_unet import RWKVUNet3D, baselines, create_model
 from rwkv_unet.flops import Macs, count_macs
 from rwkvctl.errors import UserError
 from rwkvctl.specs.load import build, parse_assignments
@@ -29,7 +29,10 @@ def parse(text: str) -> ModelSpec:
 
 def segmentation_network(spec: ModelSpec, classes: list[str]) -> nn.Module:
     """A segmentation network with random weights; logits (B, `outputs(classes)`, H, W)."""
-    return network(spec, outputs(classes))
+    model = network(spec, outputs(classes))
+    if isinstance(model, RWKVUNet3D):
+        raise UserError(f"model.name {spec.name}: takes volumes, and jobs train on slices: use rwkv_unet.create_model")
+    return model
 
 
 def network(spec: ModelSpec, num_classes: int) -> nn.Module:

@@ -90,6 +90,8 @@ TABLE: list[tuple[str, str, list[str], list[Check]]] = [
     ("no validation", "finetune", ["train.validate_every=0", "train.epochs=1"], [trained(3, 1), no_scores]),
     ("ablation", "finetune", ["model.ccm=false", "train.epochs=1"], [trained(3, 1), smaller_than_published]),
     ("semi-supervised", "cervix", ["train.epochs=1"], [trained(4, 1), output_channels(3)]),
+    ("attention", "finetune", ["model.attention=mhsa", "train.epochs=1"], [trained(3, 1)]),
+    ("encoder", "finetune", ["model.encoder=resnet18", "train.epochs=1"], [trained(3, 1)]),
     ("clipped, by step", "finetune",
      ["train.epochs=1", "optimizer.clip_grad=1", "optimizer.update=step", "optimizer.lr=2e-3", "optimizer.min_lr=0"],
      [trained(3, 1), rates(2e-3, 1.5e-3, 0.5e-3)]),

@@ -154,6 +154,8 @@ MISTAKES = [
     ("finetune binary --data {shards}/polyps --resume nowhere", "run 'nowhere' is not in {home}/runs"),
     ("finetune binary --data {shards}/polyps --set model.name=rwkv_unet_x --dry-run", "rwkv_unet_x"),
     ("finetune --data {shards}/polyps --set model.encoder=resnet18 --set model.attention=mhsa --dry-run", "mhsa"),
+    ("finetune --data {shards}/polyps --set model.encoder=resnet5 --dry-run", "did you mean resnet50"),
+    ("finetune --data {shards}/polyps --set model.name=rwkv_unet_3d_t --dry-run", "takes volumes"),
     ("finetune --resume nowhere", "run 'nowhere' is not in {home}/runs"),
     ("finetune --resume nowhere --dry-run", "--dry-run: give the recipe"),
     ("tune --space nope", "space 'nope' is unknown"),

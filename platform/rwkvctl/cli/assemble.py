@@ -25,8 +25,8 @@ def training_options(variant: str | None = None, name: str | None = None, **clus
     """The options that were given, as fields of a spec. The model's name waits for the job kind."""
     fields: dict[str, Any] = {"cluster": {key: value for key, value in cluster.items() if value is not None}}
     if variant is not None:
-        if variant not in ("t", "s", "b"):
-            raise UserError(f"--variant {variant!r}: must be t, s or b")
+        if variant not in ("xt", "t", "s", "b"):
+            raise UserError(f"--variant {variant!r}: must be xt, t, s or b")
         fields["variant"] = variant
     if name is not None:
         fields["name"] = name

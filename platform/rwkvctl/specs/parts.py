@@ -35,10 +35,13 @@ class ModelSpec(Spec):
     num_skips: Annotated[int, Field(ge=0, le=3)] = 3
     """Skip connections kept, shallow ones first (Table XII)."""
     attention: Literal["spatial_mix", "spatial_mix_2d", "mhsa", "focused_linear", "bi_mamba", "none"] = "spatial_mix"
+    """Token mixer of the encoder (Table II); spatial_mix_2d decays by rows and columns apart."""
     shallow_attention: bool = False
+    """Attention in stages I and II too (Table X)."""
     glsp_channel_mix: bool = False
+    """Channel mix after the attention (Table XI)."""
     encoder: str | None = None
-    """Another encoder by its timm name; null is the model's own."""
+    """Another encoder by its timm name (Table VII); null is the model's own."""
     drop_path: Share | None = None
     options: dict[str, Any] = Field(default_factory=dict)
     """Other arguments of the model's class, as `dims` of unet, `img_size` of monai:UNETR."""
@@ -58,7 +61,7 @@ class ModelSpec(Spec):
 
 
 class EncoderSpec(Spec):
-    """A classifier by its timm name; ours are rwkv_unet_enc_t, _s and _b."""
+    """A classifier by its timm name; ours are rwkv_unet_enc_xt, _t, _s and _b."""
 
     name: str = "rwkv_unet_enc_b"
     drop_path: Share | None = None
