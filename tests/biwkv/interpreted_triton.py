@@ -105,6 +105,15 @@ def test_nan_stays_in_its_sample_and_channel(decay: float) -> None:
     assert torch.equal(y, clean)
 
 
+def test_what_the_cuda_kernel_leaves_to_it() -> None:
+    w, u, k, v, _ = inputs(1, 9, 70)
+    w[65] = 5.0
+    y = torch.full_like(k, 7)
+    triton.launch(triton.FORWARD, k, w, u, k, v, y, triton.scratch(triton.FORWARD, k), narrow=False)
+    assert (y[:, :, :64] == 7).all()
+    assert torch.equal(y[:, :, 64:], op(w, u, k, v)[:, :, 64:])
+
+
 def test_float64_goes_to_the_scan() -> None:
     w, u, k, v, _ = inputs(1, 9, 3)
     assert torch.equal(op(w, u, k.double(), v), bi_wkv(w, u, k.double(), v, backend="scan"))
