@@ -237,7 +237,7 @@ def main() -> None:
         else:
             small = [(int(h), int(w)) for h, w in rng.integers(256, 501, (options.images, 2))]
             compare("as in ImageNet", write_photos(folder / "small", small), folder / "imagenet", options.rounds)
-            large = [(1500, 2000)] * max(1, options.images // 10)
+            large = [(1500, 2000)] * max(10, options.images // 10)  # one a class
             compare("2000 x 1500", write_photos(folder / "large", large), folder / "camera", options.rounds)
         index_of_imagenet(folder)
         server.stop()
