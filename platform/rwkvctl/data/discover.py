@@ -163,9 +163,10 @@ class Problems:
 
     def raise_if_any(self) -> None:
         """One UserError: one line for one problem, else a line with the count and one for each of the first few."""
-        if len(self.found) == 1:
-            raise UserError(self.found[0])
-        if self.found:
-            more = len(self.found) - _SHOWN
-            lines = [f"{self.source}: {len(self.found)} problems, nothing was written", *self.found[:_SHOWN]]
+        different = list(dict.fromkeys(self.found))  # a damaged volume is one problem, not one a slice
+        if len(different) == 1:
+            raise UserError(different[0])
+        if different:
+            more = len(different) - _SHOWN
+            lines = [f"{self.source}: {len(different)} problems, nothing was written", *different[:_SHOWN]]
             raise UserError("\n  ".join(lines + ([f"... and {more} more"] if more > 0 else [])))

@@ -216,7 +216,7 @@ def test_warned_of(tree: str, trap: str, match: str, clean: Callable[[str], Mani
     assert keys(spoiled) == keys(clean(tree))
 
 
-@pytest.mark.parametrize("trap", ["litter", "upper-case"])
+@pytest.mark.parametrize("trap", ["litter", "letter-case"])
 @pytest.mark.parametrize("name", NAMES)
 def test_harmless(name: str, trap: str, clean: Callable[[str], Manifest], tmp_path: Path):
     spoiled = make(name, tmp_path, trap)

@@ -16,6 +16,7 @@ from PIL import Image
 from scipy.io import loadmat
 
 from rwkvctl.data import images, synth
+from rwkvctl.data.prepare import prepare
 from rwkvctl.data.synth import imagenet, synapse
 from rwkvctl.errors import UserError
 
@@ -54,10 +55,10 @@ def test_a_seed_always_gives_the_same_files(name: str, tmp_path: Path):
     assert not list(tmp_path.glob("*/**/.*"))
 
 
-@pytest.mark.parametrize("name", synth.FORMS)
+@pytest.mark.parametrize("name", ALL)
 def test_every_trap_names_the_file_that_it_spoiled(name: str, tmp_path: Path):
     clean = contents(synth.write(name, tmp_path / "clean", n=6, size=48))
-    for trap, spoil in synth.all_traps(name).items():
+    for trap, spoil in synth.all_traps(name.partition(":")[0]).items():
         folder = synth.write(name, tmp_path / trap, n=6, size=48)
         assert spoil(folder).is_relative_to(folder)
         assert contents(folder) != clean or trap == "link", trap
@@ -280,3 +281,15 @@ def test_other_folders_are_left_alone(tmp_path: Path):
     (tmp_path / "thesis.tex").write_text("...")
     with pytest.raises(UserError, match="exists and is not empty"):
         synth.write("busi", tmp_path)
+
+
+VOLUMES = [tree for tree in ALL if tree.startswith(("acdc", "synapse", "nnunet:volumes"))]
+
+
+@pytest.mark.parametrize("name", VOLUMES)
+def test_a_damaged_volume_is_a_problem_once(name: str, tmp_path: Path):
+    source = synth.write(name, tmp_path / "source", n=6, size=32, traps=["truncated"])
+    with pytest.raises(UserError) as caught:
+        prepare(name.partition(":")[0], [source], tmp_path / "out", allow_partial=True)
+    lines = [line for line in str(caught.value).splitlines() if "replace it" in line or "download it again" in line]
+    assert len(lines) == len(set(lines)) > 0

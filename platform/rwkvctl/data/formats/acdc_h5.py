@@ -27,7 +27,7 @@ from rwkvctl.data.sources import RawFile, Source
 
 FRAMES_A_PATIENT = 2  # end of diastole and of systole
 
-NAME = re.compile(r"patient(\d{3})_frame(\d{2})(?:_slice_(\d+))?\.h5")
+NAME = re.compile(r"patient(\d{3})_frame(\d{2})(?:_slice_(\d+))?\.h5", re.IGNORECASE)
 
 
 @dataclass

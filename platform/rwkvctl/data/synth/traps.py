@@ -23,10 +23,10 @@ def trap_litter(folder: Path) -> Path:
     return path
 
 
-def trap_upper_case(folder: Path) -> Path:
-    """An extension in capital letters: the same file."""
+def trap_letter_case(folder: Path) -> Path:
+    """An extension in capital letters instead of small ones, or the reverse: the same file."""
     last = _last_file(folder)
-    return last.rename(last.with_suffix(last.suffix.upper()))
+    return last.rename(last.with_suffix(last.suffix.swapcase()))
 
 
 def trap_copy(folder: Path) -> Path:
