@@ -78,6 +78,8 @@ def selective_scan(step: Tensor, a: Tensor, b: Tensor, c: Tensor, x: Tensor) -> 
         (B, T, G, D) float32.
     """
     tokens = x.shape[1]
+    if torch.compiler.is_exporting() and isinstance(tokens, torch.SymInt):
+        raise ValueError("model.attention='bi_mamba' has as many steps as the image asks for: export it at one size")
     length = math.isqrt(tokens - 1) + 1
     step, u, b, c = (_chunks(z.float(), length) for z in (step, step * x, b, c))
 

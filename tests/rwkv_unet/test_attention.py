@@ -114,6 +114,13 @@ def test_selective_scan_is_its_recurrence(tokens: int) -> None:
         torch.testing.assert_close(g, e, rtol=1e-4, atol=1e-4)
 
 
+def test_bi_mamba_is_not_exported_for_any_size() -> None:
+    x, any_size = torch.randn(1, 4, 4, 8), torch.export.Dim.DYNAMIC
+    torch.export.export(BiMamba(8), (x,))
+    with pytest.raises(ValueError, match="export it at one size"), torch.no_grad():
+        torch.export.export(BiMamba(8), (x,), dynamic_shapes=({1: any_size, 2: any_size},))
+
+
 def test_bi_mamba_with_equal_directions_does_not_know_left_from_right() -> None:
     torch.manual_seed(0)
     mixer, x = BiMamba(8), torch.randn(2, 1, 9, 8)
