@@ -22,7 +22,7 @@ from typing import Any
 from rwkvctl import files
 from rwkvctl.data.formats.base import BadFile, Item, Options, Plan, Read, Sample
 from rwkvctl.data.manifest import PREP_VERSION
-from rwkvctl.data.sources import RawFile, total_bytes
+from rwkvctl.data.raw import RawFile, total_bytes
 from rwkvctl.data.writer import Limits, adopt_shard, write_shard
 from rwkvctl.errors import UserError
 

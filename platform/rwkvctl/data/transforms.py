@@ -19,7 +19,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
-from rwkvctl.data import colour
+from rwkvctl.data import colour, images
 from rwkvctl.data.rand_augment import rand_augment
 from rwkvctl.data.reader import Photo
 from rwkvctl.specs.augment import ClassificationAugment, SegmentationAugment
@@ -50,10 +50,7 @@ def resize_image(image: Pixels, size: Size) -> Pixels:
 
 def resize_mask(mask: NDArray[np.uint8], size: Size) -> NDArray[np.uint8]:
     """(H, W) ids to (*size): the nearest pixel centre, so that it stays in register with `resize_image`."""
-    height, width = size
-    if mask.shape == size:
-        return mask
-    return cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST_EXACT).astype(np.uint8, copy=False)
+    return mask if mask.shape == size else images.resize_nearest(mask, *size)
 
 
 def to_tensor(image: Pixels) -> torch.Tensor:

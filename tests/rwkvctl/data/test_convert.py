@@ -56,7 +56,7 @@ def test_problems_come_back_from_workers(polyps: Path, tmp_path: Path):
     assert not (tmp_path / "out").exists()
 
 
-def run_jobs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def shards_written(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The shards that are really written from here on."""
     written: list[str] = []
     real = convert.write_shard
@@ -80,7 +80,7 @@ def test_only_what_changed_is_converted_again(polyps: Path, tmp_path: Path, monk
     kept = partial / "all-000003.tar"
     kept.write_bytes(kept.read_bytes()[:-1] + b"x")  # damaged meanwhile
     (partial / "all-000077.tar").write_bytes(b"of another run")
-    written = run_jobs(monkeypatch)
+    written = shards_written(monkeypatch)
     made = prepare("folder", [source], tmp_path / "out", name="same")
     assert written == ["all-000002", "all-000003"]
     assert tree(Path(made.root)) == tree(Path(expected.root))
@@ -94,7 +94,7 @@ def test_other_choices_reuse_nothing(polyps: Path, tmp_path: Path, monkeypatch: 
     with pytest.raises(KeyboardInterrupt):
         prepare("folder", [polyps], tmp_path / "out", name="one", progress=interrupted)
     assert len(list((tmp_path / ".out.partial" / "records").iterdir())) == 1
-    written = run_jobs(monkeypatch)
+    written = shards_written(monkeypatch)
     assert prepare("folder", [polyps], tmp_path / "out", name="two").dataset == "two"
     assert len(written) == 5
 
@@ -127,7 +127,7 @@ def test_killed_and_run_again(polyps: Path, tmp_path: Path, monkeypatch: pytest.
         process.send_signal(signal.SIGKILL)
     assert not out.exists()
     (tmp_path / ".out.partial" / ".all-000003.tar.4711.tmp").write_bytes(b"half a shard")
-    written = run_jobs(monkeypatch)
+    written = shards_written(monkeypatch)
     made = prepare("folder", [polyps], out, name="same")
     assert written == ["all-000003", "all-000004"]
     assert tree(Path(made.root)) == tree(Path(expected.root))

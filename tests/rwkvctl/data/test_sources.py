@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rwkvctl.data import sources
+from rwkvctl.data import archives
 from rwkvctl.data.prepare import prepare
 from rwkvctl.data.sources import BadFile, open_sources
 from rwkvctl.errors import UserError
@@ -150,13 +150,13 @@ def test_zips_with_links_passwords_and_unknown_methods(tmp_path: Path):
 
 
 def test_bombs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(sources, "RATIO_FREE_BYTES", 1 << 16)
+    monkeypatch.setattr(archives, "RATIO_FREE_BYTES", 1 << 16)
     zeros = {"a.png": bytes(1 << 20)}
     for path in (write_zip(tmp_path / "a.zip", zeros), write(tmp_path / "a.tgz", tar_bytes(zeros, "w:gz"))):
         with pytest.raises(UserError, match="a bomb; do not use this archive"):
             content_of(path)
     with pytest.raises(BadFile, match="a bomb"):
-        sources.gunzip(gzip.compress(bytes(1 << 20)), "x.nii.gz")
+        archives.gunzip(gzip.compress(bytes(1 << 20)), "x.nii.gz")
 
 
 def test_damage_inside_an_archive_is_found_when_it_is_read(tmp_path: Path):

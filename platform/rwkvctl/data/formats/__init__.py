@@ -5,7 +5,8 @@
     plan(source, options, problems)      lists the files, checks what names and headers tell, and returns what is to be
                                          written, in order, with a function that reads, checks and encodes one sample
 
-Shared: `pairs` (2-D images with masks), `discover` (names, pairing), `sources` (folders and archives).
+Shared by them: `pairs` (2-D images with masks), `volumes` and `nifti`, `photos` (images with a class), and outside this
+package `sources` (folders and archives) and `discover` (names, pairing, counts).
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from rwkvctl.data import index
 from rwkvctl.data.discover import Problems
 from rwkvctl.data.formats.base import BadFile, Plan, Sample
 from rwkvctl.data.formats.photos import LIMITS, PhotoReader, hash_of, official_splits
-from rwkvctl.data.sources import RawFile, Source, list_tar, natural_key
+from rwkvctl.data.sources import RawFile, Source, natural_key
 from rwkvctl.data.writer import Limits
 
 NAMES = {
@@ -163,7 +163,7 @@ def plan_timm(source: Source, reader: PhotoReader, check_counts: CheckCounts, pr
         if shard.kind != "file":
             problems.add(f"{shard}: lies in an archive; unpack that, so that the shard can be taken over")
             continue
-        members = _members(shard, problems)
+        members = _members(source, shard, problems)
         adopted[part].append((shard, members))
     counts = {part: sum(len(members) for _, members in shards) for part, shards in adopted.items()}
     labels: list[int] = []  # they are read with the images
@@ -180,9 +180,9 @@ def plan_timm(source: Source, reader: PhotoReader, check_counts: CheckCounts, pr
     )
 
 
-def _members(shard: RawFile, problems: Problems) -> list[Member]:
+def _members(source: Source, shard: RawFile, problems: Problems) -> list[Member]:
     by_key: dict[str, dict[str, RawFile]] = {}
-    for file in list_tar(shard):
+    for file in source.shard(shard):
         key, _, extension = file.inner.partition(".")
         if not index.KEY.fullmatch(key) or extension not in index.MEMBERS:
             problems.add(f"{file}: does not belong into a shard of images; use another form of ImageNet")

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkvctl.data.sources import BadFile, RawFile, gunzip
+from rwkvctl.data.archives import gunzip
+from rwkvctl.data.raw import BadFile, RawFile
 
 HEADER_BYTES = 540
 """Enough for the header of NIfTI-1 (348) and NIfTI-2 (540)."""
