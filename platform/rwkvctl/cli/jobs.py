@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 Recipe = Annotated[str | None, typer.Argument(help="Recipe by name or YAML path (see: rwkvctl recipe list).")]
-Variant = Annotated[str | None, typer.Option(help="Model size: t, s or b.")]
+Variant = Annotated[str | None, typer.Option(help="Model size: xt, t, s or b.")]
 Data = Annotated[
     str | None, typer.Option(help="Folder or URI of shards; by default the data set's place under the data root.")
 ]
