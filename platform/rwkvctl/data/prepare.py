@@ -76,6 +76,8 @@ def prepare(
             _remove_strangers(folder, jobs)
             records, shards, found = convert(jobs, workers, progress)
             problems.found += found
+            if problems.found and is_small(jobs):  # soon done again: leave nothing behind
+                shutil.rmtree(folder / RECORDS)
             problems.raise_if_any()
             _finish(plan, form.DATASET, options, source, folder, records, shards)
     return Manifest.load(out)
