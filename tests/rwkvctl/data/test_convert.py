@@ -74,16 +74,16 @@ def shards_written(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_only_what_changed_is_converted_again(polyps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(convert, "SMALL", 0)  # where shards are worth keeping
     import shutil
 
+    monkeypatch.setattr(convert, "SMALL", 0)  # where shards are worth keeping
     expected = prepare("folder", [polyps], tmp_path / "expected", name="same")
     source = Path(shutil.copytree(polyps, tmp_path / "source"))
     good = (source / "images" / "9.jpg").read_bytes()
     (source / "images" / "9.jpg").write_bytes(good[:-100] + b"x" * 100)
     (source / "images" / "10.jpg").write_bytes(b"")
     with pytest.raises(UserError, match=r"10\.jpg: empty file"):
-        prepare("folder", [source], tmp_path / "out", name="same")
+        prepare("folder", [source], tmp_path / "out", name="same", workers=1)
     (source / "images" / "9.jpg").write_bytes(good)
     shutil.copy(polyps / "images" / "10.jpg", source / "images" / "10.jpg")
     partial = tmp_path / ".out.partial"
@@ -91,7 +91,7 @@ def test_only_what_changed_is_converted_again(polyps: Path, tmp_path: Path, monk
     kept.write_bytes(kept.read_bytes()[:-1] + b"x")  # damaged meanwhile
     (partial / "all-000077.tar").write_bytes(b"of another run")
     written = shards_written(monkeypatch)
-    made = prepare("folder", [source], tmp_path / "out", name="same")
+    made = prepare("folder", [source], tmp_path / "out", name="same", workers=1)
     assert written == ["all-000002", "all-000003"]
     assert tree(Path(made.root)) == tree(Path(expected.root))
     assert not partial.exists()
