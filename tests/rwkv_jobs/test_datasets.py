@@ -15,6 +15,9 @@ TREES = {  # data set: number of samples in its tree
     "imagefolder": 48, "imagenet": 48, "isic2017": 6, "kvasir": 12, "nnunet": 8, "psvfm": 12, "synapse": 6,
 }  # fmt: skip
 RECIPES = {"folder": "binary", "nnunet": "multiclass"}
+SHORTER = {name: ["optimizer.warmup_epochs=0"] for name in ("imagefolder", "imagenet")} | {
+    "fugc": ["train.epoch_steps=3", "consistency.batch_size=4"]
+}
 
 
 @pytest.mark.slow
@@ -27,9 +30,9 @@ def test_from_download_to_model(name: str, tmp_path: Path, capsys: pytest.Captur
     source = synth.write(name, tmp_path / "source", n=TREES[name], size=32)
     manifest = prepare(name, [source], tmp_path / name, allow_partial=True)
     assert verify(manifest.root, deep=True).problems == []
-    job, more = ("pretrain", ["optimizer.warmup_epochs=0"]) if manifest.task == "classification" else ("finetune", [])
+    job = "pretrain" if manifest.task == "classification" else "finetune"
     own = [f"data.path={manifest.root}", f"data.dataset={name}", f"name={name}", "cluster.launcher=process"]
-    settings = [*own, *COMMON, *TINY[job], *more, "train.epochs=1"]
+    settings = [*own, *COMMON, *TINY[job], "train.epochs=1", *SHORTER.get(name, [])]
     assert guarded(job, RECIPES.get(name, name), settings) == 0, capsys.readouterr().err
 
 
