@@ -1,7 +1,7 @@
 """A trained model as one file for other programs: ONNX, or a program of `torch.export`.
 
-Both take images of any size that the model takes, in batches of any size, and are run and compared with the model
-before they get their name.
+Both take batches of any size, of images of any size from three times the model's divisor on, or of the training size
+alone; they are run and compared with the model before they get their name.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ Run = Callable[[Tensor], Tensor]
 TOLERANCE = 1e-4
 """Largest difference of logits, relative to the largest logit."""
 OPSET = 18
+LEAST, MOST_FREE = 3, 64
+"""Times the divisor; the divisor of a model with windows of a fixed size is larger."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,10 @@ class Exported:
     errors: dict[str, float]
 
 
-def export(model: nn.Module, info: BundleInfo, out: Path, form: str) -> Exported:
+def export(model: nn.Module, info: BundleInfo, out: Path, form: str, *, fixed_size: bool = False) -> Exported:
     """Write `model` to `out`; UserError where its kind cannot be exported, JobFailedError if the result differs.
+
+    fixed_size: for images of the training size alone, which every model can do.
 
     The input `image` is float32 (B, C, H, W), normalised as in training; the output `logits` (B, num_classes, H, W).
     What a program needs beside that (classes, image size, mean and deviation) is in the file's metadata.
@@ -49,24 +53,45 @@ def export(model: nn.Module, info: BundleInfo, out: Path, form: str) -> Exported
     if form not in WRITERS:
         raise UserError(f"--format {form}: choose onnx or pt2")
     write, open_ = WRITERS[form]
-    sizes = check_sizes(info)
+    height, width = training_size(info)
+    shapes: tuple[dict[int, Any], ...] = ({0: torch.export.Dim("batch", min=1)},)
+    sizes = [(height, width)]
+    if not fixed_size:
+        shapes, free = free_sizes(model, height, width)
+        sizes += [size for size in free if size not in sizes]
     example = example_image(info, batch=2, size=sizes[-1])
     with files.atomic_path(out) as temporary:
         with exporting(model, form):
-            write(model, example, metadata(info), temporary)
-        run = open_(temporary)
-        errors = {f"{height}x{width}": difference(model, run, info, (height, width)) for height, width in sizes}
+            write(model, example, shapes, metadata(info), temporary)
+            run = open_(temporary)
+            errors = {f"{height}x{width}": difference(model, run, info, (height, width)) for height, width in sizes}
         worst = max(errors.values())
         if not worst <= TOLERANCE:
             raise JobFailedError(f"{out}: its logits differ from the model's by {worst:.1e} (at most {TOLERANCE:.0e})")
     return Exported(str(out), form, out.stat().st_size, errors)
 
 
-def check_sizes(info: BundleInfo) -> list[tuple[int, int]]:
-    """The sizes to compare at: that of training, a smaller one, and one that is not square."""
+def training_size(info: BundleInfo) -> tuple[int, int]:
+    """Height and width of the images that the model was trained on."""
     size = info.image_size
-    height, width = (size, size) if isinstance(size, int) else size
-    return list(dict.fromkeys([(height, width), (64, 64), (64, 96)]))
+    return (size, size) if isinstance(size, int) else size
+
+
+def free_sizes(model: nn.Module, height: int, width: int) -> tuple[tuple[dict[int, Any], ...], list[tuple[int, int]]]:
+    """What is free in the input's shape, and two sizes to compare at, the second one not square.
+
+    Height and width are multiples of the model's divisor from thrice that on: sizes of 1 and 2 in the deepest map
+    would be special cases to torch.export.
+    """
+    divisor = int(getattr(model, "divisor", 16))
+    if divisor > MOST_FREE or min(height, width) < LEAST * divisor:
+        raise UserError(
+            f"{height} x {width}: {type(model).__name__} is exported for images of any size only from "
+            f"{LEAST * divisor} px on; add --fixed-size"
+        )
+    batch = torch.export.Dim("batch", min=1)
+    free = [divisor * torch.export.Dim(name, min=LEAST) for name in ("h", "w")]
+    return ({0: batch, 2: free[0], 3: free[1]},), [(4 * divisor, 4 * divisor), (4 * divisor, 6 * divisor)]
 
 
 def example_image(info: BundleInfo, batch: int, size: tuple[int, int]) -> Tensor:
@@ -110,21 +135,13 @@ def exporting(model: nn.Module, form: str) -> Iterator[None]:
         raise
     except Exception as error:  # torch.export has no common base for what it refuses
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{type(model).__name__} cannot be exported to {form}: {reason}") from error
-
-
-def dynamic_shapes(model: nn.Module) -> tuple[dict[int, Any], ...]:
-    """Batch, height and width are free; height and width are multiples of what the model asks for, from thrice that on
-    (sizes of 1 and 2 in the deepest map would be special cases to torch.export)."""
-    stride = int(getattr(model, "divisor", 16))
-    batch, height, width = (torch.export.Dim(name, min=least) for name, least in (("batch", 1), ("h", 3), ("w", 3)))
-    return ({0: batch, 2: stride * height, 3: stride * width},)
+        raise UserError(f"{type(model).__name__} cannot be exported to {form}: {reason}; try --fixed-size") from error
 
 
 # ONNX ---------------------------------------------------------------------------------------------------------------
 
 
-def write_onnx(model: nn.Module, example: Tensor, facts: dict[str, str], path: Path) -> None:
+def write_onnx(model: nn.Module, example: Tensor, shapes: Any, facts: dict[str, str], path: Path) -> None:
     """An ONNX model in standard operators only."""
     try:
         import onnxruntime  # noqa: F401
@@ -138,7 +155,7 @@ def write_onnx(model: nn.Module, example: Tensor, facts: dict[str, str], path: P
         dynamo=True,
         opset_version=OPSET,
         custom_translation_table=TRANSLATIONS,
-        dynamic_shapes=dynamic_shapes(model),
+        dynamic_shapes=shapes,
         input_names=["image"],
         output_names=["logits"],
         verbose=False,
@@ -159,9 +176,9 @@ def open_onnx(path: Path) -> Run:
 # torch.export -------------------------------------------------------------------------------------------------------
 
 
-def write_pt2(model: nn.Module, example: Tensor, facts: dict[str, str], path: Path) -> None:
+def write_pt2(model: nn.Module, example: Tensor, shapes: Any, facts: dict[str, str], path: Path) -> None:
     """A program for `torch.export.load`, which needs `import biwkv` and no other code of ours."""
-    program = torch.export.export(model, (example,), dynamic_shapes=dynamic_shapes(model))
+    program = torch.export.export(model, (example,), dynamic_shapes=shapes)
     with path.open("wb") as file:
         torch.export.save(program, file, extra_files=dict(facts))
 

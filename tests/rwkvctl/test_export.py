@@ -116,6 +116,28 @@ def test_what_cannot_be_exported_is_one_line_and_no_file(model: nn.Module, tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
+class Windowed(nn.Module):
+    """Takes images of one size only."""
+
+    divisor = 224
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.shape[2:] == (224, 224)
+        return x.mean((2, 3), keepdim=True) + x
+
+
+def test_a_model_of_one_size_is_exported_for_that_size(tmp_path: Path):
+    windowed = info().model_copy(update={"image_size": 224})
+    with pytest.raises(
+        UserError, match=r"^224 x 224: Windowed is exported for images of any size only from .*--fixed-size$"
+    ):
+        export(Windowed(), windowed, tmp_path / "x.pt2", "pt2")
+    made = export(Windowed(), windowed, tmp_path / "x.pt2", "pt2", fixed_size=True)
+    assert made.errors == {"224x224": 0}
+    logits = torch.export.load(made.path).module()(torch.ones(5, 3, 224, 224))
+    assert torch.equal(logits, torch.full((5, 3, 224, 224), 2.0))
+
+
 class Forgetful(nn.Module):
     """Exports as something else than it computes: the graph takes the branch of tracing."""
 

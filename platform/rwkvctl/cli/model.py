@@ -83,6 +83,7 @@ def export(
     model: Annotated[str, typer.Argument(help="A run, models:/NAME@ALIAS, models:/NAME/VERSION, or a model folder.")],
     out: Annotated[Path, typer.Option(help="File to write.")],
     form: Annotated[str, typer.Option("--format", help="onnx, or pt2 for torch.export.")] = "onnx",
+    fixed_size: Annotated[bool, typer.Option("--fixed-size", help="For images of the training size alone.")] = False,
     as_json: Json = False,
 ) -> None:
     """Write a trained model as one file, and check that it gives the same logits."""
@@ -90,7 +91,9 @@ def export(
     from rwkvctl.export import export as run
 
     machine = settings.load()
-    made = run(*bundle.load(models.find(model, machine.storage, machine.tracking_uri)), out, form)
+    made = run(
+        *bundle.load(models.find(model, machine.storage, machine.tracking_uri)), out, form, fixed_size=fixed_size
+    )
     if as_json:
         print(json.dumps(asdict(made), indent=2))
         return
