@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
+from rwkvctl import files
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 VARIABLES = ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "RWKVCTL_DATA_ROOT", "RWKVCTL_STORAGE")
 TINY = {
@@ -145,6 +147,13 @@ def server() -> Any:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
     return context
+
+
+@pytest.fixture
+def one_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests that start Ray wait for one another: two of them on two cores only make each other time out."""
+    with files.locked(tmp_path_factory.getbasetemp().parent / "ray"):
+        yield
 
 
 @pytest.fixture

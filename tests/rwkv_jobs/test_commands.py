@@ -29,6 +29,7 @@ def rwkvctl(*words: str | Path, code: int = 0) -> Any:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_ray")
 def test_from_shards_to_a_mask_by_the_models_alias(jobs: Jobs, shards: Path, tmp_path: Path):
     pretrained = rwkvctl(
         "pretrain", "--variant", "t", "--data", shards / "textures", "--workers", 2, *TINY,
@@ -62,6 +63,7 @@ def test_from_shards_to_a_mask_by_the_models_alias(jobs: Jobs, shards: Path, tmp
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_ray")
 def test_a_sweep_that_is_killed_runs_only_what_it_lacks(jobs: Jobs, shards: Path, children: list[Any]):
     words = [
         "tune", "--space", "ccm_hidden", "--variant", "t", "--data", shards / "polyps", "--trials", 2, *TINY,

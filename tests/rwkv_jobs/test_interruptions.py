@@ -194,7 +194,7 @@ def test_a_damaged_shard_is_refused_before_anything_is_written(
     ("overrides", "said"),
     [
         ("model.name=rwkv_unet_x", "rwkv_unet_x"),
-        ("model.attention=mhsa", "mhsa"),
+        ("model.attention=mhsa model.encoder=resnet18", "mhsa"),
         ("model.encoder_weights=nowhere", "run 'nowhere' is not in"),
         ("data.split=nope", "nope"),
         ("train.batch_size=64 train.tail=drop", "train.batch_size 64 is more than the 12 training samples"),

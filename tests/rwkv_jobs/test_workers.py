@@ -54,6 +54,7 @@ def once(run_dir: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_ray")
 def test_ray_equals_torchrun_whoever_is_killed(jobs: Jobs, children: list[Any]):
     expected = torchrun(jobs, "torchrun")
     once(expected)
