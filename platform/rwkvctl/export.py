@@ -7,6 +7,7 @@ alone; they are run and compared with the model before they get their name.
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -134,7 +135,10 @@ def exporting(model: nn.Module, form: str) -> Iterator[None]:
     except (UserError, OSError):
         raise
     except Exception as error:  # torch.export has no common base for what it refuses
-        reason = " ".join(str(error).split())[:200]
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # what torch tells around it is about reporting bugs
+            cause = cause.__cause__
+        reason = " ".join(re.sub(r"\x1b\[\d+m", "", str(cause)).split())[:200]
         raise UserError(f"{type(model).__name__} cannot be exported to {form}: {reason}; try --fixed-size") from error
 
 
