@@ -15,7 +15,7 @@ from rwkvctl.data import intensity
 from rwkvctl.data.discover import Problems
 from rwkvctl.data.formats import nifti
 from rwkvctl.data.formats.base import BadFile, Dataset, Options, Plan, sha256
-from rwkvctl.data.formats.volumes import PLANES, Case, Volume, VolumeReader, check_labels, last_two, planes
+from rwkvctl.data.formats.volumes import PLANES, Case, Volume, VolumeReader, check_labels, last_two, planes, scaled
 from rwkvctl.data.sources import RawFile, Source
 
 NAME = re.compile(r"patient(\d{3})_frame(\d{2})(_gt)?\.nii(?:\.gz)?", re.IGNORECASE)
@@ -115,12 +115,8 @@ def _load(case: Case) -> Volume:
     image, mask = nifti.read(image_file), nifti.read(mask_file)
     check_labels(mask_file, mask.voxels, range(4))
     low, high = intensity.window(image.voxels, *WINDOW)
-    try:
-        scaled = intensity.scaled(nifti.turned(image.voxels, ORIENTATION), low, high)
-    except ValueError as error:
-        raise BadFile(f"{image_file}: {error}; replace it") from error
     return Volume(
-        image=scaled,
+        image=scaled(image_file, nifti.turned(image.voxels, ORIENTATION), low, high),
         ids=nifti.turned(mask.voxels, ORIENTATION).astype(np.uint8),
         sources={last_two(image_file): sha256(image.data), last_two(mask_file): sha256(mask.data)},
         meta={

@@ -13,10 +13,8 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rwkvctl.data import discover, images, intensity
 from rwkvctl.data.discover import Problems
@@ -33,6 +31,7 @@ from rwkvctl.data.formats.volumes import (
     check_labels,
     last_two,
     planes,
+    scaled,
 )
 from rwkvctl.data.sources import RawFile, Source
 from rwkvctl.data.splits import DEFAULT_SEEDS, PARTS, Split, parse_ratio, random_split, random_splits, split_name
@@ -196,7 +195,7 @@ class Load:
             table[stored] = own
         low, high = intensity.window(image.voxels, *WINDOW)
         return Volume(
-            image=_scaled(image_file, nifti.turned(image.voxels, ORIENTATION), low, high),
+            image=scaled(image_file, nifti.turned(image.voxels, ORIENTATION), low, high),
             ids=table[nifti.turned(mask.voxels, ORIENTATION).astype(np.uint8)],
             sources={last_two(image_file): sha256(image.data), last_two(mask_file): sha256(mask.data)},
             meta={
@@ -206,10 +205,3 @@ class Load:
                 "intensity": intensity.rule(low, high),
             },
         )
-
-
-def _scaled(file: RawFile, voxels: NDArray[Any], low: float, high: float) -> NDArray[np.float32]:
-    try:
-        return intensity.scaled(voxels, low, high)
-    except ValueError as error:
-        raise BadFile(f"{file}: {error}; replace it") from error

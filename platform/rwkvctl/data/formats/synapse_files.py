@@ -11,15 +11,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkvctl.data import intensity
 from rwkvctl.data.formats import nifti
 from rwkvctl.data.formats.base import BadFile, sha256
-from rwkvctl.data.formats.volumes import Case, Volume, check_labels, check_unit_range, last_two
+from rwkvctl.data.formats.volumes import Case, Volume, check_labels, check_unit_range, last_two, scaled
 from rwkvctl.data.sources import RawFile
 
 WINDOW = (-125.0, 275.0)
-"""Hounsfield units of soft tissue."""
-"""Hounsfield units that become [0, 1], for all cases the same."""
+"""Hounsfield units of soft tissue that become [0, 1], for all cases the same."""
 
 
 @dataclass(frozen=True)
@@ -102,18 +100,11 @@ class Raw:
         check_labels(label_file, labels.voxels, range(BTCV.highest + 1))
         meta = {"orig_mode": str(image.voxels.dtype), "mask_rule": "labels of BTCV"}
         return Volume(
-            image=_windowed(image_file, nifti.turned(image.voxels, self.orientation)),
+            image=scaled(image_file, nifti.turned(image.voxels, self.orientation), *WINDOW),
             ids=BTCV.renumber(nifti.turned(labels.voxels, self.orientation)),
             sources={last_two(image_file): sha256(image.data), last_two(label_file): sha256(labels.data)},
             meta=meta | nifti.geometry(image.grid, self.orientation),
         )
-
-
-def _windowed(file: RawFile, hounsfield: NDArray[Any]) -> NDArray[np.float32]:
-    try:
-        return intensity.scaled(hounsfield, *WINDOW)
-    except ValueError as error:
-        raise BadFile(f"{file}: {error}; replace it") from error
 
 
 class Arrays(NamedTuple):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rwkvctl.data import intensity
 from rwkvctl.data.formats.base import BadFile, Sample, count_pixels, encode_npy
 from rwkvctl.data.sources import RawFile
 from rwkvctl.data.writer import Limits
@@ -112,6 +113,14 @@ def volume_sample(dataset: str, part: str, key: str, case: Case, volume: Volume,
     }
     members = {"image.npy": encode_npy(image), "mask.npy": encode_npy(ids)}
     return Sample(key, members, meta, dict(volume.sources), (ids.shape[-2], ids.shape[-1]), pixels)
+
+
+def scaled(file: RawFile, voxels: NDArray[Any], low: float, high: float) -> NDArray[np.float32]:
+    """`intensity.scaled` of a file's voxels, of any shape; BadFile where it refuses them."""
+    try:
+        return intensity.scaled(voxels, low, high)
+    except ValueError as error:
+        raise BadFile(f"{file}: {error}; replace it") from error
 
 
 def check_unit_range(file: RawFile, image: NDArray[Any]) -> None:
