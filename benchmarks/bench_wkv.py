@@ -24,7 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from biwkv import bi_wkv, bi_wkv_nd, nd
-from biwkv.op import BACKENDS, Backend
+from biwkv.dispatch import Backend
+from biwkv.op import BACKENDS
 
 SHAPES = {
     "cpu": ["8,784,576", "8,196,960", "2,4096,576", "8,28x28,576", "2,16x16x16,576"],

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from biwkv import cpu, nd_scan
-from biwkv.op import FLOATS, Backend, _warn_once
+from biwkv.dispatch import Backend, check, register
 from biwkv.reference import bi_wkv_nd_reference
 
 BACKENDS: dict[str, Backend] = {
     "scan": Backend(nd_scan.forward, nd_scan.backward),
     "cpu": Backend(cpu.nd_forward, cpu.nd_backward, cpu.why_not),
 }
+register("bi_wkv_nd", BACKENDS, "nd_forward", "nd_backward")
 
 
 def bi_wkv_nd(w: Tensor, u: Tensor, k: Tensor, v: Tensor, *, backend: str = "auto") -> Tensor:
@@ -45,15 +44,14 @@ def bi_wkv_nd(w: Tensor, u: Tensor, k: Tensor, v: Tensor, *, backend: str = "aut
         ValueError: for shapes, dtypes or devices that do not fit, an empty input, or a backend that is unknown or
             cannot run here.
     """
-    _check(w, u, k, v)
+    _check_shapes(w, u, k, v)
+    check("bi_wkv_nd", BACKENDS, backend, w, u, k, v)
     if backend == "reference":
         return bi_wkv_nd_reference(w, u, k, v).to(k.dtype)
-    if backend != "auto" and backend not in BACKENDS:
-        raise ValueError(f"bi_wkv_nd: unknown backend {backend!r}; choose from {['auto', *BACKENDS, 'reference']}")
     return torch.ops.biwkv.nd_forward(w, u, k, v, backend)
 
 
-def _check(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> None:
+def _check_shapes(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> None:
     if not 3 <= k.ndim <= 5 or 0 in k.shape:
         raise ValueError(
             f"bi_wkv_nd: k must be (B, *spatial, C) with 1 to 3 spatial axes and not empty, not {tuple(k.shape)}"
@@ -65,57 +63,3 @@ def _check(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> None:
         raise ValueError(f"bi_wkv_nd: w must be (axes, C) = ({axes}, {channels}), not {tuple(w.shape)}")
     if u.shape != (channels,):
         raise ValueError(f"bi_wkv_nd: u must be (C,) = ({channels},), not {tuple(u.shape)}")
-    for name, x in (("w", w), ("u", u), ("k", k), ("v", v)):
-        if x.dtype not in FLOATS:
-            raise ValueError(f"bi_wkv_nd: {name} must be float32, bfloat16, float16 or float64, not {x.dtype}")
-        if x.device != k.device:
-            raise ValueError(f"bi_wkv_nd: {name} is on {x.device} but k is on {k.device}; move them to one device")
-
-
-def _choose(backend: str, k: Tensor) -> Backend:
-    """Called when the operator runs, so that a graph compiled or exported with "auto" suits any machine."""
-    reason = BACKENDS["cpu"].why_not(k)
-    if backend == "auto" and k.device.type == "cpu" and reason:
-        _warn_once("cpu", reason)
-    if backend == "cpu" and reason:
-        raise ValueError(f"bi_wkv_nd: backend 'cpu' cannot run: {reason}")
-    return BACKENDS["scan" if backend == "scan" or reason else "cpu"]
-
-
-@torch.library.custom_op("biwkv::nd_forward", mutates_args=())
-def _forward(w: Tensor, u: Tensor, k: Tensor, v: Tensor, backend: str) -> Tensor:
-    return _choose(backend, k).forward(w, u, k, v)
-
-
-@torch.library.custom_op("biwkv::nd_backward", mutates_args=())
-def _backward(
-    w: Tensor, u: Tensor, k: Tensor, v: Tensor, gy: Tensor, backend: str
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _choose(backend, k).backward(w, u, k, v, gy)
-
-
-@_forward.register_fake
-def _(w: Tensor, u: Tensor, k: Tensor, v: Tensor, backend: str) -> Tensor:
-    return k.new_empty(k.shape)
-
-
-@_backward.register_fake
-def _(w: Tensor, u: Tensor, k: Tensor, v: Tensor, gy: Tensor, backend: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return w.new_empty(w.shape), u.new_empty(u.shape), k.new_empty(k.shape), v.new_empty(v.shape)
-
-
-def _save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.backend = inputs
-    ctx.save_for_backward(*tensors)
-
-
-def _differentiate(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
-    return *torch.ops.biwkv.nd_backward(*ctx.saved_tensors, gy, ctx.backend), None
-
-
-def _refuse(ctx: Any, *grads: Tensor) -> None:
-    raise RuntimeError("bi_wkv_nd: second derivatives are not supported; use biwkv.bi_wkv_nd_reference for them")
-
-
-_forward.register_autograd(_differentiate, setup_context=_save_inputs)
-_backward.register_autograd(_refuse)

@@ -11,7 +11,8 @@ import torch
 from formula import NAMES, assert_close, assert_each_channel_close, inputs, run
 from torch import Tensor
 
-from biwkv import bi_wkv, op, triton
+from biwkv import bi_wkv, triton
+from biwkv.dispatch import choose
 from biwkv.op import BACKENDS
 
 pytestmark = [
@@ -33,7 +34,7 @@ def wkv(request: pytest.FixtureRequest) -> Callable[..., Tensor]:
 
 
 def test_auto_is_not_the_scan() -> None:
-    chosen = op._choose("auto", torch.empty(1, 9, 3, device="cuda"))
+    chosen = choose("bi_wkv", BACKENDS, "auto", torch.empty(1, 9, 3, device="cuda"))
     assert chosen is not BACKENDS["scan"], triton.why_not(torch.empty(1, device="cuda"))
 
 

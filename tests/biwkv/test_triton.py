@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from biwkv import bi_wkv, op, triton
+from biwkv import bi_wkv, dispatch, op, triton
 
 triton_language = pytest.importorskip("triton")
 
@@ -76,8 +76,8 @@ def test_auto_falls_back_with_one_warning(monkeypatch: pytest.MonkeyPatch) -> No
         return "triton needs a C compiler at run time"
 
     monkeypatch.setitem(op.BACKENDS, "triton", op.BACKENDS["triton"]._replace(why_not=missing))
-    monkeypatch.setitem(op.FASTEST, "cpu", ("triton",))
-    op._warn_once.cache_clear()
+    monkeypatch.setitem(dispatch.FASTEST, "cpu", ("triton",))
+    dispatch._warn_once.cache_clear()
     x = torch.randn(1, 4, 3)
     with pytest.warns(RuntimeWarning, match="the 'triton' kernel cannot run: triton needs a C compiler"):
         y = bi_wkv(x[0, 0], x[0, 0], x, x)
