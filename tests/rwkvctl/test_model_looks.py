@@ -60,3 +60,7 @@ def test_figures_are_written_whole(tmp_path):
     with pytest.raises(UserError, match=r"x.bmp: a figure ends in .png, .svg, .pdf"):
         figures.accuracy_against_macs(points, "phantom", tmp_path / "x.bmp")
     assert len(list(tmp_path.iterdir())) == 2
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(UserError, match=r"folder.png: cannot be written \(Is a directory\); give another path"):
+        figures.accuracy_against_macs(points, "phantom", tmp_path / "folder.png")
+    assert len(list(tmp_path.iterdir())) == 3
