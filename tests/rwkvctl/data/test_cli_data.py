@@ -56,6 +56,8 @@ def test_mistakes_are_user_errors(tmp_path: Path, polyps: Path):
         run("verify", tmp_path)
     with pytest.raises(UserError, match="format 'foldr' is unknown; did you mean folder"):
         run("prepare", "foldr", "--source", polyps, "--out", tmp_path / "x")
+    with pytest.raises(UserError, match="format 'acdc:nifti' is unknown; give acdc, its form is found by itself"):
+        run("prepare", "acdc:nifti", "--source", polyps, "--out", tmp_path / "x")
     run("prepare", "folder", code=2)
 
 

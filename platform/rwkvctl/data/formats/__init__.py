@@ -42,6 +42,8 @@ def get(name: str) -> Format:
     if name not in NAMES:
         near = difflib.get_close_matches(name, NAMES, n=1)
         hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(NAMES)}"
+        if (dataset := name.partition(":")[0]) in NAMES:  # as `data synth` takes it
+            hint = f"give {dataset}, its form is found by itself"
         raise UserError(f"format {name!r} is unknown; {hint}")
     module: Format = importlib.import_module(f"{__name__}.{name}")
     return module
