@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from biwkv import nd_scan, scan
+from biwkv.dispatch import is_double
 
 LIBRARY = Path(__file__).with_name("_biwkv_cpu.so")
 VERSION = 2  # of the C interface
@@ -25,7 +26,7 @@ def why_not(k: Tensor) -> str:
 
 def forward(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """y (B, T, C) in k's dtype. Computes in float32; float64 is left to the scan."""
-    if _is_double(w, u, k, v):
+    if is_double(w, u, k, v):
         return scan.forward(w, u, k, v)
     inputs = [_plain(x) for x in (w, u, k, v)]
     y = torch.empty_like(inputs[2])
@@ -35,7 +36,7 @@ def forward(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def backward(w: Tensor, u: Tensor, k: Tensor, v: Tensor, gy: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients (gw, gu, gk, gv) of (y * gy).sum(), each in the shape and dtype of its input."""
-    if _is_double(w, u, k, v, gy):
+    if is_double(w, u, k, v, gy):
         return scan.backward(w, u, k, v, gy)
     inputs = [_plain(x) for x in (w, u, k, v, gy)]
     gw, gu, gk, gv = (torch.empty_like(x) for x in inputs[:4])
@@ -45,7 +46,7 @@ def backward(w: Tensor, u: Tensor, k: Tensor, v: Tensor, gy: Tensor) -> tuple[Te
 
 def nd_forward(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """y (B, *spatial, C) in k's dtype. Leaves float64, and what needs it, to the scan."""
-    if _is_double(w, u, k, v) or not nd_scan.is_narrow(w, u, k):
+    if is_double(w, u, k, v) or not nd_scan.is_narrow(w, u, k):
         return nd_scan.forward(w, u, k, v)
     inputs = [_plain(x) for x in (w, u, k, v)]
     y = torch.empty_like(inputs[2])
@@ -55,7 +56,7 @@ def nd_forward(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def nd_backward(w: Tensor, u: Tensor, k: Tensor, v: Tensor, gy: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients (gw, gu, gk, gv) of (y * gy).sum(), each in the shape and dtype of its input."""
-    if _is_double(w, u, k, v, gy) or not nd_scan.is_narrow(w, u, k):
+    if is_double(w, u, k, v, gy) or not nd_scan.is_narrow(w, u, k):
         return nd_scan.backward(w, u, k, v, gy)
     inputs = [_plain(x) for x in (w, u, k, v, gy)]
     gw, gu, gk, gv = (torch.empty_like(x) for x in inputs[:4])
@@ -67,10 +68,6 @@ def _volume(k: Tensor) -> tuple[int, Any, ctypes.c_int, int]:
     """The arguments for the shape (B, *spatial, C)."""
     batch, *spatial, channels = k.shape
     return batch, (ctypes.c_int64 * len(spatial))(*spatial), ctypes.c_int(len(spatial)), channels
-
-
-def _is_double(*tensors: Tensor) -> bool:
-    return any(x.dtype == torch.float64 for x in tensors)
 
 
 def _plain(x: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from biwkv import scan, triton
+from biwkv.dispatch import is_double
 
 SOURCE = Path(__file__).parent / "csrc" / "single_read.cu"
 # As in the source: channels of a block, tokens of a part, parts of a chunk, floats of a chunk's summary.
@@ -40,7 +41,7 @@ def why_not(k: Tensor) -> str:
 
 def forward(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """y (B, T, C) in k's dtype. Computes in float32; float64 is left to the scan."""
-    if triton.is_double(w, u, k, v):
+    if is_double(w, u, k, v):
         return scan.forward(w, u, k, v)
     kernel = _kernel(k.device.index, k.dtype, v.dtype)
     assert isinstance(kernel, _Kernel), kernel

@@ -54,6 +54,11 @@ def choose(function: str, backends: dict[str, Backend], backend: str, k: Tensor)
     return backends[backend]
 
 
+def is_double(*tensors: Tensor) -> bool:
+    """Whether any is float64, which the kernels leave to torch."""
+    return any(x.dtype == torch.float64 for x in tensors)
+
+
 @cache
 def _warn_once(backend: str, reason: str) -> None:
     """Once in a process."""

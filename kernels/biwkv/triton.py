@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from biwkv import scan
+from biwkv.dispatch import is_double
 
 BLOCK = 64  # channels of a program: two warps, one channel a thread
 
@@ -62,10 +63,6 @@ def backward(w: Tensor, u: Tensor, k: Tensor, v: Tensor, gy: Tensor) -> tuple[Te
     gk, gv = torch.empty_like(k), torch.empty_like(v)
     launch(BACKWARD, k, w, u, k, v, gy, gw, gu, gk, gv, scratch(BACKWARD, k))
     return gw.sum(0).to(w.dtype), gu.sum(0).to(u.dtype), gk, gv
-
-
-def is_double(*tensors: Tensor) -> bool:
-    return any(x.dtype == torch.float64 for x in tensors)
 
 
 def scratch(plan: _Plan, k: Tensor) -> Tensor:

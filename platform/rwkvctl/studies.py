@@ -60,13 +60,13 @@ def _row(study: StudySpec, row: RowSpec, versions: Sequence[Version]) -> Row:
         return Row(row.label, row.paper)
     import torch
 
-    from rwkv_unet.flops import count_macs, count_parameters
+    from rwkv_unet.flops import count_parameters
     from rwkvctl import networks
 
     spec = row_spec(study, row, study.datasets[0])
     with torch.device("meta"):
         model = networks.network(spec.model, study.num_classes)
-    macs = count_macs(model, (3, study.image_size, study.image_size)).paper
+    macs = networks.macs(model, spec.model.name, (3, study.image_size, study.image_size)).paper
     scores = {dataset: _score(study, row, dataset, versions) for dataset in study.datasets}
     found = {dataset: score for dataset, score in scores.items() if score is not None}
     return Row(row.label, row.paper, count_parameters(model), macs, found)
