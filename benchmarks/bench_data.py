@@ -34,10 +34,11 @@ from timm.data.loader import fast_collate
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 
-from rwkvctl.data import Manifest, bucket, index
-from rwkvctl.data.loaders import TrainLoader
-from rwkvctl.data.prepare import prepare
-from rwkvctl.specs.augment import ClassificationAugment
+from rwkvctl.config.specs.augment import ClassificationAugment
+from rwkvctl.data.convert.prepare import prepare
+from rwkvctl.data.feed.loaders import TrainLoader
+from rwkvctl.data.store import bucket, index
+from rwkvctl.data.store.manifest import Manifest
 
 SIDE, BATCH = 224, 50
 IMAGENET = 1_281_167

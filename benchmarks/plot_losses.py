@@ -11,7 +11,7 @@ matplotlib.use("svg")
 
 from matplotlib import pyplot
 
-from rwkvctl.tracking.journal import read
+from rwkvctl.runs.journal import read
 
 
 def main() -> None:

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from rwkv_jobs.worker import Worker
-from rwkvctl.data.loaders import Batch, TrainLoader, to_input
-from rwkvctl.data.manifest import Manifest
-from rwkvctl.losses import consistency_loss
-from rwkvctl.specs.jobs import FinetuneSpec
+from rwkvctl.config.specs.jobs import FinetuneSpec
+from rwkvctl.data.feed.loaders import Batch, TrainLoader, to_input
+from rwkvctl.data.store.manifest import Manifest
+from rwkvctl.training.losses import consistency_loss
 
 
 class Views(NamedTuple):

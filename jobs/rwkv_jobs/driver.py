@@ -14,14 +14,15 @@ from typing import Any
 import rwkvctl
 from rwkv_jobs.launch import check_launch, torchrun_rank
 from rwkv_jobs.progress import Progress
-from rwkvctl import preflight, runs
-from rwkvctl.errors import UserError
-from rwkvctl.files import write_json
-from rwkvctl.lineage import git_commit
-from rwkvctl.specs.jobs import JobSpec, PredictSpec
-from rwkvctl.tracking.journal import Journal
-from rwkvctl.tracking.lease import LeaseLost, RunLease
-from rwkvctl.tracking.sync import Syncer
+from rwkvctl.base.errors import UserError
+from rwkvctl.base.files import write_json
+from rwkvctl.base.lineage import git_commit
+from rwkvctl.config.specs.jobs import JobSpec, PredictSpec
+from rwkvctl.launch import preflight
+from rwkvctl.runs import folder as run_folder
+from rwkvctl.runs.journal import Journal
+from rwkvctl.runs.lease import LeaseLost, RunLease
+from rwkvctl.runs.sync import Syncer
 
 WORKER_FUNCTIONS = {"pretrain": "train", "finetune": "train", "evaluate": "score"}
 """What torchrun's other ranks run of a job."""
@@ -36,19 +37,19 @@ def drive(spec: JobSpec, run_dir: Path) -> dict[str, Any]:
         return {}
     if isinstance(spec, PredictSpec):  # masks are no experiment: nothing to track
         result = job.run(spec, run_dir)
-        write_json(run_dir / runs.RESULT, result)
+        write_json(run_dir / run_folder.RESULT, result)
         return result
-    (run_dir / runs.RESULT).unlink(missing_ok=True)
+    (run_dir / run_folder.RESULT).unlink(missing_ok=True)
     with Progress(run_dir):
         # The lease waits for workers that outlived a killed driver, and refuses a run that another job is writing.
-        with RunLease(run_dir) as lease, Journal(run_dir / runs.JOURNAL, lease=lease) as journal:
+        with RunLease(run_dir) as lease, Journal(run_dir / run_folder.JOURNAL, lease=lease) as journal:
             start(journal, spec, run_dir)
         with tracked(spec, run_dir):
             result = job.run(spec, run_dir)
-            with Journal(run_dir / runs.JOURNAL) as journal:
+            with Journal(run_dir / run_folder.JOURNAL) as journal:
                 record_artifacts(journal, run_dir)
-        result = result | {"run": run_dir.name, "run_id": runs.mlflow_run_id(run_dir)}
-        write_json(run_dir / runs.RESULT, result)
+        result = result | {"run": run_dir.name, "run_id": run_folder.mlflow_run_id(run_dir)}
+        write_json(run_dir / run_folder.RESULT, result)
     return result
 
 
@@ -59,19 +60,19 @@ def check(job: ModuleType, spec: JobSpec, run_dir: Path) -> None:
         check_launch(spec.cluster)
         job.check(spec, run_dir)
     except UserError:
-        if torchrun_rank() == 0 and not (run_dir / runs.JOURNAL).exists():
+        if torchrun_rank() == 0 and not (run_dir / run_folder.JOURNAL).exists():
             shutil.rmtree(run_dir, ignore_errors=True)
         raise
 
 
 def start(journal: Journal, spec: JobSpec, run_dir: Path) -> None:
     """The first entries of a run, or of its continuation."""
-    fields = runs.flatten(spec.model_dump(mode="json", by_alias=True))
+    fields = run_folder.flatten(spec.model_dump(mode="json", by_alias=True))
     journal.event("start", run=run_dir.name, job=fields["job"])
     journal.event("message", text=f"run {run_dir.name} in {run_dir}")
     journal.params({key: value for key, value in fields.items() if value is not None})
     journal.tags({"rwkvctl.version": rwkvctl.__version__, "mlflow.source.git.commit": git_commit()})
-    journal.artifact(run_dir / runs.SPEC)
+    journal.artifact(run_dir / run_folder.SPEC)
 
 
 @contextmanager
@@ -93,7 +94,7 @@ def tracked(spec: JobSpec, run_dir: Path) -> Iterator[None]:
         raise
     finally:
         if status is not None:
-            with Journal(run_dir / runs.JOURNAL) as journal:
+            with Journal(run_dir / run_folder.JOURNAL) as journal:
                 journal.event("end", status=status)
         syncer.close()
 

@@ -11,11 +11,12 @@ from pathlib import Path
 
 from rwkv_jobs.driver import drive
 from rwkv_jobs.launch import torchrun_rank
-from rwkvctl import runs, settings
-from rwkvctl.errors import JobFailedError, UserError
-from rwkvctl.resolve import on_machine, with_data
-from rwkvctl.specs.jobs import JOBS, JobSpec, TrainingSpec
-from rwkvctl.specs.load import build, merge, parse_assignments, read_recipe
+from rwkvctl.base.errors import JobFailedError, UserError
+from rwkvctl.config import settings
+from rwkvctl.config.specs.jobs import JOBS, JobSpec, TrainingSpec
+from rwkvctl.config.specs.load import build, merge, parse_assignments, read_recipe
+from rwkvctl.launch.complete_spec import on_machine, with_data
+from rwkvctl.runs import folder as run_folder
 
 DONE, FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
 
@@ -56,8 +57,8 @@ def guarded(job: str, target: str, assignments: list[str]) -> int:
 
 def resolve(job: str, target: str, assignments: list[str]) -> tuple[JobSpec, Path]:
     """The spec and the run folder: an existing run's, or those of a recipe, in which case the run is new."""
-    if (Path(target) / runs.SPEC).is_file():
-        spec = runs.read_spec(Path(target))
+    if (Path(target) / run_folder.SPEC).is_file():
+        spec = run_folder.read_spec(Path(target))
         if spec.job != job:
             raise UserError(f"{target}: is a {spec.job} run, not {job}")
         return spec, Path(target).absolute()
@@ -71,8 +72,8 @@ def resolve(job: str, target: str, assignments: list[str]) -> tuple[JobSpec, Pat
     spec = on_machine(spec, machine)
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return same_run(spec)
-    run_dir = runs.create(spec, spec.storage or machine.storage)
-    return runs.read_spec(run_dir), run_dir
+    run_dir = run_folder.create(spec, spec.storage or machine.storage)
+    return run_folder.read_spec(run_dir), run_dir
 
 
 def same_run(spec: JobSpec) -> tuple[JobSpec, Path]:
@@ -81,8 +82,8 @@ def same_run(spec: JobSpec) -> tuple[JobSpec, Path]:
         raise UserError("name: must be set under torchrun, so that all ranks mean one run (--set name=...)")
     folder = Path(spec.storage or "").absolute() / spec.name
     if torchrun_rank() == 0:
-        if (folder / runs.SPEC).exists():
-            runs.adopt(folder, spec)
+        if (folder / run_folder.SPEC).exists():
+            run_folder.adopt(folder, spec)
         else:
-            runs.create(spec, str(folder.parent))
+            run_folder.create(spec, str(folder.parent))
     return spec, folder

@@ -30,14 +30,16 @@ from rwkv_jobs.training import (
     validation_is_due,
 )
 from rwkv_jobs.worker import Worker, autocast, worker
-from rwkvctl import bundle, encoder_weights, models, networks
-from rwkvctl.checkpoint import TrainState, load_checkpoint, pointed_at, read_checked
-from rwkvctl.data.loaders import to_input
-from rwkvctl.data.manifest import Manifest
-from rwkvctl.files import write_json
-from rwkvctl.losses import segmentation_loss
-from rwkvctl.specs.jobs import FinetuneSpec
-from rwkvctl.tracking.journal import say
+from rwkvctl.base.files import write_json
+from rwkvctl.config.specs.jobs import FinetuneSpec
+from rwkvctl.data.feed.loaders import to_input
+from rwkvctl.data.store.manifest import Manifest
+from rwkvctl.models import build as networks
+from rwkvctl.models import bundle
+from rwkvctl.registry import encoder_weights, references
+from rwkvctl.runs.journal import say
+from rwkvctl.training.checkpoint import TrainState, load_checkpoint, pointed_at, read_checked
+from rwkvctl.training.losses import segmentation_loss
 
 
 def check(spec: FinetuneSpec, run_dir: Path) -> None:
@@ -45,7 +47,7 @@ def check(spec: FinetuneSpec, run_dir: Path) -> None:
     manifest = Manifest.load(spec.data.path or "")
     networks.check(spec.model, manifest.classes, (manifest.channels, spec.data.image_size, spec.data.image_size))
     if not (run_dir / encoder_weights.FILE_NAME).exists():
-        models.check_encoder(spec)
+        references.check_encoder(spec)
 
 
 def run(spec: FinetuneSpec, run_dir: Path) -> dict[str, Any]:

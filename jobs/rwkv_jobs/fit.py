@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from rwkv_jobs.launch import launch
-from rwkvctl.specs.jobs import TrainingSpec
-from rwkvctl.tracking.journal import say
-from rwkvctl.tracking.release import SUMMARY, release
+from rwkvctl.config.specs.jobs import TrainingSpec
+from rwkvctl.registry.release import SUMMARY, release
+from rwkvctl.runs.journal import say
 
 
 def run_training(train: Callable[[Any, Path], None], spec: TrainingSpec, run_dir: Path) -> dict[str, Any]:

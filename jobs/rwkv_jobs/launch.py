@@ -7,15 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rwkvctl.errors import UserError
-from rwkvctl.specs.jobs import JobSpec
-from rwkvctl.specs.parts import ClusterSpec
+from rwkvctl.base.errors import UserError
+from rwkvctl.config.specs.jobs import JobSpec
+from rwkvctl.config.specs.parts import ClusterSpec
 
 
 def launch(function: Callable[[Any, Path], None], spec: JobSpec, run_dir: Path) -> None:
     """Run `function(spec, run_dir)` on every worker that the spec asks for."""
     if spec.cluster.launcher == "ray":
-        from rwkvctl.cluster.workers import run_workers
+        from rwkvctl.launch.workers import run_workers
 
         run_workers(function, spec, run_dir)
         return

@@ -10,9 +10,10 @@ from typing import Any
 
 from rwkv_jobs.worker import pick_device
 from rwkv_unet import fuse_for_inference
-from rwkvctl import bundle, models
-from rwkvctl.predict_files import check_inputs, predict_files
-from rwkvctl.specs.jobs import PredictSpec
+from rwkvctl.config.specs.jobs import PredictSpec
+from rwkvctl.models import bundle
+from rwkvctl.models.predict import check_inputs, predict_files
+from rwkvctl.registry import references
 
 
 def check(spec: PredictSpec, run_dir: Path) -> None:
@@ -22,7 +23,7 @@ def check(spec: PredictSpec, run_dir: Path) -> None:
 
 def run(spec: PredictSpec, run_dir: Path) -> dict[str, Any]:
     """One mask file for every input, in the output folder, at the input's own size."""
-    folder = models.resolve(spec.model, spec)
+    folder = references.resolve(spec.model, spec)
     model, info = bundle.load(folder, device=pick_device())
     fuse_for_inference(model)
     written = predict_files(model, info, [Path(path) for path in spec.inputs], Path(spec.out))

@@ -31,12 +31,13 @@ from rwkv_jobs.training import (
     validation_is_due,
 )
 from rwkv_jobs.worker import Worker, autocast, worker
-from rwkvctl import bundle, networks
-from rwkvctl.checkpoint import TrainState, load_checkpoint, pointed_at, read_checked
-from rwkvctl.data.loaders import to_input
-from rwkvctl.data.manifest import Manifest
-from rwkvctl.files import write_json
-from rwkvctl.specs.jobs import PretrainSpec
+from rwkvctl.base.files import write_json
+from rwkvctl.config.specs.jobs import PretrainSpec
+from rwkvctl.data.feed.loaders import to_input
+from rwkvctl.data.store.manifest import Manifest
+from rwkvctl.models import build as networks
+from rwkvctl.models import bundle
+from rwkvctl.training.checkpoint import TrainState, load_checkpoint, pointed_at, read_checked
 
 
 def check(spec: PretrainSpec, run_dir: Path) -> None:

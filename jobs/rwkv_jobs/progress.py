@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from rwkvctl.tracking.journal import read
+from rwkvctl.runs.journal import read
 
 PLAIN_LINES_EVERY = 5.0
 """Seconds between two plain lines about steps; validations and messages are always printed."""

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from rwkv_jobs.worker import Worker, autocast
-from rwkvctl import metrics
-from rwkvctl.data.loaders import Case, ClassificationEvalLoader, iter_cases, to_input
-from rwkvctl.data.manifest import Manifest
-from rwkvctl.files import write_bytes, write_json
-from rwkvctl.inference import segment_image, segment_volume
-from rwkvctl.overlay import overlay_png
-from rwkvctl.specs.parts import DataSpec
+from rwkvctl.base.files import write_bytes, write_json
+from rwkvctl.config.specs.parts import DataSpec
+from rwkvctl.data.feed.loaders import Case, ClassificationEvalLoader, iter_cases, to_input
+from rwkvctl.data.store.manifest import Manifest
+from rwkvctl.models.inference import segment_image, segment_volume
+from rwkvctl.pictures.overlays import overlay_png
+from rwkvctl.training import metrics
 
 
 @dataclass(frozen=True)

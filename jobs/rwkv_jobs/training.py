@@ -15,16 +15,16 @@ from torch.optim import Optimizer
 
 from rwkv_jobs.worker import Worker, seed_step
 from rwkv_unet.flops import count_macs, count_parameters
-from rwkvctl import bundle
-from rwkvctl.checkpoint import Position, TrainState, save_checkpoint
-from rwkvctl.data.loaders import TrainLoader
-from rwkvctl.data.manifest import Manifest
-from rwkvctl.errors import JobFailedError, UserError
-from rwkvctl.schedules import learning_rates
-from rwkvctl.specs.jobs import TrainingSpec
-from rwkvctl.specs.parts import OptimizerSpec
-from rwkvctl.tracking.journal import Journal
-from rwkvctl.tracking.lease import RunLease
+from rwkvctl.base.errors import JobFailedError, UserError
+from rwkvctl.config.specs.jobs import TrainingSpec
+from rwkvctl.config.specs.parts import OptimizerSpec
+from rwkvctl.data.feed.loaders import TrainLoader
+from rwkvctl.data.store.manifest import Manifest
+from rwkvctl.models import bundle
+from rwkvctl.runs.journal import Journal
+from rwkvctl.runs.lease import RunLease
+from rwkvctl.training.checkpoint import Position, TrainState, save_checkpoint
+from rwkvctl.training.schedules import learning_rates
 
 
 def make_optimizer(model: nn.Module, spec: OptimizerSpec) -> Optimizer:

@@ -15,11 +15,11 @@ import optuna
 from optuna.trial import TrialState
 
 from rwkv_jobs import finetune
-from rwkvctl import runs
-from rwkvctl.errors import JobFailedError, UserError
-from rwkvctl.specs.jobs import Choice, FinetuneSpec, FloatRange, IntRange, SpaceSpec, TuneSpec
-from rwkvctl.specs.load import build, merge, nest
-from rwkvctl.tracking.journal import say
+from rwkvctl.base.errors import JobFailedError, UserError
+from rwkvctl.config.specs.jobs import Choice, FinetuneSpec, FloatRange, IntRange, SpaceSpec, TuneSpec
+from rwkvctl.config.specs.load import build, merge, nest
+from rwkvctl.runs import folder as run_folder
+from rwkvctl.runs.journal import say
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -115,7 +115,7 @@ def run_trials(spec: TuneSpec, run_dir: Path, storage: optuna.storages.BaseStora
     from ray import tune
     from ray.tune.search.optuna import OptunaSearch
 
-    from rwkvctl.cluster.workers import ray_session
+    from rwkvctl.launch.workers import ray_session
 
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     search = OptunaSearch(
@@ -162,7 +162,7 @@ def trial_base(spec: TuneSpec, run_dir: Path) -> dict[str, Any]:
         "tracking": {
             "uri": spec.tracking.uri,
             "experiment": spec.tracking.experiment,
-            "parent": runs.mlflow_run_id(run_dir),
+            "parent": run_folder.mlflow_run_id(run_dir),
             "register_as": "",
         },
     }
@@ -181,7 +181,7 @@ def run_trial(config: dict[str, Any], *, base: dict[str, Any], run_dir: str) -> 
     name = f"{Path(run_dir).name}-{tune.get_context().get_trial_id()}"
     spec = spec.model_copy(update={"name": name})
     folder = Path(run_dir) / "trials" / name
-    runs.write_spec(folder, spec)
+    run_folder.write_spec(folder, spec)
     result = drive(spec, folder)
     tune.report(trial_figures(result))
 
@@ -226,10 +226,10 @@ def summarise(spec: TuneSpec, run_dir: Path, study: optuna.Study) -> dict[str, A
     complete = [(trial.params, trial.value) for trial in study.get_trials(states=(TrialState.COMPLETE,))]
     rows = []
     for folder in sorted((run_dir / "trials").glob("*")):
-        result = runs.result(folder)
+        result = run_folder.result(folder)
         if result is None:
             continue
-        fields = runs.flatten(runs.read_spec(folder).model_dump(mode="json"))
+        fields = run_folder.flatten(run_folder.read_spec(folder).model_dump(mode="json"))
         params, figures = {path: fields[path] for path in spec.space.params}, trial_figures(result)
         if (params, figures[spec.metric]) in complete:
             complete.remove((params, figures[spec.metric]))

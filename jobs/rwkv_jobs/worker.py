@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from rwkvctl.specs.parts import ClusterSpec
+from rwkvctl.config.specs.parts import ClusterSpec
 
 
 @dataclass(frozen=True)

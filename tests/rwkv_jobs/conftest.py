@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from rwkvctl import files
+from rwkvctl.base import files
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 VARIABLES = ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "RWKVCTL_DATA_ROOT", "RWKVCTL_STORAGE")
@@ -39,8 +39,9 @@ COMMON = ["data.image_size=32", "data.workers=0", "train.log_steps=1", "train.ch
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Prepared data sets `polyps`, `hearts` and `textures`. Tests must not change them."""
-    from rwkvctl.data import phantom, synth
-    from rwkvctl.data.prepare import prepare
+    from rwkvctl.data.convert import synth
+    from rwkvctl.data.convert.prepare import prepare
+    from rwkvctl.data.convert.synth import phantom
 
     raw, out = tmp_path_factory.mktemp("raw"), tmp_path_factory.mktemp("shards")
     phantom.write_polyps(raw / "polyps", n=16, size=40)
@@ -57,7 +58,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def migrated_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An empty MLflow database: making one takes seconds, copying it does not."""
-    from rwkvctl.tracking import sync
+    from rwkvctl.runs import sync
 
     database = tmp_path_factory.mktemp("mlflow") / "template.db"
     with warnings.catch_warnings():
@@ -181,28 +182,28 @@ def latest(run_dir: Path) -> Path:
 
 def history(run_dir: Path) -> list[tuple[str, int, float]]:
     """(key, step, value) of every metric in the journal."""
-    from rwkvctl.tracking.journal import read
+    from rwkvctl.runs.journal import read
 
     entries = [entry for entry in read(run_dir / "journal.jsonl")[0] if entry["kind"] == "metrics"]
     return [(key, entry["step"], value) for entry in entries for key, value in entry["values"].items()]
 
 
 def events(run_dir: Path, kind: str) -> list[dict[str, Any]]:
-    from rwkvctl.tracking.journal import read
+    from rwkvctl.runs.journal import read
 
     return [entry for entry in read(run_dir / "journal.jsonl")[0] if entry.get("event") == kind]
 
 
 def mlflow_runs(home: Path) -> list[Any]:
     """All runs that the test's MLflow has."""
-    from rwkvctl.tracking import sync
+    from rwkvctl.runs import sync
 
     client = sync.connect(f"sqlite:///{home / 'mlflow.db'}")
     return list(client.search_runs([e.experiment_id for e in client.search_experiments()]))
 
 
 def mlflow_history(home: Path, run: Any) -> list[tuple[str, int, float]]:
-    from rwkvctl.tracking import sync
+    from rwkvctl.runs import sync
 
     client = sync.connect(f"sqlite:///{home / 'mlflow.db'}")
     found = [client.get_metric_history(run.info.run_id, key) for key in run.data.metrics]

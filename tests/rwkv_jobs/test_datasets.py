@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rwkvctl.data import formats, synth
+from rwkvctl.data.convert import formats, synth
 
 from .conftest import COMMON, TINY
 
@@ -24,8 +24,8 @@ SHORTER = {name: ["optimizer.warmup_epochs=0"] for name in ("imagefolder", "imag
 @pytest.mark.parametrize("name", TREES)
 def test_from_download_to_model(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     from rwkv_jobs.entry import guarded
-    from rwkvctl.data.prepare import prepare
-    from rwkvctl.data.verify import verify
+    from rwkvctl.data.convert.prepare import prepare
+    from rwkvctl.data.store.verify import verify
 
     source = synth.write(name, tmp_path / "source", n=TREES[name], size=32)
     manifest = prepare(name, [source], tmp_path / name, allow_partial=True)

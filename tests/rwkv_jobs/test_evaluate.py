@@ -14,11 +14,13 @@ import torch
 
 from rwkv_jobs import evaluate
 from rwkv_jobs.entry import guarded
-from rwkvctl import bundle, metrics, runs
-from rwkvctl.data.loaders import iter_cases
-from rwkvctl.data.manifest import Manifest
-from rwkvctl.inference import segment_image
-from rwkvctl.specs.jobs import EvaluateSpec
+from rwkvctl.config.specs.jobs import EvaluateSpec
+from rwkvctl.data.feed.loaders import iter_cases
+from rwkvctl.data.store.manifest import Manifest
+from rwkvctl.models import bundle
+from rwkvctl.models.inference import segment_image
+from rwkvctl.runs import folder as run_folder
+from rwkvctl.training import metrics
 
 from .conftest import Jobs, mlflow_history, mlflow_runs
 from .test_workers import free_port
@@ -27,8 +29,8 @@ from .test_workers import free_port
 @pytest.fixture(scope="session")
 def models(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Model folders `polyps`, `hearts` (untrained, but not blank) and `textures`."""
-    from rwkvctl.networks import classifier, outputs, segmentation_network
-    from rwkvctl.specs.parts import EncoderSpec, ModelSpec
+    from rwkvctl.config.specs.parts import EncoderSpec, ModelSpec
+    from rwkvctl.models.build import classifier, outputs, segmentation_network
 
     folder = tmp_path_factory.mktemp("models")
     for name in ("polyps", "hearts", "textures"):
@@ -60,7 +62,7 @@ def new(jobs: Jobs, name: str, model: Path, **fields: Any) -> Path:
         | {"tracking": {"uri": f"sqlite:///{jobs.home / 'mlflow.db'}"}}
         | fields
     )
-    return runs.create(spec, str(jobs.runs))
+    return run_folder.create(spec, str(jobs.runs))
 
 
 def result(run_dir: Path) -> dict[str, Any]:
@@ -155,4 +157,4 @@ def test_a_model_says_which_data_it_knows(jobs: Jobs, models: Path, tmp_path: Pa
     content = json.loads((bare / "model.json").read_text()) | {"extra": {}}
     (bare / "model.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match="does not say which data it was trained on; give --data"):
-        evaluate.check(runs.read_spec(new(jobs, "eval", bare)), jobs.runs / "eval")  # type: ignore[arg-type]
+        evaluate.check(run_folder.read_spec(new(jobs, "eval", bare)), jobs.runs / "eval")  # type: ignore[arg-type]

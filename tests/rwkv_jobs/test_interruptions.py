@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from rwkvctl import runs
 from rwkvctl.cli import app
-from rwkvctl.tracking.lease import RunLease
+from rwkvctl.runs import folder as run_folder
+from rwkvctl.runs.lease import RunLease
 
 from .conftest import Jobs, events, history, latest, mlflow_history, mlflow_runs, wait_for_step, weights
 
@@ -86,16 +86,16 @@ def test_a_compiled_run_goes_on_exactly_and_keeps_the_names_of_its_weights(jobs:
 
 def test_auto_finds_the_killed_run_and_a_finished_one_ends_well_again(jobs: Jobs):
     run_dir = jobs.new("finetune", "killed")
-    spec = runs.read_spec(run_dir)
+    spec = run_folder.read_spec(run_dir)
     kill_at(jobs, "finetune", run_dir, 4)
-    assert runs.result(run_dir) is None
-    assert runs.resume("auto", spec.model_copy(update={"name": None}), str(jobs.runs)) == run_dir
+    assert run_folder.result(run_dir) is None
+    assert run_folder.resume("auto", spec.model_copy(update={"name": None}), str(jobs.runs)) == run_dir
     assert jobs.run("finetune", run_dir) == 0
     before, told = weights(run_dir), history(run_dir)
-    assert runs.resume("auto", spec.model_copy(update={"name": None}), str(jobs.runs)) is None
+    assert run_folder.resume("auto", spec.model_copy(update={"name": None}), str(jobs.runs)) is None
     assert jobs.run("finetune", run_dir) == 0
     assert (weights(run_dir), history(run_dir)) == (before, told)
-    assert runs.result(run_dir) is not None
+    assert run_folder.result(run_dir) is not None
     [found] = mlflow_runs(jobs.home)
     assert found.info.status == "FINISHED"
 
@@ -113,7 +113,7 @@ def test_an_interrupted_run_says_so_and_goes_on(jobs: Jobs, children: list[Any],
     assert "Traceback" not in run_dir.with_suffix(".log").read_text()
     assert [event["status"] for event in events(run_dir, "end")] == ["KILLED"]
     assert [run.info.status for run in mlflow_runs(jobs.home)] == ["KILLED"]
-    assert runs.result(run_dir) is None
+    assert run_folder.result(run_dir) is None
     assert jobs.run("finetune", run_dir) == 0
     assert [run.info.status for run in mlflow_runs(jobs.home)] == ["FINISHED"]
 
@@ -146,8 +146,8 @@ def one_error(capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def test_a_run_whose_data_changed_is_refused(jobs: Jobs, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    from rwkvctl.data import phantom
-    from rwkvctl.data.prepare import prepare
+    from rwkvctl.data.convert.prepare import prepare
+    from rwkvctl.data.convert.synth import phantom
 
     data = tmp_path / "moving"
     shutil.copytree(jobs.shards / "polyps", data)
@@ -218,9 +218,9 @@ def test_a_loss_that_is_no_number_fails_in_one_line(jobs: Jobs, capsys: pytest.C
 
 def test_another_spec_is_refused(jobs: Jobs):
     run_dir = jobs.new("finetune", "run")
-    changed = runs.read_spec(run_dir).model_copy(update={"seed": 7})
+    changed = run_folder.read_spec(run_dir).model_copy(update={"seed": 7})
     with pytest.raises(ValueError, match="was started with another spec"):
-        runs.resume("run", changed, str(jobs.runs))
+        run_folder.resume("run", changed, str(jobs.runs))
 
 
 # Without MLflow -----------------------------------------------------------------------------------------------------
@@ -263,7 +263,7 @@ def test_training_needs_neither_ray_nor_mlflow(
 
 
 def test_a_tracking_server_that_is_down_does_not_stop_a_training(jobs: Jobs, capsys: pytest.CaptureFixture[str]):
-    from rwkvctl.tracking.sync import sync_run
+    from rwkvctl.runs.sync import sync_run
 
     assert jobs.run("finetune", "run", "train.epochs=1", "tracking.uri=http://127.0.0.1:9") == 0
     run_dir = jobs.runs / "run"

@@ -16,8 +16,8 @@ import torch
 
 from rwkv_jobs.training import train_loader
 from rwkv_jobs.worker import Worker
-from rwkvctl import runs
-from rwkvctl.data.manifest import Manifest
+from rwkvctl.data.store.manifest import Manifest
+from rwkvctl.runs import folder as run_folder
 
 from .conftest import Jobs, history, latest, mlflow_history, mlflow_runs, wait_for_step, weights
 from .test_interruptions import DIE
@@ -82,9 +82,9 @@ def test_one_worker_goes_on_for_two_at_the_exact_sample(jobs: Jobs):
     assert [process.exitcode for process in processes] == [-signal.SIGKILL] * 2
     position = json.loads((latest(run_dir) / "state.json").read_text())["position"]
     assert (position["step"], position["consumed"]) == (4, 4), "in mid-epoch"
-    spec = runs.read_spec(run_dir)
+    spec = run_folder.read_spec(run_dir)
     alone = spec.cluster.model_copy(update={"workers": 1})
-    runs.write_spec(run_dir, spec.model_copy(update={"cluster": alone}))
+    run_folder.write_spec(run_dir, spec.model_copy(update={"cluster": alone}))
     with pytest.MonkeyPatch.context() as patch:
         seen = record_keys(patch)
         assert jobs.run("finetune", run_dir) == 0
@@ -100,7 +100,7 @@ def free_port() -> int:
 
 def record_keys(patch: pytest.MonkeyPatch) -> list[str]:
     """The keys of all samples that are trained on from now on."""
-    from rwkvctl.data.loaders import TrainLoader
+    from rwkvctl.data.feed.loaders import TrainLoader
 
     seen: list[str] = []
     epoch = TrainLoader.epoch

@@ -1,8 +1,16 @@
+"""A home for each test, small prepared data sets for the session, and a real MLflow on SQLite."""
+
 from __future__ import annotations
 
+import shutil
+import warnings
 from pathlib import Path
 
 import pytest
+
+from rwkvctl.data.convert.prepare import prepare
+from rwkvctl.data.convert.synth import phantom
+from rwkvctl.data.store.manifest import Manifest
 
 VARIABLES = ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "RWKVCTL_DATA_ROOT", "RWKVCTL_STORAGE")
 
@@ -14,3 +22,59 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for variable in VARIABLES:
         monkeypatch.delenv(variable, raising=False)
     return tmp_path / "home"
+
+
+@pytest.fixture(scope="session")
+def polyps(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A raw images/ + masks/ tree. Tests must not change it."""
+    return phantom.write_polyps(tmp_path_factory.mktemp("raw") / "polyps", n=20, size=48)
+
+
+@pytest.fixture(scope="session")
+def hearts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return phantom.write_volumes(tmp_path_factory.mktemp("raw") / "hearts", n_patients=4, size=32, depth=3)
+
+
+@pytest.fixture(scope="session")
+def textures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return phantom.write_textures(tmp_path_factory.mktemp("raw") / "textures", classes=3, per_class=10, size=32)
+
+
+@pytest.fixture(scope="session")
+def binary(polyps: Path, tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    return prepare("folder", [polyps], tmp_path_factory.mktemp("shards") / "binary", seeds=[41])
+
+
+@pytest.fixture(scope="session")
+def cardiac(hearts: Path, tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    return prepare("acdc", [hearts], tmp_path_factory.mktemp("shards") / "cardiac")
+
+
+@pytest.fixture(scope="session")
+def classed(textures: Path, tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    return prepare("imagefolder", [textures], tmp_path_factory.mktemp("shards") / "classed")
+
+
+@pytest.fixture(scope="session")
+def migrated_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty MLflow database: migrating one takes seconds, copying it does not."""
+    from rwkvctl.runs import sync
+
+    database = tmp_path_factory.mktemp("mlflow") / "template.db"
+    with warnings.catch_warnings():
+        # Once per process, both from MLflow about itself: SQLAlchemy 2.1 on its mappers, and its own type hints.
+        warnings.filterwarnings("ignore", ".*noload.*")
+        warnings.filterwarnings("ignore", ".*Any type hint is inferred.*")
+        import mlflow.pyfunc  # noqa: F401
+
+        sync.connect(f"sqlite:///{database}")
+    return database
+
+
+@pytest.fixture
+def tracking_uri(migrated_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("RWKVCTL_HOME", str(home))
+    shutil.copy(migrated_database, home / "mlflow.db")
+    return f"sqlite:///{home / 'mlflow.db'}"

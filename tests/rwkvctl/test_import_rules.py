@@ -18,11 +18,14 @@ PACKAGES = {  # from the top to the bottom: a package may import those below it
     "biwkv": ROOT / "kernels" / "biwkv",
 }
 MAY_IMPORT = {
-    "ray": ["rwkvctl/cluster/", "rwkv_jobs/launch.py", "rwkv_jobs/tune.py"],
-    "mlflow": ["rwkvctl/tracking/"],
+    "ray": ["rwkvctl/launch/", "rwkv_jobs/launch.py", "rwkv_jobs/tune.py"],
+    "mlflow": ["rwkvctl/runs/", "rwkvctl/registry/"],
     "optuna": ["rwkv_jobs/tune.py"],
 }
 OPTIONAL = {"rwkv_unet/baselines/libraries.py": {"segmentation_models_pytorch", "monai"}}  # inside functions only
+ROOMS = ["base", "config", "pictures", "data", "training", "models", "runs", "registry", "launch", "reports", "cli"]
+"""A room imports itself and those before it."""
+DATA_ROOMS = ["images", "store", "feed", "convert"]
 HEAVY = ["torch", "ray", "mlflow", "timm", "numpy", "cv2", "monai", "webdataset", "optuna", "pandas"]
 COMMANDS = [
     "",
@@ -68,6 +71,62 @@ def test_imports_point_one_way(package: str):
     order = list(PACKAGES)
     above = set(order[: order.index(package)])
     assert [named(path) for name, path in modules() if name == package and imported(path) & above] == []
+
+
+def module_graph() -> dict[str, set[str]]:
+    """Every module of rwkvctl, and the modules of it that it imports, lazily too. Packages are docstrings only."""
+    root = PACKAGES["rwkvctl"]
+    paths = {".".join(("rwkvctl", *path.relative_to(root).with_suffix("").parts)): path for path in root.rglob("*.py")}
+    paths = {name.removesuffix(".__init__"): path for name, path in paths.items()}
+    graph: dict[str, set[str]] = {}
+    for name, path in paths.items():
+        wanted: set[str] = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                wanted |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                wanted |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module or ""}
+        graph[name] = {found for found in wanted if found in paths and found != name}
+    return graph
+
+
+def test_every_file_stands_in_a_room():
+    root = PACKAGES["rwkvctl"]
+    assert [path.name for path in root.glob("*.py")] == ["__init__.py"]
+    assert {path.parent.name for path in root.glob("*/__init__.py")} == set(ROOMS)
+    assert {path.parent.name for path in (root / "data").glob("*/__init__.py")} == set(DATA_ROOMS)
+
+
+@pytest.mark.parametrize(("order", "level"), [(ROOMS, 1), (DATA_ROOMS, 2)])
+def test_a_room_imports_only_rooms_before_it(order: list[str], level: int):
+    def place(module: str) -> int | None:
+        parts = module.split(".")
+        inside = level == 1 or parts[1] == "data"
+        return order.index(parts[level]) if inside and len(parts) > level else None
+
+    wrong = [
+        f"{name} -> {found}"
+        for name, all_found in module_graph().items()
+        for found in sorted(all_found)
+        if (here := place(name)) is not None and (there := place(found)) is not None and there > here
+    ]
+    assert wrong == []
+
+
+def test_no_imports_go_round_in_a_circle():
+    graph, done, circles = module_graph(), set(), []
+
+    def visit(module: str, path: list[str]) -> None:
+        if module in path:
+            circles.append(" -> ".join([*path[path.index(module) :], module]))
+        elif module not in done:
+            for found in sorted(graph[module]):
+                visit(found, [*path, module])
+            done.add(module)
+
+    for module in graph:
+        visit(module, [])
+    assert circles == []
 
 
 @pytest.mark.parametrize("library", MAY_IMPORT)

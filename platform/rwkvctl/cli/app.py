@@ -6,8 +6,8 @@ import sys
 
 import typer
 
+from rwkvctl.base.errors import JobFailedError, UserError
 from rwkvctl.cli import config, data, demo, jobs, model, recipe, runs, study
-from rwkvctl.errors import JobFailedError, UserError
 
 FAILED, USER_ERROR, INTERRUPTED = 1, 2, 130
 

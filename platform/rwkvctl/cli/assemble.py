@@ -5,18 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rwkvctl import runs, settings
-from rwkvctl.errors import UserError
-from rwkvctl.resolve import on_machine, with_data
-from rwkvctl.specs import load
-from rwkvctl.specs.jobs import (
-    JOBS,
-    EvaluateSpec,
-    FinetuneSpec,
-    PredictSpec,
-    TrainingSpec,
-    TuneSpec,
-)
+from rwkvctl.base.errors import UserError
+from rwkvctl.config import settings
+from rwkvctl.config.specs import load
+from rwkvctl.config.specs.jobs import JOBS, EvaluateSpec, FinetuneSpec, PredictSpec, TrainingSpec, TuneSpec
+from rwkvctl.launch.complete_spec import on_machine, with_data
+from rwkvctl.runs import folder as run_folder
 
 MODELS = {"pretrain": "rwkv_unet_enc", "finetune": "rwkv_unet"}
 
@@ -62,7 +56,7 @@ def pick_recipe(job: str, data: str | None) -> str:
         if job == "pretrain":
             return "imagenet"
         raise UserError("recipe: say which, for example: rwkvctl finetune clinicdb (see: rwkvctl recipe list)")
-    from rwkvctl.data.manifest import Manifest
+    from rwkvctl.data.store.manifest import Manifest
 
     manifest = Manifest.load(data)
     if manifest.dataset in load.recipe_names(job):
@@ -110,8 +104,8 @@ def tune_spec(
 
 def continued_sweep(run: str, trials: int | None, concurrency: int | None) -> TuneSpec:
     """The spec of a sweep that is continued, with more trials if they are asked for."""
-    folder = runs.find(run, settings.load().storage)
-    spec = runs.read_spec(folder)
+    folder = run_folder.find(run, settings.load().storage)
+    spec = run_folder.read_spec(folder)
     if not isinstance(spec, TuneSpec):
         raise UserError(f"run {folder.name}: is a {spec.job} run, not tune")
     changes = {"trials": trials or spec.trials, "concurrency": concurrency or spec.concurrency}

@@ -15,8 +15,8 @@ def show(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = 
     """Print the settings in force and where each comes from."""
     import os
 
-    from rwkvctl import settings
-    from rwkvctl.paths import config_file
+    from rwkvctl.base.paths import config_file
+    from rwkvctl.config import settings
 
     values = settings.load().model_dump()
     if as_json:
@@ -33,7 +33,7 @@ def show(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = 
 @app.command(name="set")
 def set_(key: str, value: str) -> None:
     """Set one key, for example: rwkvctl config set address ray-head:6379."""
-    from rwkvctl import settings
+    from rwkvctl.config import settings
 
     settings.save(key, value)
     show()
@@ -42,7 +42,7 @@ def set_(key: str, value: str) -> None:
 @app.command()
 def unset(key: str) -> None:
     """Return one key to its default."""
-    from rwkvctl import settings
+    from rwkvctl.config import settings
 
     settings.save(key, None)
     show()

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rwkvctl.errors import UserError
+from rwkvctl.base.errors import UserError
 
 if TYPE_CHECKING:
-    from rwkvctl.data.formats.base import Dataset
-    from rwkvctl.data.manifest import Manifest
+    from rwkvctl.data.convert.formats.base import Dataset
+    from rwkvctl.data.store.manifest import Manifest
 
 MOST_PROBLEMS = 12
 WIDTH_IN_FILES = 250
@@ -55,9 +55,10 @@ def prepare(
     as_json: AsJson = False,
 ) -> None:
     """Convert raw files to a verified data set (shards, index, splits, manifest)."""
-    from rwkvctl import settings
-    from rwkvctl.data import Manifest, bucket
-    from rwkvctl.data.prepare import prepare as run
+    from rwkvctl.config import settings
+    from rwkvctl.data.convert.prepare import prepare as run
+    from rwkvctl.data.store import bucket
+    from rwkvctl.data.store.manifest import Manifest
 
     location = out or str(_data_root() / (name or format_name))
     scratch = Path(settings.load().cache_dir)
@@ -93,7 +94,7 @@ def verify(
     """Check a data set against its manifest; exit code 1 when something is wrong."""
     from dataclasses import asdict
 
-    from rwkvctl.data.verify import verify as run
+    from rwkvctl.data.store.verify import verify as run
 
     with _progress_bar(quiet=as_json) as progress:
         report = run(path, deep=deep, progress=progress, set_apart=quarantine)
@@ -121,13 +122,13 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Print what a data set holds: counts, classes, sizes, splits."""
-    from rwkvctl.data.manifest import Manifest
+    from rwkvctl.data.store.manifest import Manifest
 
     manifest = Manifest.load(path)
     _show(manifest, as_json)
     if sheet:
-        from rwkvctl import files
-        from rwkvctl.data.sheet import contact_sheet
+        from rwkvctl.base import files
+        from rwkvctl.data.store.contact_sheet import contact_sheet
 
         files.write_bytes(sheet, contact_sheet(manifest))
 
@@ -139,8 +140,8 @@ def split(
     seed: Annotated[int, typer.Option()] = 41,
 ) -> None:
     """Add a split to a data set. `grouped` keeps patients, sequences, videos and near-duplicates together."""
-    from rwkvctl.data.manifest import Manifest
-    from rwkvctl.data.resplit import add_split
+    from rwkvctl.data.convert.resplit import add_split
+    from rwkvctl.data.store.manifest import Manifest
 
     names = add_split(path, rule, seed)
     manifest = Manifest.load(path)
@@ -156,7 +157,7 @@ def doctor(
     """Say which data set and form a download is, and what is missing; exit code 1 when it cannot be prepared."""
     from dataclasses import asdict
 
-    from rwkvctl.data.doctor import examine
+    from rwkvctl.data.convert.doctor import examine
 
     found = examine(source)
     sound = any(not finding.problems for finding in found.findings)
@@ -193,8 +194,9 @@ def list_(
     """List the data sets that can be prepared, and those that are."""
     from dataclasses import asdict
 
-    from rwkvctl.data import formats
-    from rwkvctl.data.manifest import FILE_NAME, Manifest
+    from rwkvctl.data.convert import formats
+    from rwkvctl.data.store.manifest import Manifest
+    from rwkvctl.data.store.schema import FILE_NAME
 
     if name:
         dataset = formats.get(name).DATASET
@@ -225,7 +227,7 @@ def verify_synapse(
     raw: Annotated[list[Path], typer.Option(help="Folder or archive with the raw release's img and label.")],
 ) -> None:
     """Find out how preprocessed Synapse slices are turned against the raw release; exit code 1 without a match."""
-    from rwkvctl.data.synapse_check import compare
+    from rwkvctl.data.convert.synapse_check import compare
 
     found = compare(npz, raw)
     print(f"case{found.case:04d}, slice {found.z}, labels in the order of {found.order}")
@@ -254,7 +256,7 @@ def synth(
     fugc:zenodo, glas:bmp, goals:full|public, imagefolder:textures, imagenet:tars|folder|kaggle|parquet|timm,
     isic2017:official, kvasir:jpg, nnunet:volumes|slices, psvfm:png, synapse:transunet|samed|cascade|nifti.
     """
-    from rwkvctl.data import synth as trees
+    from rwkvctl.data.convert import synth as trees
 
     trees.write(name, out, n=n, size=size, seed=seed, traps=trap or ())
     dataset = name.partition(":")[0]
@@ -372,7 +374,7 @@ def _balance(summary: dict[str, Any]) -> list[str]:
 
 
 def _data_root() -> Path:
-    from rwkvctl import settings
+    from rwkvctl.config import settings
 
     return Path(settings.load().data_root).expanduser()
 

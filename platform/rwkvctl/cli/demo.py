@@ -12,6 +12,6 @@ def demo(
     seed: Annotated[int, typer.Option(help="Seed of the phantom and of the training.")] = 42,
 ) -> None:
     """Prepare, pretrain, finetune, evaluate, register, promote and predict on a phantom, in minutes on a laptop."""
-    from rwkvctl.demo import run
+    from rwkvctl.cli.demo_steps import run
 
     run(out, seed)

@@ -9,11 +9,22 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from rwkvctl import models, preflight, runs, settings
-from rwkvctl.cluster.submit import submit
-from rwkvctl.errors import UserError
-from rwkvctl.specs.jobs import EvaluateSpec, FinetuneSpec, JobSpec, PredictSpec, PretrainSpec, TrainingSpec, TuneSpec
-from rwkvctl.specs.load import dump
+from rwkvctl.base.errors import UserError
+from rwkvctl.config import settings
+from rwkvctl.config.specs.jobs import (
+    EvaluateSpec,
+    FinetuneSpec,
+    JobSpec,
+    PredictSpec,
+    PretrainSpec,
+    TrainingSpec,
+    TuneSpec,
+)
+from rwkvctl.config.specs.load import dump
+from rwkvctl.launch import preflight
+from rwkvctl.launch.submit import submit
+from rwkvctl.registry import references
+from rwkvctl.runs import folder as run_folder
 
 USER_ERROR = 2
 
@@ -29,8 +40,8 @@ def start(job: str, spec: JobSpec | None, *, resume: str | None, dry_run: bool, 
         return
     storage = (spec.storage if spec is not None else None) or settings.load().storage
     run_dir = open_run(job, spec, resume, storage)
-    code = submit(job, run_dir, runs.read_spec(run_dir).cluster.address, to_stderr=as_json)
-    if code == USER_ERROR and not (run_dir / runs.JOURNAL).exists():
+    code = submit(job, run_dir, run_folder.read_spec(run_dir).cluster.address, to_stderr=as_json)
+    if code == USER_ERROR and not (run_dir / run_folder.JOURNAL).exists():
         shutil.rmtree(run_dir, ignore_errors=True)  # it was refused before it began
     if code:
         sys.exit(code)
@@ -42,23 +53,23 @@ def check(spec: JobSpec) -> None:
     preflight.check(spec)
     base = spec.base if isinstance(spec, TuneSpec) else spec
     if isinstance(base, FinetuneSpec):
-        models.check_encoder(base)
+        references.check_encoder(base)
     elif isinstance(spec, EvaluateSpec | PredictSpec):
-        models.resolve(spec.model, spec)
+        references.resolve(spec.model, spec)
 
 
 def open_run(job: str, spec: JobSpec | None, resume: str | None, storage: str) -> Path:
     """The run's folder: that of the run to continue, or a new one."""
     if resume is not None:
-        found = runs.resume(resume, spec, storage)
+        found = run_folder.resume(resume, spec, storage)
         if found is not None:
-            kept = runs.read_spec(found)
+            kept = run_folder.read_spec(found)
             if kept.job != job:
                 raise UserError(f"run {found.name}: is a {kept.job} run, not {job}")
             preflight.check(kept)
             return found
     assert spec is not None
-    return runs.create(spec, storage)
+    return run_folder.create(spec, storage)
 
 
 def show_plan(spec: JobSpec, *, as_json: bool) -> None:
@@ -76,7 +87,7 @@ def show_plan(spec: JobSpec, *, as_json: bool) -> None:
 def plan_of(spec: TrainingSpec) -> dict[str, Any]:
     """Parameters, MACs, batch arithmetic and a check of the data."""
     from rwkv_unet.flops import count_parameters
-    from rwkvctl import networks
+    from rwkvctl.models import build as networks
 
     assert isinstance(spec, FinetuneSpec | PretrainSpec)
     manifest = preflight.check_training(spec)
@@ -102,7 +113,7 @@ def plan_of(spec: TrainingSpec) -> dict[str, Any]:
 
 def network(spec: FinetuneSpec | PretrainSpec, classes: list[str]) -> Any:
     """The model of a training, with random weights."""
-    from rwkvctl import networks
+    from rwkvctl.models import build as networks
 
     if isinstance(spec, FinetuneSpec):
         return networks.segmentation_network(spec.model, classes)
@@ -111,7 +122,7 @@ def network(spec: FinetuneSpec | PretrainSpec, classes: list[str]) -> Any:
 
 def show_result(job: str, run_dir: Path, *, as_json: bool) -> None:
     """What a finished job leaves to read."""
-    result = runs.result(run_dir)
+    result = run_folder.result(run_dir)
     assert result is not None, "a job that ended well leaves its result"
     if as_json:
         print(json.dumps(result, indent=2))
@@ -123,6 +134,6 @@ def show_result(job: str, run_dir: Path, *, as_json: bool) -> None:
 
 def predict(spec: PredictSpec, *, as_json: bool) -> None:
     """Predictions leave no run behind: their folder is a temporary one."""
-    spec = spec.model_copy(update={"model": str(models.resolve(spec.model, spec))})
+    spec = spec.model_copy(update={"model": str(references.resolve(spec.model, spec))})
     with tempfile.TemporaryDirectory(prefix="rwkvctl-") as folder:
         start("predict", spec.model_copy(update={"storage": folder}), resume=None, dry_run=False, as_json=as_json)

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rwkvctl.errors import UserError
+from rwkvctl.base.errors import UserError
 
 if TYPE_CHECKING:
-    from rwkvctl.compare import Figures
+    from rwkvctl.reports.compare import Figures
 
 app = typer.Typer(no_args_is_help=True)
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def tracking_uri() -> str:
-    from rwkvctl import settings
+    from rwkvctl.config import settings
 
     return settings.load().tracking_uri
 
@@ -27,7 +27,7 @@ def tracking_uri() -> str:
 @app.command(name="list")
 def list_(as_json: Json = False) -> None:
     """List registered models, their newest version and their aliases."""
-    from rwkvctl.tracking import registry
+    from rwkvctl.registry import registry
 
     models = registry.list_models(tracking_uri())
     if as_json:
@@ -43,7 +43,7 @@ def list_(as_json: Json = False) -> None:
 @app.command()
 def show(name: str, as_json: Json = False) -> None:
     """Show every version of a model: where it comes from and what it scored."""
-    from rwkvctl.tracking import registry
+    from rwkvctl.registry import registry
 
     versions = registry.show(name, tracking_uri())
     if as_json:
@@ -67,7 +67,7 @@ def promote(
     as_json: Json = False,
 ) -> None:
     """Point an alias at a version, if every gate holds."""
-    from rwkvctl.tracking import registry
+    from rwkvctl.registry import registry
 
     passed = registry.promote(name, version, alias, gates=gates or [], tracking_uri=tracking_uri())
     if as_json:
@@ -87,12 +87,14 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write a trained model as one file, and check that it gives the same logits."""
-    from rwkvctl import bundle, models, settings
-    from rwkvctl.export import export as run
+    from rwkvctl.config import settings
+    from rwkvctl.models import bundle
+    from rwkvctl.models.export import export as run
+    from rwkvctl.registry import references
 
     machine = settings.load()
     made = run(
-        *bundle.load(models.find(model, machine.storage, machine.tracking_uri)), out, form, fixed_size=fixed_size
+        *bundle.load(references.find(model, machine.storage, machine.tracking_uri)), out, form, fixed_size=fixed_size
     )
     if as_json:
         print(json.dumps(asdict(made), indent=2))
@@ -116,8 +118,8 @@ def compare(
     """Measure models side by side: parameters, MACs, peak memory, images per second of training and inference."""
     import torch
 
-    from rwkvctl.compare import Setting
-    from rwkvctl.compare import compare as run
+    from rwkvctl.reports.compare import Setting
+    from rwkvctl.reports.compare import compare as run
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
@@ -156,8 +158,8 @@ def erf(
     as_json: Json = False,
 ) -> None:
     """Draw the effective receptive field of each model's encoder (Fig. 3 of the paper)."""
-    from rwkvctl import erf as fields
-    from rwkvctl import settings
+    from rwkvctl.config import settings
+    from rwkvctl.reports import erf as fields
 
     machine = settings.load()
     images = fields.images(data, count, size)
@@ -182,8 +184,8 @@ def plot(
     metric: Annotated[str, typer.Option(help="Metric of the versions.")] = "test/dsc_official/mean",
 ) -> None:
     """Plot accuracy against MACs over the versions of a registered model (Fig. 4 of the paper)."""
-    from rwkvctl import figures
-    from rwkvctl.tracking import registry
+    from rwkvctl.pictures import figures
+    from rwkvctl.registry import registry
 
     versions = registry.show(name, tracking_uri())
     points = [

@@ -13,7 +13,7 @@ app = typer.Typer(no_args_is_help=True)
 @app.command(name="list")
 def list_(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """List recipes by job kind, and sweep spaces."""
-    from rwkvctl.specs import load
+    from rwkvctl.config.specs import load
 
     names = {job: load.recipe_names(job) for job in ("pretrain", "finetune")} | {"tune (spaces)": load.space_names()}
     if as_json:
@@ -26,6 +26,6 @@ def list_(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] =
 @app.command()
 def show(name: str) -> None:
     """Print a recipe with every field written out; redirect it into a file to make your own."""
-    from rwkvctl.specs import load
+    from rwkvctl.config.specs import load
 
     print(load.dump(load.load_recipe(name)), end="")

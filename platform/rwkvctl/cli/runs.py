@@ -12,17 +12,18 @@ def list_runs(as_json: Annotated[bool, typer.Option("--json", help="Print JSON."
     """List the runs on this machine, newest first."""
     from pathlib import Path
 
-    from rwkvctl import runs, settings
-    from rwkvctl.errors import UserError
+    from rwkvctl.base.errors import UserError
+    from rwkvctl.config import settings
+    from rwkvctl.runs import folder as run_folder
 
     storage = settings.load().storage
     rows = []
-    for name in runs.run_names(storage):
+    for name in run_folder.run_names(storage):
         try:
-            job = runs.read_spec(Path(storage) / name).job
+            job = run_folder.read_spec(Path(storage) / name).job
         except UserError as error:
             job = f"unreadable ({error})"
-        state = "finished" if runs.result(Path(storage) / name) is not None else "not finished"
+        state = "finished" if run_folder.result(Path(storage) / name) is not None else "not finished"
         rows.append({"run": name, "job": job, "state": state})
     if as_json:
         print(json.dumps(rows, indent=2))
@@ -38,13 +39,14 @@ def sync(
     to: Annotated[str | None, typer.Option(help="Tracking server or database; by default that of the run.")] = None,
 ) -> None:
     """Send what a run has written in its journal to MLflow, and register its model; nothing is doubled."""
-    from rwkvctl import runs, settings
-    from rwkvctl.tracking.release import release_later
-    from rwkvctl.tracking.sync import sync_run
+    from rwkvctl.config import settings
+    from rwkvctl.registry.release import release_later
+    from rwkvctl.runs import folder as run_folder
+    from rwkvctl.runs.sync import sync_run
 
     machine = settings.load()
-    folder = runs.find(run, machine.storage)
-    tracking = runs.read_spec(folder).tracking
+    folder = run_folder.find(run, machine.storage)
+    tracking = run_folder.read_spec(folder).tracking
     uri = to or tracking.uri or machine.tracking_uri
     sent = sync_run(folder, uri, tracking.experiment)
     registered = release_later(folder, uri)
@@ -61,8 +63,8 @@ def ui(
     import subprocess
     import sys
 
-    from rwkvctl import settings
-    from rwkvctl.errors import UserError
+    from rwkvctl.base.errors import UserError
+    from rwkvctl.config import settings
 
     uri = settings.load().tracking_uri
     if uri.startswith(("http://", "https://")):

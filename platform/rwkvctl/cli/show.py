@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from rwkvctl.compare import Figures
-    from rwkvctl.specs.study import StudySpec
-    from rwkvctl.studies import Row
+    from rwkvctl.config.specs.study import StudySpec
+    from rwkvctl.reports.compare import Figures
+    from rwkvctl.reports.studies import Row
 
 
 def wide_console() -> Console:

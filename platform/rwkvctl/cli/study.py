@@ -16,7 +16,7 @@ Name = Annotated[str, typer.Argument(help="A study of ours, or the path of a YAM
 @app.command(name="list")
 def list_(as_json: Json = False) -> None:
     """List the studies that are shipped."""
-    from rwkvctl.specs.study import read_study, study_names
+    from rwkvctl.config.specs.study import read_study, study_names
 
     studies = {name: read_study(name) for name in study_names()}
     if as_json:
@@ -29,8 +29,8 @@ def list_(as_json: Json = False) -> None:
 @app.command()
 def show(name: Name, as_json: Json = False) -> None:
     """Print the commands that train a study's rows."""
-    from rwkvctl.specs.study import read_study
-    from rwkvctl.studies import command
+    from rwkvctl.config.specs.study import read_study
+    from rwkvctl.reports.studies import command
 
     study = read_study(name)
     rows = {
@@ -50,10 +50,10 @@ def show(name: Name, as_json: Json = False) -> None:
 @app.command()
 def report(name: Name, as_json: Json = False) -> None:
     """Print parameters and MACs beside the paper's, and DSC and HD95 where tracked runs exist."""
-    from rwkvctl import settings
-    from rwkvctl.specs.study import read_study
-    from rwkvctl.studies import report as run
-    from rwkvctl.tracking import registry
+    from rwkvctl.config import settings
+    from rwkvctl.config.specs.study import read_study
+    from rwkvctl.registry import registry
+    from rwkvctl.reports.studies import report as run
 
     study = read_study(name)
     rows = run(study, registry.all_versions(settings.load().tracking_uri))

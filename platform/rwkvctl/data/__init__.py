@@ -1,12 +1,7 @@
-"""Data sets: raw files -> verified shards -> batches.
+"""Data sets: raw files -> verified shards -> batches. Rooms in the order in which they build on one another:
 
-sources (raw, archives)                      ->  raw files, wherever they lie
-formats/* (discover, images, splits)         ->  a plan: samples by shard part
-prepare (convert, writer, duplicates)        ->  shards + index + manifest
-manifest, index, reader, order               ->  any sample by number, any epoch's order
-transforms, loaders                          ->  batches and cases
+images    pixels and voxels of any file
+store     a prepared data set: shards, index, splits, manifest
+feed      a data set as batches and cases
+convert   downloads as data sets
 """
-
-from rwkvctl.data.manifest import Manifest
-
-__all__ = ["Manifest"]

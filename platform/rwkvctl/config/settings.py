@@ -1,0 +1,95 @@
+"""What a person sets once per machine: cluster address, tracking server, data root, storage.
+
+Kept in `<home>/config.yaml`; environment variables win over the file, command-line options over both.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import Field, ValidationError
+
+from rwkvctl.base import paths
+from rwkvctl.base.errors import UserError
+from rwkvctl.base.files import write_bytes
+from rwkvctl.base.paths import config_file, home
+from rwkvctl.config.specs.base import Spec, problems
+
+ENVIRONMENT = {
+    "address": "RAY_ADDRESS",
+    "tracking_uri": "MLFLOW_TRACKING_URI",
+    "data_root": "RWKVCTL_DATA_ROOT",
+    "storage": "RWKVCTL_STORAGE",
+    "cache_dir": "RWKVCTL_CACHE",
+    "cache_gb": "RWKVCTL_CACHE_GB",
+}
+PATHS = ("data_root", "storage", "cache_dir")
+
+
+class Settings(Spec):
+    """The settings of this machine; every field has a default that works on a laptop."""
+
+    address: str | None = None
+    """Ray cluster: `host:port`, `ray://host:port` or `http://host:8265`; null starts Ray on this machine."""
+    tracking_uri: str = Field(default_factory=lambda: f"sqlite:///{home() / 'mlflow.db'}")
+    """MLflow server or database."""
+    data_root: str = Field(default_factory=lambda: str(home() / "data"))
+    """Every prepared data set has its place here: `<data_root>/<dataset>`."""
+    storage: str = Field(default_factory=lambda: str(home() / "runs"))
+    """Where runs are kept; a cluster needs a folder that all its nodes see."""
+    cache_dir: str = Field(default_factory=lambda: str(paths.cache_dir()))
+    """Where shards of object stores are kept on this machine."""
+    cache_gb: Annotated[float, Field(gt=0)] = 100
+    """Gigabytes that they may take; the longest unused ones are deleted first."""
+    gpus_per_node: Annotated[int, Field(ge=0)] | None = None
+    """Workers per node of a cluster; null asks the cluster."""
+
+
+def load() -> Settings:
+    """The settings in force: defaults, then the file, then the environment."""
+    values = read_file()
+    values |= {key: os.environ[name] for key, name in ENVIRONMENT.items() if os.environ.get(name)}
+    try:
+        settings = Settings.model_validate(values)
+    except ValidationError as error:
+        raise UserError(f"{config_file()}: {problems(error, Settings)}") from None
+    return settings.model_copy(update={key: absolute(getattr(settings, key)) for key in PATHS})
+
+
+def absolute(path: str) -> str:
+    """A local path made absolute, so that it means the same in every process; a URL as it is."""
+    return path if "://" in path else str(Path(path).expanduser().absolute())
+
+
+def read_file() -> dict[str, Any]:
+    """The settings file as it is; empty when there is none."""
+    path = config_file()
+    if not path.exists():
+        return {}
+    try:
+        values = yaml.safe_load(path.read_text()) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: not valid YAML ({reason}); mend it or delete it") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: must hold `key: value` lines, not a {type(values).__name__}")
+    return values
+
+
+def save(key: str, value: str | None) -> Settings:
+    """Set one key in the file (null removes it) and return what is in force now."""
+    if key not in Settings.model_fields:
+        raise UserError(f"config key {key!r} is unknown; the keys are {', '.join(Settings.model_fields)}")
+    if value is not None and key in PATHS:
+        value = absolute(value)  # not relative to wherever the next command is typed
+    values = read_file() | {key: value}
+    values = {name: content for name, content in values.items() if content is not None}
+    try:
+        Settings.model_validate(values)
+    except ValidationError as error:
+        raise UserError(problems(error, Settings)) from None
+    write_bytes(config_file(), yaml.safe_dump(values, sort_keys=True).encode())
+    return load()

@@ -1,0 +1,195 @@
+"""One spec a job kind. A recipe is a YAML file of one of them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import Field, model_validator
+
+from rwkvctl.config.specs.augment import ClassificationAugment, SegmentationAugment
+from rwkvctl.config.specs.base import Spec
+from rwkvctl.config.specs.parts import (
+    ClusterSpec,
+    ConsistencySpec,
+    DataSpec,
+    EncoderSpec,
+    LossSpec,
+    ModelSpec,
+    OptimizerSpec,
+    Positive,
+    TrackingSpec,
+    TrainSpec,
+)
+
+AnyRange = TypeVar("AnyRange")
+
+
+class JobSpec(Spec):
+    """What every job has."""
+
+    job: str
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = None
+    """Name of the run; null makes one of the job, the data set and the time."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 42
+    storage: str | None = None
+    """Folder that runs are kept in; null is the machine's setting."""
+    cluster: ClusterSpec = ClusterSpec()
+    tracking: TrackingSpec = TrackingSpec()
+
+
+class TrainingSpec(JobSpec):
+    """What pretraining and fine-tuning share."""
+
+    data: DataSpec
+    optimizer: OptimizerSpec
+    train: TrainSpec
+
+    @model_validator(mode="after")
+    def _batch_fits_workers(self) -> TrainingSpec:
+        workers = self.cluster.workers or 1
+        if self.train.batch_size % workers:
+            fitting = [n for n in range(1, self.train.batch_size + 1) if self.train.batch_size % n == 0]
+            nearest = min(fitting, key=lambda n: (abs(n - workers), n))
+            raise ValueError(
+                f"train.batch_size {self.train.batch_size} is not divisible by cluster.workers {workers}: "
+                f"use {nearest} workers or a batch of {(self.train.batch_size // workers + 1) * workers}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _warmup_ends(self) -> TrainingSpec:
+        if self.optimizer.warmup_epochs >= self.train.epochs:
+            raise ValueError(
+                f"optimizer.warmup_epochs {self.optimizer.warmup_epochs} must be below train.epochs "
+                f"{self.train.epochs}: the learning rate would never leave its warm-up"
+            )
+        return self
+
+
+class PretrainSpec(TrainingSpec):
+    """Classification pretraining of an encoder."""
+
+    job: Literal["pretrain"] = "pretrain"
+    model: EncoderSpec = EncoderSpec()
+    augment: ClassificationAugment = ClassificationAugment()
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = 0.9998
+    """Exponential moving average of the weights; null keeps none."""
+    ema_warmup: bool = False
+    """Let the average's decay grow with the steps, so that short runs are not ruled by the initial weights."""
+
+
+class FinetuneSpec(TrainingSpec):
+    """Supervised segmentation training."""
+
+    job: Literal["finetune"] = "finetune"
+    model: ModelSpec = ModelSpec()
+    augment: SegmentationAugment = SegmentationAugment()
+    loss: LossSpec = LossSpec()
+    consistency: ConsistencySpec | None = None
+    """Use the data set's unlabeled images too; null trains on the labeled ones alone."""
+
+    @model_validator(mode="after")
+    def _unlabeled_batch_fits_workers(self) -> FinetuneSpec:
+        workers = self.cluster.workers or 1
+        if self.consistency is not None and self.consistency.batch_size % workers:
+            raise ValueError(
+                f"consistency.batch_size {self.consistency.batch_size} is not divisible by cluster.workers {workers}"
+            )
+        return self
+
+
+class EvaluateSpec(JobSpec):
+    """DSC and HD95 of a trained model on one part of a data set."""
+
+    job: Literal["evaluate"] = "evaluate"
+    model: str
+    """A run, `models:/name@alias`, or a folder with a model."""
+    data: str | None = None
+    """Folder with shards; null takes those that the model was trained on."""
+    split: str | None = None
+    part: Literal["val", "test"] = "test"
+    overlays: Annotated[int, Field(ge=0)] = 4
+    """How many of the worst cases are drawn."""
+
+
+class PredictSpec(JobSpec):
+    """Masks for images."""
+
+    job: Literal["predict"] = "predict"
+    model: str
+    inputs: Annotated[list[str], Field(min_length=1)]
+    out: str
+
+
+class Choice(Spec):
+    """One of a list."""
+
+    choice: Annotated[list[Any], Field(min_length=1)]
+
+
+def ascending(node: AnyRange, low: float, high: float) -> AnyRange:
+    """The range itself, if it is one."""
+    if low > high:
+        raise ValueError("must be [low, high], low first")
+    return node
+
+
+class IntRange(Spec):
+    """An integer from low to high, both included."""
+
+    int: tuple[int, int]
+    step: Positive = 1
+
+    @model_validator(mode="after")
+    def _ascends(self) -> IntRange:
+        return ascending(self, *self.int)
+
+
+class FloatRange(Spec):
+    """A number from low to high, on a linear or a logarithmic scale."""
+
+    float: tuple[float, float]
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _ascends(self) -> FloatRange:
+        if self.log and self.float[0] <= 0:
+            raise ValueError("low must be above 0 on a logarithmic scale")
+        return ascending(self, *self.float)
+
+
+class SpaceSpec(Spec):
+    """What a sweep varies: paths of a fine-tuning spec and the values that each may take."""
+
+    recipe: str = "binary"
+    """The recipe that is varied when neither the command line nor the data names one."""
+    params: Annotated[dict[str, Choice | IntRange | FloatRange], Field(min_length=1)]
+    cover: bool = False
+    """Try every combination once before anything is tried twice (finite spaces only)."""
+    trials: Positive = 20
+
+
+class TuneSpec(JobSpec):
+    """A sweep over a space around one fine-tuning spec."""
+
+    job: Literal["tune"] = "tune"
+    space_name: str
+    space: SpaceSpec
+    base: FinetuneSpec
+    trials: Positive
+    concurrency: Positive | None = None
+    """Trials at once; null is as many as there are CPUs (or GPUs) for."""
+    metric: Literal["dsc_strict", "dsc_official"] = "dsc_strict"
+    """What is maximised on the validation part."""
+    study_storage: str | None = None
+    """Database of the Optuna study; null is SQLite in the run's folder."""
+
+
+JOBS: dict[str, type[JobSpec]] = {
+    "pretrain": PretrainSpec,
+    "finetune": FinetuneSpec,
+    "evaluate": EvaluateSpec,
+    "predict": PredictSpec,
+    "tune": TuneSpec,
+}

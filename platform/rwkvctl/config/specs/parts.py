@@ -1,0 +1,171 @@
+"""The parts that job specs are made of: model, data, optimiser, loss, training, cluster, tracking."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AliasChoices, Field, field_validator
+
+from rwkvctl.config.specs.base import Spec
+
+Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def check_image_size(value: int) -> int:
+    if value % 16:
+        below, above = value // 16 * 16, (value // 16 + 1) * 16
+        raise ValueError(f"must be divisible by 16 (use {below or 16} or {above})")
+    return value
+
+
+class ModelSpec(Spec):
+    """A segmentation model by its name, with the ablations of the paper; null or default leaves it as published."""
+
+    name: str = "rwkv_unet_b"
+    decoder_kernel_size: Positive = 9
+    """Depthwise kernel of the decoder blocks, odd (Table IX)."""
+    ccm: bool = True
+    ccm_hidden_rate: Positive = Field(
+        2,
+        validation_alias=AliasChoices("ccm_hidden_rate", "ccm_hidden"),
+        serialization_alias="ccm_hidden_rate",
+    )
+    """Hidden width of the Cross-Channel Mix over its input width (Table XIII)."""
+    num_skips: Annotated[int, Field(ge=0, le=3)] = 3
+    """Skip connections kept, shallow ones first (Table XII)."""
+    attention: Literal["spatial_mix", "spatial_mix_2d", "mhsa", "focused_linear", "bi_mamba", "none"] = "spatial_mix"
+    """Token mixer of the encoder (Table II); spatial_mix_2d decays by rows and columns apart."""
+    shallow_attention: bool = False
+    """Attention in stages I and II too (Table X)."""
+    glsp_channel_mix: bool = False
+    """Channel mix after the attention (Table XI)."""
+    encoder: str | None = None
+    """Another encoder by its timm name (Table VII); null is the model's own."""
+    drop_path: Share | None = None
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Other arguments of the model's class, as `dims` of unet, `img_size` of monai:UNETR."""
+    encoder_weights: str | None = None
+    """Where the encoder starts: a pretraining run, `models:/name@alias`, or a folder with a model; null is random."""
+
+    @field_validator("decoder_kernel_size")
+    @classmethod
+    def _odd(cls, value: int) -> int:
+        if value % 2 == 0:
+            raise ValueError("must be odd")
+        return value
+
+    def overrides(self) -> dict[str, Any]:
+        """What `rwkv_unet.create_model` is given beside the name: only what differs from the default."""
+        return self.model_dump(exclude={"name", "encoder_weights", "options"}, exclude_defaults=True) | self.options
+
+
+class EncoderSpec(Spec):
+    """A classifier by its timm name; ours are rwkv_unet_enc_xt, _t, _s and _b."""
+
+    name: str = "rwkv_unet_enc_b"
+    drop_path: Share | None = None
+
+    def overrides(self) -> dict[str, Any]:
+        """What `timm.create_model` is given beside the name."""
+        return {} if self.drop_path is None else {"drop_path_rate": self.drop_path}
+
+
+class DataSpec(Spec):
+    """Which shards, which split of them, at which size."""
+
+    dataset: str | None = None
+    """Name of the data set, also its place under the data root when `path` is null; null takes the manifest's."""
+    path: str | None = None
+    split: str | None = None
+    """Name of a split in the manifest; null takes the manifest's default."""
+    image_size: Positive = 224
+    workers: Annotated[int, Field(ge=0)] = 2
+    """Loader processes per training worker; 0 loads in the training process."""
+
+    _size = field_validator("image_size")(check_image_size)
+
+
+class OptimizerSpec(Spec):
+    """AdamW and its learning rate over time."""
+
+    lr: Annotated[float, Field(gt=0)]
+    lr_reference_batch: Positive | None = None
+    """When set, the rate is scaled linearly: lr * batch_size / lr_reference_batch."""
+    min_lr: Annotated[float, Field(ge=0)] = 0.0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    schedule: Literal["cosine", "poly", "constant", "synapse_as_coded", "acdc_as_coded"] = "cosine"
+    update: Literal["epoch", "step"] = "epoch"
+    """Whether the rate changes after every epoch or after every step."""
+    poly_power: Annotated[float, Field(gt=0)] = 0.9
+    warmup_epochs: Annotated[int, Field(ge=0)] = 0
+    warmup_lr: Annotated[float, Field(ge=0)] = 5e-7
+    clip_grad: Annotated[float, Field(gt=0)] | None = None
+    """Largest norm of the gradient; null does not clip."""
+
+
+class LossSpec(Spec):
+    """Equation 10 of the paper: alpha * CE + beta * Dice."""
+
+    alpha: Annotated[float, Field(ge=0)] = 0.5
+    beta: Annotated[float, Field(ge=0)] = 1.0
+
+
+class ConsistencySpec(Spec):
+    """Semi-supervised training: two augmented views of an unlabeled image must get the same prediction."""
+
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """Of the mean squared error between the views' probabilities, beside the loss of the labeled images."""
+    batch_size: Positive = 8
+    """Unlabeled images per optimiser step, over all workers."""
+    ramp_epochs: Annotated[int, Field(ge=0)] = 0
+    """Epochs in which the weight rises to its value as exp(-5 (1 - t)^2) (Laine and Aila, ICLR 2017)."""
+
+
+class TrainSpec(Spec):
+    """How long, how much at once, and what is kept."""
+
+    epochs: Positive
+    batch_size: Positive
+    """Images per optimiser step, over all workers."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 autocast on a GPU, fp32 on a CPU."""
+    compile: bool = False
+    """Train through torch.compile: minutes at the start and at every restart, faster steps after it (not on a CPU)."""
+    tail: Literal["drop", "wrap"] = "drop"
+    """What happens to the last, incomplete batch of an epoch: left out, or filled from the next epoch's order."""
+    epoch_steps: Positive | None = None
+    """Optimiser steps that count as an epoch; null is one pass over the training part."""
+    checkpoint_steps: Positive | None = None
+    """A checkpoint after every so many steps, beside the one at each epoch's end."""
+    validate_every: Annotated[int, Field(ge=0)] = 1
+    """Epochs between validations; 0 validates never and keeps the last weights."""
+    log_steps: Positive = 10
+
+
+class ClusterSpec(Spec):
+    """Where it runs."""
+
+    launcher: Literal["ray", "process"] = "ray"
+    """process: in the calling process (also under torchrun); needs neither Ray nor MLflow."""
+    address: str | None = None
+    """Ray cluster; null starts Ray on this machine."""
+    workers: Positive | None = None
+    """Training workers over all nodes; null is one (on a cluster: nodes x GPUs per node)."""
+    nodes: Positive | None = None
+    gpus_per_node: Annotated[int, Field(ge=0)] | None = None
+    cpus_per_worker: Positive = 1
+    max_failures: Annotated[int, Field(ge=0)] = 3
+    """How often a dead worker or node is replaced before the job gives up."""
+
+
+class TrackingSpec(Spec):
+    """Where metrics and models go."""
+
+    uri: str | None = None
+    """MLflow server; null is SQLite under the home."""
+    experiment: str = "rwkvctl"
+    parent: str | None = None
+    """MLflow run id of the run that this one belongs to."""
+    register_as: str | None = None
+    """Name of the registered model; null derives it from the data set or the encoder, empty registers nothing."""

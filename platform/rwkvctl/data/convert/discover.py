@@ -1,0 +1,172 @@
+"""Finding raw files by their names, pairing them, and reporting all that is wrong with a source at once."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from rwkvctl.base.errors import UserError
+from rwkvctl.data.convert.sources import RawFile, Source, natural_key
+from rwkvctl.data.images.files import EXTENSIONS
+
+_SHOWN = 5
+
+
+def find_root(source: Source, names: Iterable[str], what: str) -> str:
+    """The folder at the top of `source` or up to 3 levels below that has all the subfolders `names` (lower case).
+
+    UserError when there is none, or more than one.
+    """
+    wanted = set(names)
+    level = [""]
+    for _ in range(4):
+        inner = {folder: source.subfolders(folder) for folder in level}
+        found = [folder for folder in level if wanted <= {_name(path).lower() for path in inner[folder]}]
+        if len(found) > 1:
+            raise UserError(f"{source}: {what} found twice, in {found[0]} and {found[1]}; give one as --source")
+        if found:
+            return found[0]
+        level = [path for paths in inner.values() for path in paths][:1000]
+    raise UserError(f"{source}: no {what} here; give the folder or archive that holds it as --source")
+
+
+def child(source: Source, root: str, name: str) -> str:
+    """The subfolder of `root` called `name`, whatever its case."""
+    return next(path for path in source.subfolders(root) if _name(path).lower() == name)
+
+
+def _name(path: str) -> str:
+    return path.rpartition("/")[2]
+
+
+def relative(file: RawFile, root: str) -> str:
+    """The path of a file below `root`: the same whatever folder or archive around it the user pointed at."""
+    return file.path.removeprefix(f"{root}/") if root else file.path
+
+
+def slug(text: str) -> str:
+    """`text` in the alphabet of sample keys, [a-z0-9_-]."""
+    return re.sub(r"[^a-z0-9_-]+", "_", text.lower()).strip("_")
+
+
+def normal_id(text: str) -> str:
+    """What two names must have in common to be a pair: `Frame 07` -> `frame_07`, `007` -> `7`."""
+    name = slug(text)
+    return name.lstrip("0") or "0" if name.isdigit() else name
+
+
+def by_pattern(
+    files: Iterable[RawFile], pattern: re.Pattern[str], problems: Problems, id_of: str = "id"
+) -> dict[str, RawFile]:
+    """normal_id -> file, in natural order, for each file whose path or the end of it (from a `/` on) matches `pattern`.
+
+    The id is the pattern's group `id_of`. A second file with one id is a problem.
+    """
+    found: dict[str, RawFile] = {}
+    anywhere = re.compile(rf"(?:.*/)?(?:{pattern.pattern})", pattern.flags | re.IGNORECASE)
+    for file in files:
+        match = anywhere.fullmatch(file.path)
+        if match:
+            add(found, normal_id(match[id_of]), file, problems)
+    return dict(sorted(found.items(), key=lambda item: natural_key(item[0])))
+
+
+def add(found: dict[str, RawFile], name: str, file: RawFile, problems: Problems) -> None:
+    """found[name] = file, unless that is a problem."""
+    if not name:
+        problems.add(f"{file}: its name has no letter or digit of ASCII; rename it")
+    elif name in found:
+        problems.add(f"{file}: has the same id as {found[name]} ({name}); keep one of them")
+    else:
+        found[name] = file
+
+
+def pair(images: Mapping[str, RawFile], masks: Mapping[str, RawFile], problems: Problems) -> list[str]:
+    """The ids that have an image and a mask, in natural order; one without the other is a problem."""
+    for name in sorted(images.keys() - masks.keys(), key=natural_key):
+        problems.add(f"{images[name]}: has no mask; add it, or move the image away")
+    for name in sorted(masks.keys() - images.keys(), key=natural_key):
+        problems.add(f"{masks[name]}: has no image; add it, or move the mask away")
+    return sorted(images.keys() & masks.keys(), key=natural_key)
+
+
+def refuse_empty(source: Source, found: Iterable[object], name: str, forms: Mapping[str, str]) -> None:
+    """UserError that tells the forms of a data set when nothing of it was found."""
+    if not any(found):
+        raise UserError(f"{source}: nothing of {name} here; it comes as {', or '.join(forms.values())}")
+
+
+def check_numbers(
+    source: Source,
+    what: str,
+    found: Mapping[str, RawFile],
+    wanted: range,
+    allow_partial: bool,
+    problems: Problems,
+) -> list[str]:
+    """Compare numbered files with the numbers that the data set has. A number outside is a problem; missing ones are a
+    problem too, or a warning (returned) when the user accepts it."""
+    for name, file in found.items():
+        if not name.isdigit() or int(name) not in wanted:
+            problems.add(f"{file}: {what} are numbered {wanted[0]} to {wanted[-1]}; move what is no part of them away")
+    missing = [str(number) for number in wanted if str(number) not in found]
+    if not missing:
+        return []
+    names = ", ".join(missing[:_SHOWN]) + (", ..." if len(missing) > _SHOWN else "")
+    text = f"{len(wanted) - len(missing)} of {len(wanted)} {what}; missing {names}"
+    if allow_partial:
+        return [f"partial source: {text}"]
+    problems.add(f"{source}: {text}; complete the source, or accept it with --allow-partial")
+    return []
+
+
+def check_counts(
+    source: Source,
+    found: Mapping[str, int],
+    expected: Mapping[str, int],
+    allow_partial: bool,
+    problems: Problems,
+) -> list[str]:
+    """Compare what was found with what the data set has. A difference is a problem, or a warning (returned) when
+    the user accepts it: a data set that lacks files gives numbers that compare with nobody's."""
+    wrong = [f"{found.get(what, 0)} {what}, {n} were expected" for what, n in expected.items() if found.get(what) != n]
+    if allow_partial:
+        return [f"partial source: {text}" for text in wrong]
+    for text in wrong:
+        problems.add(f"{source}: {text}; complete the source, or accept it with --allow-partial")
+    return []
+
+
+def strangers(source: Source, known: Iterable[RawFile], ignored: str = "") -> list[str]:
+    """A warning about image files that are none of `known` and whose path has no match of the pattern `ignored`."""
+    used = {file.path for file in known}
+    pattern = re.compile(ignored or r"(?!)", re.IGNORECASE)
+    left = [file for file in source.files if file.suffix in EXTENSIONS and file.path not in used]
+    left = [file for file in left if not pattern.search(file.path)]
+    if not left:
+        return []
+    return [
+        f"{len(left)} image files have names that this data set does not have, and were left out: first {left[0].path}"
+    ]
+
+
+@dataclass
+class Problems:
+    """Everything that is wrong with a source: all of it is counted, the first few are named."""
+
+    source: str
+    found: list[str] = field(default_factory=list)
+
+    def add(self, what: str) -> None:
+        self.found.append(what)
+
+    def raise_if_any(self) -> None:
+        """One UserError: one line for one problem, else a line with the count and one for each of the first few."""
+        different = list(dict.fromkeys(self.found))  # a damaged volume is one problem, not one a slice
+        if len(different) == 1:
+            raise UserError(different[0])
+        if different:
+            more = len(different) - _SHOWN
+            lines = [f"{self.source}: {len(different)} problems, nothing was written", *different[:_SHOWN]]
+            raise UserError("\n  ".join(lines + ([f"... and {more} more"] if more > 0 else [])))

@@ -1,0 +1,131 @@
+"""What every format is made of: its entry in the list of data sets, and what it hands to `prepare`."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rwkvctl.data.convert.sources import RawFile
+from rwkvctl.data.store.splits import Split
+from rwkvctl.data.store.writer import Limits
+
+__all__ = ["Dataset", "Item", "Options", "Plan", "Sample", "count_pixels", "encode_npy", "sha256"]
+
+Task = Literal["segmentation", "classification"]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set's entry in `rwkvctl data list`.
+
+    classes: by class id, none when the source names them; expected: what a whole source has; forms: the downloads
+    that are understood, name -> layout; access: where to ask for it; options: the fields of `Options` that it takes.
+    """
+
+    name: str
+    title: str
+    task: Task
+    classes: tuple[str, ...]
+    expected: Mapping[str, int]
+    forms: Mapping[str, str]
+    licence: str
+    access: str
+    citation: str = ""
+    options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user chose; None where nothing was said."""
+
+    dataset: str
+    allow_partial: bool = False
+    split: str | None = None
+    seeds: tuple[int, ...] | None = None
+    classes: tuple[str, ...] | None = None
+    orientation: str | None = None
+    busi_masks: str | None = None
+    max_side: int | None = None
+
+
+class Item(Protocol):
+    """What is to become one sample: a frozen dataclass, small, picklable, with a `repr` that tells all of it."""
+
+    @property
+    def key(self) -> str: ...
+
+    @property
+    def files(self) -> Sequence[RawFile]: ...
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample, checked and encoded.
+
+    members: extension -> bytes, without json; meta: its json; sources: path in the source -> SHA-256;
+    size: (H, W); pixels: how many pixels each class id has (segmentation), or None.
+    """
+
+    key: str
+    members: dict[str, bytes]
+    meta: dict[str, Any]
+    sources: dict[str, str]
+    size: tuple[int, int]
+    pixels: NDArray[np.int64] | None = None
+
+
+Read = Callable[[str, Any], Sample]
+MakeSplits = Callable[[Mapping[str, Sequence[str]], Mapping[str, str]], dict[str, Split]]
+
+
+@dataclass
+class Plan:
+    """A data set that is ready to be written.
+
+    parts: shard part (`all`, `train`, ...) -> items in the order of writing; read(part, item) makes the sample or
+    raises BadFile, in any process (it must be picklable); make_splits(ids by part, leak group by id) makes the
+    splits, the first being the default; limits: when a shard is full, by part; adopted: part -> shards that exist
+    already and are taken over as they are, each with the items inside it, which `read` only checks.
+    """
+
+    form: str
+    task: Task
+    classes: Sequence[str]
+    image_kind: Literal["rgb8", "float"]
+    parts: Mapping[str, Sequence[Item]]
+    read: Read
+    make_splits: MakeSplits
+    mask_rule: str | None = None
+    intensity: dict[str, Any] | None = None
+    orientation: str | None = None
+    excluded: list[dict[str, str]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    limits: Mapping[str, Limits] = field(default_factory=dict)
+    adopted: Mapping[str, Sequence[tuple[RawFile, Sequence[Item]]]] = field(default_factory=dict)
+
+    @property
+    def channels(self) -> int:
+        return 3 if self.image_kind == "rgb8" else 1
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def encode_npy(array: NDArray[np.generic]) -> bytes:
+    """An npy file, version 1.0, little-endian, C order, no pickle."""
+    buffer = io.BytesIO()
+    little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+    np.lib.format.write_array(buffer, little, version=(1, 0), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def count_pixels(mask: NDArray[np.uint8], num_classes: int) -> NDArray[np.int64]:
+    """How many pixels every class id has; the ignored ones (255) are in none."""
+    return np.bincount(mask.ravel(), minlength=256)[:num_classes]

@@ -1,0 +1,135 @@
+"""Any two folders `images/` and `masks/` whose files pair by name: one's own data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rwkvctl.base.errors import UserError
+from rwkvctl.data.convert import discover
+from rwkvctl.data.convert.discover import Problems
+from rwkvctl.data.convert.formats.base import Dataset, Options, Plan
+from rwkvctl.data.convert.formats.pairs import Mask, Pair, histogram, numbered, pairs_plan
+from rwkvctl.data.convert.sources import RawFile, Source
+from rwkvctl.data.images import files as image_files
+from rwkvctl.data.store.splits import Split, parse_ratio, random_splits
+
+DATASET = Dataset(
+    name="folder",
+    title="any images/ + masks/, paired by name",
+    task="segmentation",
+    classes=("background", "foreground"),
+    expected={},
+    forms={"images+masks": "images/NAME.(jpg|png|bmp|tif) and masks/NAME[_mask].(png|jpg|bmp|tif)"},
+    licence="your own",
+    access="your own files",
+    options=("split", "seeds", "classes"),
+)
+FOLDERS = ("images", "masks")
+MASK_SUFFIXES = ("_mask", "_segmentation", "_gt", "_label", "-mask")
+
+
+def recognise(source: Source) -> str | None:
+    try:
+        discover.find_root(source, FOLDERS, "images/ and masks/ folders")
+    except UserError:
+        return None
+    return "images+masks"
+
+
+def plan(source: Source, options: Options, problems: Problems) -> Plan:
+    """Pair the files below `images/` and `masks/`; everything without a partner is a problem."""
+    root = discover.find_root(source, FOLDERS, "images/ and masks/ folders")
+    pairs = _pair(source, root, options.dataset, problems)
+    num_classes = len(options.classes or DATASET.classes)
+    if num_classes < 2:
+        raise UserError("--classes: name at least two, the background first")
+    parse_ratio(options.split or "8:1:1")  # said before anything is read
+
+    def make_splits(ids: Mapping[str, Sequence[str]], groups: Mapping[str, str]) -> dict[str, Split]:
+        return random_splits(ids["all"], options.split, options.seeds)
+
+    rule = "{0,1}: value, else value > 127" if num_classes == 2 else f"value = class id 0..{num_classes - 1}"
+    read_mask = ClassIds(num_classes)
+    return pairs_plan(
+        DATASET, options, "images+masks", {"all": pairs}, read_mask, make_splits, root=root, mask_rule=rule
+    )
+
+
+def _pair(source: Source, root: str, dataset: str, problems: Problems) -> list[Pair]:
+    """Pairs in natural order of their ids, with keys padded so that keys sort in the same order."""
+    found, masks = (_by_id(source.below(discover.child(source, root, name)), problems) for name in FOLDERS)
+    masks = _without_suffixes(masks, found)
+    both = discover.pair(found, masks, problems)
+    if not both and not problems.found:
+        problems.add(f"{source}: images/ and masks/ hold no images")
+    digits = max([4, *(len(name) for name in both if name.isdigit())])
+    prefix = discover.slug(dataset)
+    return [Pair(numbered(prefix, name, digits), found[name], (masks[name],)) for name in both]
+
+
+def _by_id(files: Iterable[RawFile], problems: Problems) -> dict[str, RawFile]:
+    found: dict[str, RawFile] = {}
+    for file in files:
+        if file.suffix in image_files.EXTENSIONS:
+            discover.add(found, discover.normal_id(file.stem), file, problems)
+    return found
+
+
+def _without_suffixes(masks: dict[str, RawFile], wanted: Iterable[str]) -> dict[str, RawFile]:
+    """Masks by the id of their image: `7_mask.png` is the mask of `7.png` unless there is an image `7_mask`."""
+    wanted = set(wanted)
+    plain = {}
+    for name, file in masks.items():
+        cut = discover.normal_id(next((name.removesuffix(s) for s in MASK_SUFFIXES if name.endswith(s)), name))
+        plain[name if name in wanted or cut not in wanted or cut in masks else cut] = file
+    return plain
+
+
+@dataclass(frozen=True)
+class ClassIds:
+    """Reads a mask of unknown making: binary in one of its usual encodings, or class ids."""
+
+    num_classes: int
+
+    def __call__(self, data: bytes) -> Mask:
+        return Mask(*class_ids(image_files.read_mask(data), self.num_classes))
+
+
+def class_ids(raw: image_files.RawMask, num_classes: int) -> tuple[NDArray[np.uint8], str]:
+    """Class ids (H, W) from stored values, with the rule that was used; ValueError for values of no known meaning.
+
+    Two classes: {0, 1}, {0, 255}, or the grey of a JPEG (or of a resampled JPEG stored in a PNG), cut at 127.
+    More classes: the values must be the ids.
+    """
+    values = raw.values
+    counts = np.bincount(values.ravel(), minlength=256)
+    present = np.flatnonzero(counts)
+    if num_classes > 2:
+        if present[-1] >= num_classes:
+            raise ValueError(f"mask values {histogram(values)}; with these --classes they must be 0..{num_classes - 1}")
+        return values.astype(np.uint8), "value"
+    if not raw.lossy and present[-1] <= 1:
+        return values.astype(np.uint8), "value"
+    if not (set(present.tolist()) <= {0, 255} or _is_blurred_binary(counts, raw.lossy)):
+        raise ValueError(
+            f"mask values {histogram(values)}; a binary mask has 0 and 255 (or 0 and 1); else give --classes"
+        )
+    return (values > 127).astype(np.uint8), "value > 127"
+
+
+def _is_blurred_binary(counts: NDArray[np.int64], lossy: bool) -> bool:
+    """Whether nearly all pixels lie at the ends, with the spread of values that JPEG compression leaves.
+
+    The sure sign of class ids instead: few distinct values. On ClinicDB at 256 px at most 8 % of a mask lie between.
+    """
+    if len(counts) > 256:
+        return False
+    between = counts[32:224].sum() / counts.sum()
+    if lossy:
+        return bool(between <= 0.2)
+    spread = np.count_nonzero(counts) >= 32
+    return bool(spread and between <= 0.1 and counts[248:].sum() > counts[8:248].sum())

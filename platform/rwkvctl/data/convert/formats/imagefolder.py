@@ -1,0 +1,99 @@
+"""Classification: `train/<class>/*` and `val/<class>/*` or `test/<class>/*` (torchvision's ImageFolder).
+
+A class's number is the rank of its name among the sorted names in `train/`, for ImageNet's wnids as for any other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+from rwkvctl.base.errors import UserError
+from rwkvctl.data.convert import discover
+from rwkvctl.data.convert.discover import Problems, relative
+from rwkvctl.data.convert.formats.base import Dataset, Options, Plan
+from rwkvctl.data.convert.formats.photos import LIMITS, Photo, PhotoReader, official_splits, shuffled
+from rwkvctl.data.convert.sources import RawFile, Source
+from rwkvctl.data.images import files as image_files
+
+DATASET = Dataset(
+    name="imagefolder",
+    title="any classes as folders of images",
+    task="classification",
+    classes=(),
+    expected={},
+    forms={"imagefolder": "train/CLASS/* and val/CLASS/* or test/CLASS/*"},
+    licence="your own",
+    access="your own files",
+)
+
+
+def recognise(source: Source) -> str | None:
+    try:
+        root = discover.find_root(source, ("train",), "train/ folder")
+    except UserError:
+        return None
+    parts = _parts(source, root)
+    classes = source.subfolders(parts["train"])
+    images_inside = (
+        any(file.suffix in image_files.EXTENSIONS for file in source.below(classes[0])) if classes else False
+    )
+    return "imagefolder" if len(parts) > 1 and len(classes) > 1 and images_inside else None
+
+
+def plan(source: Source, options: Options, problems: Problems) -> Plan:
+    """List the images of every part by class; classes must be the same everywhere."""
+    root = discover.find_root(source, ("train",), "train/ folder")
+    folders = _parts(source, root)
+    if len(folders) < 2:
+        raise UserError(f"{source}: has train/ but neither val/ nor test/; add one, with the same class folders")
+    classes = sorted(_name(path) for path in source.subfolders(folders["train"]))
+    if len(classes) < 2:
+        raise UserError(f"{source}: {len(classes)} class folders in train/; at least two are needed")
+    parts: dict[str, Sequence[Photo]] = {
+        name: shuffled(_list(source, root, name, folders[name], classes, problems))
+        for name in ("train", "val", "test")
+        if name in folders
+    }
+    return Plan(
+        form="imagefolder",
+        task="classification",
+        classes=classes,
+        image_kind="rgb8",
+        parts=parts,
+        read=PhotoReader(options.dataset, tuple(classes)),
+        make_splits=official_splits,
+        limits=dict.fromkeys(parts, LIMITS),
+    )
+
+
+def _parts(source: Source, root: str) -> dict[str, str]:
+    found = {_name(path).lower(): path for path in source.subfolders(root)}
+    return {name: found[name] for name in ("train", "val", "test") if name in found}
+
+
+def _name(path: str) -> str:
+    return path.rpartition("/")[2]
+
+
+def _list(source: Source, root: str, part: str, folder: str, classes: list[str], problems: Problems) -> list[Photo]:
+    own = {_name(path): path for path in source.subfolders(folder)}
+    for name in sorted(own.keys() - set(classes)):
+        problems.add(f"{source}: {own[name]}: train/ has no class {name!r}; add it there or remove this folder")
+    number_of = {name: number for number, name in enumerate(classes)}
+    items: list[Photo] = []
+    for file in source.below(folder):
+        name = file.path[len(folder) + 1 :].partition("/")[0]
+        if file.suffix in image_files.EXTENSIONS and name in number_of:
+            items.append(_photo(file, relative(file, root), part, number_of[name]))
+    if part == "train":
+        for label in sorted(set(range(len(classes))) - {item.label for item in items}):
+            problems.add(f"{source}: {folder}/{classes[label]}: holds no images; add some or remove the class")
+    if not items:
+        problems.add(f"{source}: {folder}: holds no images of the classes in train/")
+    return items
+
+
+def _photo(file: RawFile, path: str, part: str, label: int) -> Photo:
+    path_hash = hashlib.sha256(path.encode()).hexdigest()[:10]  # equal names in two folders, odd characters
+    return Photo(f"{part}_c{label:04d}_{discover.slug(file.stem)[:60]}_{path_hash}", file, path, label)

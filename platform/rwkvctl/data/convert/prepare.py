@@ -1,0 +1,298 @@
+"""Raw files -> shards, index, splits, manifest: all of it or nothing."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rwkvctl.base import files
+from rwkvctl.base.errors import UserError
+from rwkvctl.data.convert import formats
+from rwkvctl.data.convert.conversion import RECORDS, Job, Progress, Record, convert, is_small, layout
+from rwkvctl.data.convert.discover import Problems, slug
+from rwkvctl.data.convert.formats.base import Dataset, Options, Plan
+from rwkvctl.data.convert.sources import Source, open_sources
+from rwkvctl.data.store import duplicates, manifest, schema
+from rwkvctl.data.store.manifest import Manifest
+from rwkvctl.data.store.splits import PARTS, Split
+
+MOST_SIZES_SHOWN = 20
+
+
+def prepare(
+    format_name: str,
+    sources: Sequence[Path | str],
+    out: Path | str,
+    *,
+    name: str | None = None,
+    classes: Sequence[str] | None = None,
+    split: str | None = None,
+    seeds: Sequence[int] | None = None,
+    orientation: str | None = None,
+    busi_masks: str | None = None,
+    max_side: int | None = None,
+    allow_partial: bool = False,
+    overwrite: bool = False,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Convert `sources`, folders or archives, to a data set in the folder `out` and return its manifest.
+
+    Every file is read to its end and checked. All problems are collected into one UserError, and then `out` is not
+    made. Two runs over the same files give the same bytes, with any number of `workers` (default: all cores, or none
+    for small sources), interrupted or not: finished shards wait in `.<name>.partial` beside `out` for the next run.
+    Options that a format does not know are refused; `split` and `seeds` are for formats with random splits.
+    """
+    form = formats.get(format_name)
+    out = Path(out).expanduser().absolute()
+    options = Options(
+        dataset=_dataset_name(name or out.name),
+        allow_partial=allow_partial,
+        split=split,
+        seeds=None if seeds is None else tuple(dict.fromkeys(seeds)),
+        classes=tuple(classes) if classes else None,
+        orientation=orientation,
+        busi_masks=busi_masks,
+        max_side=max_side,
+    )
+    _check_options(options, form.DATASET)
+    with open_sources(sources) as source:
+        _refuse_bad_out(out, source.paths, overwrite)
+        problems = Problems(str(source))
+        plan = form.plan(source, options, problems)
+        with _whole_or_nothing(out, overwrite) as folder:
+            jobs = layout(plan, options, folder)
+            if plan.adopted or not is_small(jobs):  # what is known to be wrong is not said after hours of reading
+                problems.raise_if_any()
+            _remove_strangers(folder, jobs)
+            records, shards, found = convert(jobs, workers, progress)
+            problems.found += found
+            if problems.found and is_small(jobs):  # soon done again: leave nothing behind
+                shutil.rmtree(folder / RECORDS)
+            problems.raise_if_any()
+            _finish(plan, form.DATASET, options, source, folder, records, shards)
+    return Manifest.load(out)
+
+
+def _dataset_name(text: str) -> str:
+    name = slug(text)
+    if not name or len(name) > 60:
+        raise UserError(f"--name {text!r}: give letters and digits, at most 60, for example clinicdb")
+    return name
+
+
+def _check_options(options: Options, dataset: Dataset) -> None:
+    for field in ("split", "seeds", "classes", "orientation", "busi_masks", "max_side"):
+        if getattr(options, field) is not None and field not in dataset.options:
+            flag = "--" + field.replace("seeds", "seed").replace("_", "-")
+            raise UserError(f"{flag}: {dataset.name} has no such choice; leave it out")
+    if options.seeds is not None and (not options.seeds or any(not 0 <= seed < 2**32 for seed in options.seeds)):
+        raise UserError(f"--seed {list(options.seeds)}: give whole numbers from 0 to 4294967295")
+    names = options.classes or ()
+    if len(set(names)) != len(names) or not all(names):
+        raise UserError(f"--classes {','.join(names)}: names must be different and not empty")
+    if len(names) > 255:
+        raise UserError(f"--classes: {len(names)} names; masks hold at most 255 classes")
+    if options.max_side is not None and options.max_side < 64:
+        raise UserError(f"--max-side {options.max_side}: give at least 64 pixels")
+
+
+def _refuse_bad_out(out: Path, sources: list[Path], overwrite: bool) -> None:
+    if out.exists() and not overwrite:
+        raise UserError(f"--out {out}: exists; give another --out or --overwrite")
+    if out.exists() and not (out / schema.FILE_NAME).exists() and (out.is_file() or any(out.iterdir())):
+        raise UserError(f"--out {out}: exists and is not a data set, so it is not overwritten; give another --out")
+    for source in sources:
+        if out.resolve() == source.resolve() or source.resolve().is_relative_to(out.resolve()):
+            raise UserError(f"--out {out}: holds the source; give another --out")
+
+
+@contextmanager
+def _whole_or_nothing(out: Path, overwrite: bool) -> Iterator[Path]:
+    """The folder `.<out>.partial`, which takes its name when the block ends well.
+
+    When it does not, finished shards stay there for the next run; without any the folder vanishes.
+    """
+    folder = out.with_name(f".{out.name}.partial")
+    try:
+        (folder / RECORDS).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot be made ({error.strerror})") from error
+    old = out.with_name(f".{out.name}.old")
+    with _alone_in(folder, out):
+        if old.exists() and not out.exists():  # killed between the two renames below
+            old.replace(out)
+        try:
+            yield folder
+            shutil.rmtree(folder / RECORDS)
+            files.fsync_directory(folder)
+            if overwrite and out.exists():
+                out.replace(old)
+            folder.replace(out)
+            files.fsync_directory(out.parent)
+            shutil.rmtree(old, ignore_errors=True)
+        except BaseException as error:
+            finished = list((folder / RECORDS).glob("*.json"))
+            if not finished:
+                shutil.rmtree(folder, ignore_errors=True)
+            if isinstance(error, UserError | OSError):
+                text = (
+                    str(error) if isinstance(error, UserError) else f"--out {out}: cannot be written ({error.strerror})"
+                )
+                kept = f"\n  {len(finished)} finished shards are kept in {folder}: run the same command again"
+                raise UserError(text + (kept if finished else "")) from error
+            raise
+
+
+@contextmanager
+def _alone_in(folder: Path, out: Path) -> Iterator[None]:
+    """Two runs into one folder would mix their shards. The lock goes with the process that holds it."""
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise UserError(f"--out {out}: is being prepared by another process; wait for it") from None
+    finally:
+        os.close(lock)
+
+
+def _remove_strangers(folder: Path, jobs: Sequence[Job]) -> None:
+    """What an earlier run with other choices left, and the half-written files of a killed one."""
+    names = {name for job in jobs for name in (f"{job.stem}.tar", f"{job.stem}.idx", f"{job.stem}.json")}
+    for path in [*folder.iterdir(), *(folder / "index").glob("*"), *(folder / RECORDS).glob("*")]:
+        if path.is_file() and path.name not in names:
+            path.unlink()
+    shutil.rmtree(folder / "splits", ignore_errors=True)
+
+
+def _finish(
+    plan: Plan,
+    dataset: Dataset,
+    options: Options,
+    source: Source,
+    folder: Path,
+    records: list[Record],
+    shards: list[dict[str, Any]],
+) -> None:
+    """Splits and manifest, the last files of a data set."""
+    found = _duplicates(plan, records)
+    groups = duplicates.leak_groups({r.key: r.group for r in records}, [*found.copies, *found.near])
+    ids: dict[str, list[str]] = {part: [] for part in plan.parts}
+    for record in records:
+        ids[record.part].append(record.key)
+    splits = plan.make_splits(ids, groups)
+    entries = {name: write_split(folder, name, split, groups) for name, split in splits.items()}
+    manifest.write(folder, _content(plan, dataset, options, records, shards, entries, found))
+
+
+def write_split(folder: Path, name: str, split: Split, groups: dict[str, str]) -> dict[str, Any]:
+    """Write the id lists; return the split's entry in the manifest."""
+    path = folder / "splits" / f"{name}.json"
+    files.write_json(path, {"name": name, "rule": split.rule, "seed": split.seed, **split.ids})
+    train = {groups.get(key) for key in split.ids["train"]}
+    held_out = {groups.get(key) for part in PARTS[1:] for key in split.ids[part]}
+    return {
+        "rule": split.rule,
+        "seed": split.seed,
+        "sha256": files.sha256_file(path),
+        "counts": {part: len(ids) for part, ids in split.ids.items()},
+        "leak_groups_shared": len((train & held_out) - {None}),
+    }
+
+
+def _duplicates(plan: Plan, records: list[Record]) -> schema.Duplicates:
+    """Among images; the slices of a volume have one file and one hash, and are one patient anyway."""
+    if plan.image_kind == "float":
+        return schema.Duplicates()
+    return schema.Duplicates(
+        copies=duplicates.clusters_of_copies({r.key: r.sha256 for r in records}),
+        near=duplicates.clusters_of_near({r.key: r.phash for r in records if r.phash}),
+        rule=f"copies: equal bytes; near: pHash, at most {duplicates.MOST_BITS} of 64 bits differ",
+    )
+
+
+def _duplicate_warnings(found: schema.Duplicates) -> list[str]:
+    clusters = {"copies of one another": found.copies, "near-duplicates of one another": found.near}
+    return [f"{sum(map(len, own))} images in {len(own)} clusters are {what}" for what, own in clusters.items() if own]
+
+
+def _content(
+    plan: Plan,
+    dataset: Dataset,
+    options: Options,
+    records: list[Record],
+    shards: list[dict[str, Any]],
+    splits: dict[str, dict[str, Any]],
+    found: schema.Duplicates,
+) -> dict[str, Any]:
+    sources = {path: digest for record in records for path, digest in record.sources.items()}
+    notes = Counter(note for record in records if record.note for note in record.note.split("; "))
+    segmentation = plan.task == "segmentation"
+    stats = _stats(records)
+    absent = [name for name, share in zip(plan.classes, stats.get("pixel_fraction", []), strict=False) if not share]
+    return {
+        "dataset": options.dataset,
+        "created_by": f"rwkvctl {version('rwkvctl')}",
+        "source": {
+            "format": dataset.name,
+            "form": plan.form,
+            "files": len(sources),
+            "tree_sha256": _hash_lines(sources.items()),
+            "expected": dict(dataset.expected),
+            "licence": dataset.licence,
+            "access": dataset.access,
+            "citation": dataset.citation or None,
+        },
+        "task": plan.task,
+        "classes": list(plan.classes),
+        "ignore_index": 255 if segmentation else None,
+        "channels": plan.channels,
+        "image_kind": plan.image_kind,
+        "mask_rule": plan.mask_rule,
+        "intensity": plan.intensity,
+        "orientation": plan.orientation,
+        "counts": {"samples": len(records), "labeled": sum(record.labeled for record in records)},
+        "excluded": plan.excluded,
+        "duplicates": found.model_dump(),
+        "warnings": [
+            *plan.warnings,
+            *(f"{n} images: {note}" for note, n in sorted(notes.items())),
+            *_duplicate_warnings(found),
+            *(f"no mask has a pixel of class {name!r}" for name in absent),
+        ],
+        "shards": shards,
+        "samples_sha256": _hash_lines((record.key, record.sha256) for record in records),
+        "splits": splits,
+        "default_split": next(iter(splits)),
+        "stats": stats,
+    }
+
+
+def _hash_lines(pairs: Any) -> str:
+    """SHA-256 of the sorted lines `name TAB hash`."""
+    digest = hashlib.sha256()
+    for name, value in sorted(pairs):
+        digest.update(f"{name}\t{value}\n".encode())
+    return digest.hexdigest()
+
+
+def _stats(records: list[Record]) -> dict[str, Any]:
+    """Share of the pixels by class, and the most frequent image sizes."""
+    sizes = Counter(f"{height}x{width}" for height, width in (record.size for record in records))
+    stats: dict[str, Any] = {"size_hist": dict(sorted(sizes.most_common(MOST_SIZES_SHOWN)))}
+    pixels = [record.pixels for record in records if record.pixels is not None]
+    if pixels:
+        total = np.sum(pixels, axis=0)
+        stats["pixel_fraction"] = [round(float(share), 6) for share in total / total.sum()]
+    return stats

@@ -1,0 +1,89 @@
+"""A further split of a prepared data set, by a rule."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from rwkvctl.base import files
+from rwkvctl.base.errors import UserError
+from rwkvctl.data.convert.prepare import write_split
+from rwkvctl.data.store import schema
+from rwkvctl.data.store.manifest import Manifest
+from rwkvctl.data.store.splits import PARTS, Split, folds, grouped_split, parse_ratio, random_split, split_name
+from rwkvctl.data.store.verify import leak_groups_of
+
+RULES = "random:8:1:1, grouped:8:1:1, kfold:5, grouped-kfold:5"
+
+
+def add_split(root: Path | str, rule: str, seed: int = 41) -> list[str]:
+    """Add the split (or the k splits) of `rule` to the data set in the folder `root`; their names.
+
+    The pool is train, val and test of the default split together, so that unlabeled samples stay out. If the source
+    has a test part of its own, that part stays the test part. Groups are patients, sequences, videos and
+    near-duplicates. The fingerprint of the data set does not change, because a name here is a rule and a seed, which
+    give the same ids on the same data everywhere: runs that began before go on.
+    """
+    manifest = Manifest.load(root)
+    if manifest.uri:
+        raise UserError(f"{root}: splits are added on a disk; copy the data set, add the split, upload it again")
+    ids = manifest.split_ids(manifest.default_split)
+    groups = leak_groups_of(manifest)
+    own_test = _own_test(manifest, ids)
+    pool = [key for part in PARTS for key in ids[part] if key not in own_test]
+    order = {key.decode(): row for row, key in enumerate(manifest.index.keys)}
+    pool = sorted(set(pool), key=order.__getitem__)
+    made = _made(rule, pool, groups, seed)
+    if own_test:
+        made = {name: _with_test(split, ids["test"]) for name, split in made.items()}
+    known = made.keys() & manifest.splits.keys()
+    if known:
+        raise UserError(f"{manifest.root}: has the split {min(known)} already; give another --rule or --seed")
+    _write(manifest, made, groups)
+    return list(made)
+
+
+def _made(rule: str, pool: list[str], groups: dict[str, str], seed: int) -> dict[str, Split]:
+    match = re.fullmatch(r"(random|grouped|kfold|grouped-kfold):([\d:]+)", rule)
+    if match is None or not 0 <= seed < 2**32:
+        raise UserError(f"--rule {rule!r} --seed {seed}: give a rule like {RULES}, and a seed from 0 to 4294967295")
+    kind, numbers = match[1], match[2]
+    if kind.endswith("kfold"):
+        if not numbers.isdigit():
+            raise UserError(f"--rule {rule!r}: give one number of folds, for example {kind}:5")
+        return folds(pool, groups if kind == "grouped-kfold" else None, int(numbers), seed)
+    ratio = parse_ratio(numbers)
+    if kind == "random":
+        return {split_name(ratio, seed): random_split(pool, ratio, seed)}
+    return {split_name(ratio, seed).replace("random", "grouped"): grouped_split(pool, groups, ratio, seed)}
+
+
+def _own_test(manifest: Manifest, ids: dict[str, list[str]]) -> set[str]:
+    """The test part of a source that has parts, which stays as it is. Slices and volumes cannot change places."""
+    parts = {shard.name.rpartition("-")[0] for shard in manifest.shards}
+    if parts == {"all"}:
+        return set()
+    if manifest.image_kind == "float":
+        raise UserError(
+            f"{manifest.root}: trains on slices and tests on volumes, which no rule can exchange; prepare it again "
+            "with another --split"
+        )
+    return set(ids["test"])
+
+
+def _with_test(split: Split, test: list[str]) -> Split:
+    """Whom the rule put into test goes to val: the source's test part remains."""
+    val = [*split.ids["val"], *split.ids["test"]]
+    return Split(f"{split.rule}; test is the source's", {**split.ids, "val": val, "test": list(test)}, split.seed)
+
+
+def _write(manifest: Manifest, made: dict[str, Split], groups: dict[str, str]) -> None:
+    """The id lists first, the manifest last: at every moment it describes what is there."""
+    path = Path(manifest.root) / schema.FILE_NAME
+    content = json.loads(path.read_bytes())
+    added = content.setdefault("added_splits", {})
+    for name, split in made.items():
+        added[name] = write_split(Path(manifest.root), name, split, groups)
+    schema.Content.model_validate(content)
+    files.write_json(path, content)

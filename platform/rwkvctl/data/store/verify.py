@@ -1,0 +1,298 @@
+"""Whether a data set is what its manifest says: quickly before training, thoroughly on request."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tarfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rwkvctl.base import files, paths
+from rwkvctl.base.errors import UserError
+from rwkvctl.data.store import bucket, duplicates, index, quarantine
+from rwkvctl.data.store.manifest import Manifest
+from rwkvctl.data.store.quarantine import Damaged, Quarantine
+from rwkvctl.data.store.reader import Reader
+from rwkvctl.data.store.schema import FILE_NAME, Shard
+from rwkvctl.data.store.splits import PARTS
+
+ADOPTED_FORM = "timm"
+
+Progress = Callable[[str, int, int], None]
+
+
+# Before training ----------------------------------------------------------------------------------------------------
+
+
+def check_shards(manifest: Manifest, ids: list[str] | None = None) -> None:
+    """Compare size and SHA-256 of the shards that hold `ids` (default: of all) with the manifest.
+
+    UserError names the first shard that differs. A shard that was found good is not read again until its size or
+    time of change differs (remembered under `rwkvctl.base.paths.cache_dir()`). In an object store only the sizes are
+    compared: a shard from there is hashed whenever it is fetched.
+    """
+    numbers = range(len(manifest.shards))
+    wanted = numbers if ids is None else np.unique(manifest.index.shard[manifest.rows(ids)]).tolist()
+    if manifest.uri:
+        _check_sizes(manifest.uri, [manifest.shards[number] for number in wanted])
+        return
+    accepted = manifest.quarantine.shards if manifest.quarantine else {}
+    for number in wanted:
+        shard = manifest.shards[number]
+        if shard.name in accepted:
+            shard = shard.model_copy(update=accepted[shard.name].model_dump())
+        problem = _shard_problem(manifest.root, shard, remembered=True)
+        if problem:
+            raise UserError(f"{problem}; copy the shard again or prepare the data set again")
+
+
+def _check_sizes(uri: str, shards: list[Shard]) -> None:
+    there = bucket.sizes(uri)
+    for shard in shards:
+        if there.get(shard.name) != shard.bytes:
+            found = f"has {there[shard.name]} bytes" if shard.name in there else "is not there"
+            raise UserError(f"{uri}/{shard.name}: {found}, the manifest says {shard.bytes}; upload it again")
+
+
+def _shard_problem(root: Path, shard: Shard, remembered: bool) -> str:
+    """What is wrong with a shard file, or "". With `remembered`, a hash computed earlier is trusted."""
+    path = root / shard.name
+    try:
+        status = path.stat()
+        if status.st_size != shard.bytes:
+            return f"{path}: has {status.st_size} bytes, the manifest says {shard.bytes}"
+        seen = [str(path.resolve()), status.st_size, status.st_mtime_ns, shard.sha256]
+        note = _note(path)
+        if remembered and _read_note(note) == seen:
+            return ""
+        if files.sha256_file(path) != shard.sha256:
+            return f"{path}: its SHA-256 is not that of the manifest, the file is damaged"
+    except OSError as error:
+        return f"{path}: cannot be read ({error.strerror})"
+    _remember(note, seen)
+    return ""
+
+
+def _note(shard: Path) -> Path:
+    return paths.cache_dir() / "verified" / f"{hashlib.sha256(str(shard.resolve()).encode()).hexdigest()}.json"
+
+
+def _read_note(note: Path) -> Any:
+    try:
+        return json.loads(note.read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+def _remember(note: Path, seen: list[Any]) -> None:
+    try:
+        files.write_json(note, seen)
+    except OSError:  # no cache, on a read-only machine for instance, only costs time
+        return
+
+
+# On request ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Report:
+    """The result of `verify`. `problems` is empty for a sound data set; each is one line."""
+
+    root: str
+    dataset: str = ""
+    fingerprint: str = ""
+    shards: int = 0
+    samples: int = 0
+    decoded: bool = False
+    splits: dict[str, dict[str, int]] = field(default_factory=dict)
+    quarantined: dict[str, str] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems
+
+
+def verify(root: Path | str, deep: bool = False, progress: Progress | None = None, set_apart: bool = False) -> Report:
+    """Check everything that can be checked without the source.
+
+    Shard hashes; tar headers against the index; json, masks and labels of every sample (with `deep` also the pixels
+    of every image); splits: known ids, disjoint parts, counts, shared groups. UserError when `root` is no data set.
+
+    With `set_apart`, samples whose bytes are damaged are no problem but go into quarantine (`store.quarantine`):
+    whatever reads the folder from then on leaves them out. A folder that is sound again comes out of it.
+    """
+    folder = bucket.local_path(root)
+    if set_apart and folder is None:
+        raise UserError(f"--quarantine: is for a data set on a disk; upload the damaged files of {root} again")
+    report = Report(str(folder or root), decoded=deep)
+    try:
+        manifest = Manifest.load(root, whole=True)
+        report.dataset, report.fingerprint = manifest.dataset, manifest.fingerprint
+        report.shards, report.samples = len(manifest.shards), len(manifest.read_index())
+    except UserError as error:
+        if folder is None or not (folder / FILE_NAME).exists():
+            raise
+        report.problems.append(str(error))
+        return report
+    damaged: dict[str, Damaged] | None = {} if set_apart else None
+    for number, shard in enumerate(manifest.shards):
+        try:
+            manifest.shard_files.path(number)  # fetched from an object store, where it can be absent or damaged
+            _check_shard(manifest, shard, report, damaged)
+        except UserError as error:
+            report.problems.append(str(error))
+        if progress:
+            progress("shards", number + 1, len(manifest.shards))
+    if report.ok:  # samples of a damaged shard would only repeat what is known
+        own_groups = _check_samples(manifest, deep, report, progress, set_apart)
+        _check_splits(manifest, with_duplicates(manifest, own_groups), report)
+    if damaged is not None and report.ok:
+        found = Quarantine(fingerprint=manifest.fingerprint, samples=report.quarantined, shards=damaged)
+        quarantine.store(manifest.root, found if damaged or report.quarantined else None)
+    return report
+
+
+def leak_groups_of(manifest: Manifest) -> dict[str, str]:
+    """Id -> leak group (patient, sequence, video, duplicates), from the json of every sample."""
+    reader = Reader(manifest)
+    return with_duplicates(manifest, {reader.key(row): reader.meta(row).get("group_id") for row in range(len(reader))})
+
+
+def with_duplicates(manifest: Manifest, own: dict[str, str | None]) -> dict[str, str]:
+    """The groups that samples name themselves, joined by the manifest's clusters of duplicates."""
+    found = manifest.content.duplicates
+    return duplicates.leak_groups(own, [*found.copies, *found.near])
+
+
+def _check_shard(manifest: Manifest, shard: Shard, report: Report, damaged: dict[str, Damaged] | None) -> None:
+    """`damaged` takes a shard file that is there but is not that of the manifest; None: that is a problem."""
+    path = manifest.root / shard.name
+    problem = _shard_problem(manifest.root, shard, remembered=False)
+    if problem and damaged is not None and path.is_file():
+        damaged[shard.name] = Damaged(bytes=path.stat().st_size, sha256=files.sha256_file(path))
+        return
+    if problem:
+        report.problems.append(problem + (_which_samples(manifest, shard) if path.is_file() else ""))
+        return
+    try:
+        entries = list(index.entries_of_tar(path))
+    except (ValueError, OSError, tarfile.TarError) as error:
+        report.problems.append(f"{path}: {error}")
+        return
+    if index.encode(entries) != (manifest.root / shard.index_name).read_bytes():
+        report.problems.append(f"{manifest.root / shard.index_name}: does not describe {shard.name}")
+    keys = [key for key, _ in entries]
+    if (len(keys), keys[:1], keys[-1:]) != (shard.n, [shard.first], [shard.last]):
+        report.problems.append(f"{path}: holds {len(keys)} samples, the manifest says {shard.n}")
+
+
+def _which_samples(manifest: Manifest, shard: Shard) -> str:
+    """Which samples of a damaged shard it is that are not as they were written."""
+    rows = np.flatnonzero(manifest.index.shard == manifest.shards.index(shard))
+    reader, bad = Reader(manifest, rows), list[str]()
+    for row in range(len(reader)):
+        try:
+            reader.check(row)
+        except UserError:
+            bad.append(reader.key(row))
+    more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+    return f": {bad[0]}{more}; --quarantine lists them and goes on without" if bad else ""
+
+
+def _check_samples(
+    manifest: Manifest, deep: bool, report: Report, progress: Progress | None, set_apart: bool
+) -> dict[str, str | None]:
+    """Read every sample; returns the leak group of each."""
+    reader = Reader(manifest)
+    groups: dict[str, str | None] = {}
+    for row in range(len(reader)):
+        key = reader.key(row)
+        try:
+            groups[key] = _check_sample(manifest, reader, row, deep)
+            if set_apart:  # also what the checks above do not look at
+                reader.check(row)
+        except UserError as error:
+            if set_apart:
+                report.quarantined[key], groups[key] = str(error), None
+            else:
+                report.problems.append(str(error))
+        except ValueError as error:
+            report.problems.append(f"{key}: {error}")
+        if progress:
+            progress("samples", row + 1, len(reader))
+    if report.samples != manifest.content.counts.get("samples"):
+        report.problems.append(f"{report.samples} samples, the manifest counts {manifest.content.counts['samples']}")
+    return groups
+
+
+def _check_sample(manifest: Manifest, reader: Reader, row: int, deep: bool) -> str | None:
+    """The sample's group; ValueError or UserError for what is wrong with it."""
+    meta = reader.meta(row)
+    adopted = manifest.content.source.form == ADOPTED_FORM  # somebody else wrote these samples
+    if not adopted and (meta.get("id") != reader.key(row) or meta.get("dataset") != manifest.dataset):
+        raise ValueError(f"its json belongs to {meta.get('dataset')}/{meta.get('id')}")
+    size = reader.image(row).shape[:2] if adopted else tuple(meta["orig_size"])
+    if manifest.task == "classification":
+        label = reader.label(row)
+        if label >= len(manifest.classes):
+            raise ValueError(f"label {label}, there are {len(manifest.classes)} classes")
+    elif meta.get("labeled", True):
+        mask = reader.mask(row)
+        values = np.unique(mask)
+        unknown = values[(values >= len(manifest.classes)) & (values != manifest.ignore_index)]
+        if len(unknown):
+            raise ValueError(f"mask value {unknown[0]}, there are {len(manifest.classes)} classes")
+        if mask.shape[-2:] != size:
+            raise ValueError(f"mask of {mask.shape}, its json says {size}")
+    if deep:
+        image = reader.image(row)
+        shape = image.shape[:2] if manifest.image_kind == "rgb8" else image.shape[-2:]
+        if shape != size:
+            raise ValueError(f"image of {image.shape}, its json says {size}")
+        if image.dtype != (np.uint8 if manifest.image_kind == "rgb8" else np.float32):
+            raise ValueError(f"image of type {image.dtype}")
+    return meta.get("group_id")
+
+
+def _check_splits(manifest: Manifest, groups: dict[str, str], report: Report) -> None:
+    for name, entry in manifest.splits.items():
+        try:
+            ids = manifest.split_ids(name)
+        except UserError as error:
+            report.problems.append(str(error))
+            continue
+        report.splits[name] = {part: len(ids[part]) for part in PARTS}
+        if report.splits[name] != entry.counts:
+            report.problems.append(f"split {name}: {report.splits[name]}, the manifest says {entry.counts}")
+        unknown = [key for part in PARTS for key in ids[part] if key not in groups]
+        if unknown:
+            report.problems.append(f"split {name}: {len(unknown)} ids are in no shard, first {unknown[0]}")
+        _check_disjoint(name, ids, groups, report)
+
+
+def _check_disjoint(name: str, ids: dict[str, list[str]], groups: dict[str, str], report: Report) -> None:
+    for part in PARTS:
+        if len(set(ids[part])) != len(ids[part]):
+            report.problems.append(f"split {name}: {part} names a sample twice")
+    held_out = set(ids["val"]) | set(ids["test"])
+    both = set(ids["train"]) & held_out
+    if both:
+        report.problems.append(f"split {name}: {len(both)} samples are in train and held out, first {min(both)}")
+    if ids["val"] and ids["val"] == ids["test"]:
+        report.warnings.append(f"split {name}: val and test are the same samples")
+    elif set(ids["val"]) & set(ids["test"]):
+        report.problems.append(f"split {name}: val and test share {len(set(ids['val']) & set(ids['test']))} samples")
+    train = {groups.get(key) for key in ids["train"]} - {None}
+    leaks = {part: sum(groups.get(key) in train for key in ids[part]) for part in PARTS[1:]}
+    if any(leaks.values()):
+        counts = " and ".join(f"{n} of {len(ids[part])} {part} samples" for part, n in leaks.items() if n)
+        report.warnings.append(
+            f"split {name}: {counts} are of groups (patients, sequences, duplicates) that train has too"
+        )

@@ -1,0 +1,89 @@
+"""What can be known to be wrong before anything is started."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rwkvctl.base.errors import UserError
+from rwkvctl.config.specs.jobs import FinetuneSpec, JobSpec, PretrainSpec, TrainingSpec, TuneSpec
+from rwkvctl.config.specs.parts import ClusterSpec
+
+if TYPE_CHECKING:
+    from rwkvctl.data.store.manifest import Manifest
+
+TASKS = {"pretrain": "classification", "finetune": "segmentation"}
+
+
+def check_cluster(cluster: ClusterSpec) -> None:
+    """Workers that this machine cannot run; a cluster is asked when it is connected."""
+    if cluster.address is None and (cluster.nodes or 1) > 1:
+        raise UserError(
+            f"cluster.nodes {cluster.nodes} needs a cluster: give --address HOST:PORT, "
+            "or set it once with: rwkvctl config set address HOST:PORT"
+        )
+    if cluster.address is not None or cluster.launcher == "process":
+        return
+    cpus = len(os.sched_getaffinity(0))
+    needed = (cluster.workers or 1) * cluster.cpus_per_worker
+    if needed > cpus:
+        raise UserError(
+            f"cluster.workers {cluster.workers or 1} x cluster.cpus_per_worker {cluster.cpus_per_worker} needs "
+            f"{needed} CPUs, this machine has {cpus}: use --workers {max(1, cpus // cluster.cpus_per_worker)}"
+        )
+
+
+def check_training(spec: TrainingSpec) -> Manifest:
+    """The data of a training job: there, whole, of the right task, with samples in every part that is needed.
+
+    A shard is hashed the first time that this machine meets it; afterwards its size and time are enough.
+    """
+    from rwkvctl.data.store.verify import check_shards
+
+    manifest = load_manifest(spec)
+    task = TASKS[spec.job]
+    if manifest.task != task:
+        raise UserError(f"data {manifest.location}: is for {manifest.task}, and {spec.job} needs {task}")
+    split = spec.data.split or manifest.default_split
+    samples = len(manifest.ids(split, "train"))
+    if spec.train.tail == "drop" and samples < spec.train.batch_size:
+        raise UserError(
+            f"train.batch_size {spec.train.batch_size} is more than the {samples} training samples of split {split}: "
+            "use a smaller batch, or train.tail=wrap"
+        )
+    scored = spec.train.validate_every > 0 or spec.job == "pretrain"  # which says its top-1 at the end in any case
+    parts = ["train", "val"] if scored else ["train"]
+    used = [key for part in parts for key in manifest.ids(split, part)]
+    if isinstance(spec, FinetuneSpec) and spec.consistency is not None:
+        unlabeled = manifest.unlabeled_ids()
+        if not unlabeled:
+            raise UserError(f"consistency: data {manifest.location} has no unlabeled images; set it to null")
+        used += unlabeled
+    check_shards(manifest, used)
+    return manifest
+
+
+def load_manifest(spec: TrainingSpec) -> Manifest:
+    """The manifest of a job's data; when there is none, the line says what makes it."""
+    from rwkvctl.data.convert import formats
+    from rwkvctl.data.store.manifest import Manifest
+
+    assert spec.data.path is not None, "the data path is resolved before a job is submitted"
+    if "://" not in spec.data.path and not (Path(spec.data.path) / "manifest.json").exists():
+        known = spec.data.dataset in formats.NAMES
+        form = spec.data.dataset if known else "folder" if isinstance(spec, FinetuneSpec) else "imagefolder"
+        raise UserError(
+            f"data {spec.data.path}: no prepared data set here; make it with: "
+            f"rwkvctl data prepare {form} --source DOWNLOAD --out {spec.data.path}"
+        )
+    return Manifest.load(spec.data.path)
+
+
+def check(spec: JobSpec) -> None:
+    """Everything above, for any job."""
+    check_cluster(spec.cluster)
+    if isinstance(spec, PretrainSpec | FinetuneSpec):
+        check_training(spec)
+    if isinstance(spec, TuneSpec):
+        check_training(spec.base)

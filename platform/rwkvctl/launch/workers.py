@@ -1,0 +1,181 @@
+"""Run one function on every training worker, through Ray: a local one that is started here, or a running cluster."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rwkvctl.base.errors import JobFailedError, UserError
+from rwkvctl.base.files import write_json
+from rwkvctl.config.specs.jobs import JOBS, JobSpec
+from rwkvctl.config.specs.parts import ClusterSpec
+from rwkvctl.launch.token import send_token_if_there_is_one
+
+WorkerFunction = Callable[[Any, Path], None]
+FATAL = "fatal.json"
+"""Written by a worker whose error would only come again: the driver reports it, nobody retries."""
+
+
+@contextmanager
+def ray_session(cluster: ClusterSpec, cpus: int | None = None) -> Iterator[None]:
+    """Ray, connected for as long as the block runs: the cluster at `address`, or one of this process's own.
+
+    The local one is started with an explicit address, since Ray would otherwise join whatever it finds on the machine.
+    """
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's own table; ours comes from the journal
+    if cluster.address is not None:
+        send_token_if_there_is_one()
+    import ray
+
+    # Ray says on every start that its tokens are on; that they are is what we want.
+    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "WARNING"}
+    if cluster.address is None:
+        ray.init(address="local", include_dashboard=False, num_cpus=cpus or available_cpus(), **quiet)
+    else:
+        # A job server has already brought this driver into its cluster.
+        address = "auto" if cluster.address.startswith("http") else cluster.address
+        try:
+            ray.init(address=address, **quiet)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"cluster.address {cluster.address}: no Ray cluster answers ({reason})") from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def available_cpus() -> int:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def count_workers(cluster: ClusterSpec) -> int:
+    """How many workers a connected cluster is to run: as asked for, or nodes x GPUs per node."""
+    if cluster.workers is not None:
+        return cluster.workers
+    if cluster.nodes is None:
+        return 1
+    return cluster.nodes * (cluster.gpus_per_node or gpus_of_smallest_node() or 1)
+
+
+def gpus_of_smallest_node() -> int:
+    """GPUs that every GPU node of the connected cluster has; 0 without any."""
+    import ray
+
+    counts = [int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"]]
+    return min((count for count in counts if count), default=0)
+
+
+def run_workers(function: WorkerFunction, spec: JobSpec, run_dir: Path) -> None:
+    """Run `function(spec, run_dir)` on all workers and return when the last is done.
+
+    A worker that dies is replaced, and the function starts again on all of them: it must continue from its own
+    checkpoint. Ray's controller is restarted too, both up to `cluster.max_failures` times.
+    """
+    fatal = run_dir / FATAL
+    fatal.unlink(missing_ok=True)
+    with ray_session(spec.cluster):
+        workers = count_workers(spec.cluster)
+        check_resources(spec.cluster, workers)
+        fit_with_retries(function, spec, run_dir, workers)
+    if fatal.exists():
+        raise_fatal(fatal)
+
+
+def fit_with_retries(function: WorkerFunction, spec: JobSpec, run_dir: Path, workers: int) -> None:
+    """`TorchTrainer.fit`, again when Ray's controller died; worker failures are Ray's own to retry."""
+    from ray.exceptions import RayActorError
+    from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
+
+    for attempt in range(spec.cluster.max_failures + 1):
+        try:
+            make_trainer(function, spec, run_dir, workers).fit()
+            return
+        except (RayActorError, ControllerError):
+            if attempt == spec.cluster.max_failures:
+                raise
+        except WorkerGroupError as error:
+            if (run_dir / FATAL).exists():
+                raise_fatal(run_dir / FATAL)
+            first = next(iter(error.worker_failures.values()), error)
+            raise JobFailedError(
+                f"the workers failed {spec.cluster.max_failures + 1} times; the last error: {first}"
+            ) from error
+
+
+def make_trainer(function: WorkerFunction, spec: JobSpec, run_dir: Path, workers: int) -> Any:
+    """Ray's trainer around our own: it places workers, joins them in a process group, and replaces the dead."""
+    import ray
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+
+    use_gpu = ray.cluster_resources().get("GPU", 0) > 0
+    spread = spec.cluster.nodes is not None and spec.cluster.nodes > 1
+    return TorchTrainer(
+        run_on_worker,
+        train_loop_config={
+            "function": f"{function.__module__}:{function.__name__}",
+            "spec": spec.model_dump(mode="json", by_alias=True),
+            "run_dir": str(run_dir),
+        },
+        scaling_config=ScalingConfig(
+            num_workers=workers,
+            use_gpu=use_gpu,
+            resources_per_worker={"CPU": spec.cluster.cpus_per_worker} | ({"GPU": 1} if use_gpu else {}),
+            placement_strategy="SPREAD" if spread else "PACK",
+        ),
+        run_config=RunConfig(  # type: ignore[arg-type]
+            name="ray",
+            storage_path=str(run_dir),
+            failure_config=FailureConfig(max_failures=spec.cluster.max_failures),
+            logging_config=LoggingConfig(log_level="ERROR"),
+        ),
+    )
+
+
+def run_on_worker(config: dict[str, Any]) -> None:
+    """On a worker: find the function by its name and run it."""
+    import importlib
+
+    module, name = config["function"].split(":")
+    spec = JOBS[config["spec"]["job"]].model_validate(config["spec"])
+    fatal = Path(config["run_dir"]) / FATAL
+    if fatal.exists():
+        return
+    try:
+        getattr(importlib.import_module(module), name)(spec, Path(config["run_dir"]))
+    except (UserError, JobFailedError) as error:
+        write_json(fatal, {"kind": type(error).__name__, "message": str(error)})
+        raise
+
+
+def raise_fatal(fatal: Path) -> None:
+    """Raise, in the driver, what a worker wrote down."""
+    import json
+
+    content = json.loads(fatal.read_text())
+    raise (UserError if content["kind"] == "UserError" else JobFailedError)(content["message"])
+
+
+def check_resources(cluster: ClusterSpec, workers: int) -> None:
+    """Refuse what the connected cluster can never place; Ray would wait for it without end."""
+    import ray
+
+    have = ray.cluster_resources()
+    needed = workers * cluster.cpus_per_worker
+    if have.get("CPU", 0) < needed:
+        raise UserError(
+            f"cluster.workers {workers} x cluster.cpus_per_worker {cluster.cpus_per_worker} needs {needed} CPUs, "
+            f"the cluster has {have.get('CPU', 0):g}: ask for fewer"
+        )
+    if 0 < have.get("GPU", 0) < workers:
+        raise UserError(f"cluster.workers {workers} needs a GPU each, the cluster has {have['GPU']:g}: ask for fewer")

@@ -1,0 +1,79 @@
+"""From a spec to a network; what a spec asks for in vain is a UserError."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+from rwkv_unet import RWKVUNet3D, baselines, create_model
+from rwkv_unet.flops import Macs, count_macs
+from rwkvctl.base.errors import UserError
+from rwkvctl.config.specs.load import build, parse_assignments
+from rwkvctl.config.specs.parts import EncoderSpec, ModelSpec
+
+
+def outputs(classes: list[str]) -> int:
+    """Channels of the logits: one for a single foreground class, as in the paper's binary sets, else one a class."""
+    return 1 if len(classes) == 2 else len(classes)
+
+
+def parse(text: str) -> ModelSpec:
+    """`NAME` or `NAME,field=value,...` as the command line names a model that is not trained."""
+    name, *assignments = text.split(",")
+    return build(ModelSpec, {"name": name, **parse_assignments(assignments)}, f"model {text}")
+
+
+def segmentation_network(spec: ModelSpec, classes: list[str]) -> nn.Module:
+    """A segmentation network with random weights; logits (B, `outputs(classes)`, H, W)."""
+    model = network(spec, outputs(classes))
+    if isinstance(model, RWKVUNet3D):
+        raise UserError(f"model.name {spec.name}: takes volumes, and jobs train on slices: use rwkv_unet.create_model")
+    return model
+
+
+def network(spec: ModelSpec, num_classes: int) -> nn.Module:
+    """The same by the number of output channels."""
+    return _build(create_model, spec.name, num_classes=num_classes, **spec.overrides())
+
+
+def timm_encoder(spec: ModelSpec) -> str | None:
+    """The timm model that is the network's encoder, if one is."""
+    return spec.encoder or baselines.timm_encoder(spec.name)
+
+
+def classifier(spec: EncoderSpec, classes: list[str]) -> nn.Module:
+    """A timm classifier with random weights; logits (B, len(classes))."""
+    return _build(timm.create_model, spec.name, num_classes=len(classes), **spec.overrides())
+
+
+def check(spec: ModelSpec | EncoderSpec, classes: list[str], image: tuple[int, int, int]) -> None:
+    """Build the network and run it, both without memory, to know before a job is launched whether it works.
+
+    `image` is (C, H, W) of what it will be given.
+    """
+    with torch.device("meta"):
+        model = segmentation_network(spec, classes) if isinstance(spec, ModelSpec) else classifier(spec, classes)
+    macs(model, spec.name, image)
+
+
+def macs(model: nn.Module, name: str, image: tuple[int, int, int]) -> Macs:
+    """Multiply-accumulates for an image (C, H, W); UserError where the network does not take such an image."""
+    try:
+        return count_macs(model, image)
+    except (ValueError, RuntimeError, AssertionError) as error:
+        raise UserError(f"data.image_size {image[1]}: model {name}: {_line(error)}") from None
+
+
+def _build(create: Callable[..., nn.Module], name: str, **arguments: Any) -> nn.Module:
+    try:
+        return create(name, **arguments)
+    except (ValueError, RuntimeError, TypeError) as error:
+        raise UserError(f"model.name {name}: {_line(error)}") from None
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

@@ -1,0 +1,137 @@
+"""A model folder: `weights.safetensors`, and in `model.json` all that it takes to use them. No pickle."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import safetensors.torch
+import torch
+from pydantic import Field, ValidationError
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from rwkvctl.base.errors import UserError
+from rwkvctl.base.files import fsync_directory, sha256_file, write_json
+from rwkvctl.config.specs.base import Spec
+
+WEIGHTS_NAME = "weights.safetensors"
+INFO_NAME = "model.json"
+
+
+class BundleInfo(Spec):
+    """What `model.json` says."""
+
+    schema_version: Literal["rwkv-model/1"] = Field("rwkv-model/1", alias="schema")
+    model: dict[str, Any]
+    """`name` and the other arguments of `rwkv_unet.create_model`, or of `timm.create_model` for an encoder."""
+    classes: list[str]
+    """Names by class id; for segmentation the background is first."""
+    image_size: int | tuple[int, int]
+    """Side, or height and width, of what the model sees."""
+    image_kind: Literal["rgb8", "float"]
+    channels: int
+    intensity: dict[str, Any] | None = None
+    """How a scanner's values become those that the model sees, see `data.images.intensity`; null for photographs."""
+    orientation: str | None = None
+    """How the model's slices lie in a scan, see `data.images.nifti`."""
+    dataset: str = ""
+    fingerprint: str = ""
+    """Of the manifest of the data that it was trained on."""
+    weights_sha256: str = ""
+    """Filled in by `save`."""
+    extra: dict[str, Any] = Field(default_factory=dict)
+
+
+def save(folder: str | os.PathLike[str], state_dict: Mapping[str, Tensor], info: BundleInfo) -> BundleInfo:
+    """Write a model folder, or replace one; returns `info` with the hash of the weights.
+
+    The folder appears whole under its name. A crash while an old one is being replaced can leave neither.
+    """
+    folder = Path(folder)
+    new, old = (folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.{what}") for what in ("new", "old"))
+    new.mkdir(parents=True)
+    try:
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
+        safetensors.torch.save_file(tensors, new / WEIGHTS_NAME)
+        info = info.model_copy(update={"weights_sha256": sha256_file(new / WEIGHTS_NAME)})
+        write_json(new / INFO_NAME, info.model_dump(mode="json", by_alias=True))
+        with (new / WEIGHTS_NAME).open("rb") as file:
+            os.fsync(file.fileno())
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+        fsync_directory(folder.parent)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+    return info
+
+
+def read_info(folder: str | os.PathLike[str]) -> BundleInfo:
+    """The `model.json` of a model folder; UserError where there is none or it is not valid."""
+    path = Path(folder) / INFO_NAME
+    try:
+        return BundleInfo.model_validate_json(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{path}: no such file: name a model folder, which has {INFO_NAME} in it") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "JSON"
+        raise UserError(f"{path}: {where}: {first['msg']}: export the model again") from None
+
+
+def load(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> tuple[nn.Module, BundleInfo]:
+    """The model of a folder on `device`, in evaluation mode, and what is known of it.
+
+    Raises:
+        UserError: a file is missing or damaged, the hash of the weights is not that of `model.json`, or the weights do
+            not fit the model.
+    """
+    info = read_info(folder)
+    weights = read_weights(folder, info)
+    model = build(info)
+    try:
+        model.load_state_dict(weights, strict=True)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{folder}: {WEIGHTS_NAME} does not fit the model of {INFO_NAME}: {reason}") from None
+    return model.to(device).eval(), info
+
+
+def read_weights(folder: str | os.PathLike[str], info: BundleInfo) -> dict[str, Tensor]:
+    """The verified weights of a model folder, on the CPU."""
+    path = Path(folder) / WEIGHTS_NAME
+    if not path.exists():
+        raise UserError(f"{path}: no such file: the model folder is incomplete, get it again")
+    if (found := sha256_file(path)) != info.weights_sha256:
+        raise UserError(
+            f"{path}: SHA-256 {found[:12]}... is not the {info.weights_sha256[:12]}... of {INFO_NAME}: "
+            "the file is damaged or was exchanged, get it again"
+        )
+    try:
+        return safetensors.torch.load_file(path)
+    except SafetensorError as error:
+        raise UserError(f"{path}: not a safetensors file ({error}): get it again") from None
+
+
+def build(info: BundleInfo) -> nn.Module:
+    """The untrained model that `model.json` describes."""
+    arguments = dict(info.model)
+    name = str(arguments.pop("name", ""))
+    try:
+        if name.startswith("rwkv_unet_enc_"):
+            import timm
+
+            import rwkv_unet  # noqa: F401  (registers the encoders)
+
+            return timm.create_model(name, **arguments)
+        from rwkv_unet import create_model
+
+        return create_model(name, **arguments)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{INFO_NAME}: model: {error}") from None

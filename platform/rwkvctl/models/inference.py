@@ -1,0 +1,129 @@
+"""From an image or a volume to a mask at its own resolution.
+
+The image is resized to what the model was trained on, the logits are resized back and the best class is taken last,
+so that borders come out smooth. The authors resize the finished mask with nearest neighbour instead (`zoom`, order 0).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from rwkvctl.base.errors import UserError
+
+ImageKind = Literal["rgb8", "float"]
+Mask = NDArray[np.uint8]
+
+
+def segment_image(
+    model: nn.Module,
+    image: NDArray[Any],
+    *,
+    image_size: int | tuple[int, int],
+    image_kind: ImageKind,
+    device: str | torch.device = "cpu",
+    bf16: bool = False,
+) -> Mask:
+    """The class of every pixel of one image.
+
+    Args:
+        model: gives logits (B, num_classes, H, W); one class means a logit of the foreground. In evaluation mode, on
+            `device`.
+        image: uint8 (H, W, 3) for `rgb8`, float32 (H, W) for `float`.
+        image_size: side, or (height, width), of what the model sees.
+        bf16: bfloat16 autocast, on CUDA only.
+
+    Returns:
+        uint8 (H, W).
+    """
+    _check(image, image_kind, ndim=3 if image_kind == "rgb8" else 2)
+    return _segment(model, image[None], image_size, device, bf16)[0]
+
+
+def segment_volume(
+    model: nn.Module,
+    volume: NDArray[Any],
+    *,
+    image_size: int | tuple[int, int],
+    image_kind: ImageKind = "float",
+    device: str | torch.device = "cpu",
+    bf16: bool = False,
+    batch: int = 8,
+) -> Mask:
+    """The class of every voxel of a volume, slice by slice along its first axis, `batch` slices at a time.
+
+    Args:
+        volume: float32 (D, H, W), or uint8 (D, H, W, 3) for `rgb8`.
+
+    Returns:
+        uint8 (D, H, W).
+    """
+    _check(volume, image_kind, ndim=4 if image_kind == "rgb8" else 3)
+    masks = np.empty(volume.shape[:3], np.uint8)
+    for start in range(0, len(volume), batch):
+        part = slice(start, start + batch)
+        masks[part] = _segment(model, volume[part], image_size, device, bf16)
+    return masks
+
+
+@torch.inference_mode()
+def _segment(
+    model: nn.Module,
+    images: NDArray[Any],
+    image_size: int | tuple[int, int],
+    device: str | torch.device,
+    bf16: bool,
+) -> Mask:
+    from rwkvctl.data.feed.loaders import to_input
+
+    assert not model.training, "call model.eval() first"
+    _refuse_odd_values(images)  # of a volume slice by slice: one on the disk is not read as a whole
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    x = to_input(torch.from_numpy(resize_batch(images, size)), device)  # (B, C, *size)
+    device = torch.device(device)
+    with torch.autocast(device.type, torch.bfloat16, enabled=bf16 and device.type == "cuda"):
+        logits = model(x)
+    return _best_class(logits.float(), images.shape[1:3]).cpu().numpy()
+
+
+def _best_class(logits: Tensor, native: tuple[int, ...]) -> Tensor:
+    """uint8 (B, *native) from logits (B, num_classes, H, W)."""
+    if logits.shape[-2:] != native:
+        logits = F.interpolate(logits, size=native, mode="bilinear", align_corners=False)
+    best = logits[:, 0] > 0 if logits.shape[1] == 1 else logits.argmax(dim=1)
+    return best.to(torch.uint8)
+
+
+def resize_batch(images: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
+    """(B, H, W, 3) or (B, H, W) to (B, C, *size), contiguous."""
+    from rwkvctl.data.feed.transforms import resize_image
+
+    resized = np.stack([resize_image(image, size) for image in images])
+    return np.ascontiguousarray(resized.transpose(0, 3, 1, 2)) if resized.ndim == 4 else resized[:, None]
+
+
+def _check(image: NDArray[Any], image_kind: ImageKind, ndim: int) -> None:
+    """UserError unless dtype, axes and size are those of the kind; never a silent conversion of intensities."""
+    dtype = np.dtype(np.uint8 if image_kind == "rgb8" else np.float32)
+    fits = image.ndim == ndim and image.dtype == dtype and (image_kind == "float" or image.shape[-1] == 3)
+    if not fits or 0 in image.shape:
+        axes = {
+            ("rgb8", 3): "(H, W, 3)",
+            ("rgb8", 4): "(D, H, W, 3)",
+            ("float", 2): "(H, W)",
+            ("float", 3): "(D, H, W)",
+        }
+        raise UserError(
+            f"image is {image.dtype} {image.shape}, but a model of kind {image_kind!r} takes "
+            f"{dtype} {axes[image_kind, ndim]}: convert it as the training data was"
+        )
+
+
+def _refuse_odd_values(images: NDArray[Any]) -> None:
+    if images.dtype != np.uint8 and not np.isfinite(images).all():
+        raise UserError("image holds NaN or infinite values: replace them before segmenting it")

@@ -1,0 +1,167 @@
+"""A run is a folder: its spec, its journal, its checkpoints, what it made.
+
+<storage>/<name>/
+  spec.yaml        the resolved spec
+  journal.jsonl    every metric and event, in order
+  checkpoints/     latest and best
+  model/           the trained model, ready to be loaded
+  artifacts/       tables and pictures
+  mlflow.json      the MLflow run that the journal goes to
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import secrets
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rwkvctl.base.errors import UserError
+from rwkvctl.base.files import write_bytes
+from rwkvctl.config.specs.jobs import JOBS, JobSpec
+from rwkvctl.config.specs.load import build, dump
+
+SPEC, JOURNAL, RESULT = "spec.yaml", "journal.jsonl", "result.json"
+MAY_CHANGE = (
+    *("name", "storage", "cluster", "tracking", "data.workers", "data.path"),
+    *("trials", "concurrency", "base.storage", "base.cluster", "base.tracking", "base.data.workers", "base.data.path"),
+)
+"""Fields that a resumed run may have otherwise: where it runs and how many trials, not what it computes."""
+
+
+def default_name(spec: JobSpec) -> str:
+    """`finetune-clinicdb-20260131-120000-3f2a`: job, what it is about, time, and four digits against collisions."""
+    fields = spec.model_dump()
+    data = fields.get("data") or fields.get("base", {}).get("data") or {}
+    subject = data.get("dataset") if isinstance(data, dict) else None
+    parts = [
+        spec.job,
+        fields.get("space_name"),
+        subject,
+        f"{datetime.now():%Y%m%d-%H%M%S}",
+        secrets.token_hex(2),
+    ]
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(str(part) for part in parts if part))
+
+
+def create(spec: JobSpec, storage: str) -> Path:
+    """A new run folder with the spec in it; a name that is taken is refused."""
+    name = spec.name or default_name(spec)
+    folder = Path(storage) / name
+    if folder.exists():
+        raise UserError(f"run {name} exists in {storage}: continue it with --resume {name}, or give another --name")
+    folder.mkdir(parents=True)
+    write_spec(folder, spec.model_copy(update={"name": name, "storage": storage}))
+    return folder
+
+
+def write_spec(folder: Path, spec: JobSpec) -> None:
+    write_bytes(folder / SPEC, dump(spec).encode())
+
+
+def read_spec(folder: Path) -> JobSpec:
+    """The spec that a run was started with."""
+    path = folder / SPEC
+    try:
+        fields = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{folder}: not a run ({SPEC} is missing)") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
+    kind = JOBS.get(str(fields.get("job"))) if isinstance(fields, dict) else None
+    if kind is None:
+        raise UserError(f"{path}: field job must be one of {', '.join(JOBS)}")
+    return build(kind, fields, str(path))
+
+
+def find(reference: str, storage: str) -> Path:
+    """The folder of a run by its name, its path, or its MLflow run id (or eight first characters of it and more)."""
+    for folder in (Path(storage) / reference, Path(reference)):
+        if (folder / SPEC).is_file():
+            return folder.absolute()
+    names = run_names(storage)
+    if len(reference) >= 8:
+        ids = {name: mlflow_run_id(Path(storage) / name) for name in names}
+        found = [name for name, run_id in ids.items() if run_id and run_id.startswith(reference)]
+        if len(found) == 1:
+            return Path(storage) / found[0]
+    matches = difflib.get_close_matches(reference, names, n=3)
+    hint = f"did you mean {' or '.join(matches)}?" if matches else "list runs with: rwkvctl runs"
+    raise UserError(f"run {reference!r} is not in {storage}: {hint}")
+
+
+def run_names(storage: str) -> list[str]:
+    """All runs of a storage folder, newest first."""
+    folders = [path.parent for path in Path(storage).glob(f"*/{SPEC}")]
+    return [folder.name for folder in sorted(folders, key=lambda folder: (-folder.stat().st_mtime, folder.name))]
+
+
+def mlflow_run_id(folder: Path) -> str | None:
+    """The MLflow run that a run folder is sent to; None before the first contact."""
+    try:
+        return json.loads((folder / "mlflow.json").read_text())["run_id"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def result(folder: Path) -> dict[str, Any] | None:
+    """What a finished run has left in `result.json`; None while it is not finished."""
+    try:
+        return json.loads((folder / RESULT).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def differences(old: JobSpec, new: JobSpec) -> list[str]:
+    """Fields in which two specs would compute something else, as `path: old -> new`."""
+    before, after = flatten(old.model_dump(mode="json")), flatten(new.model_dump(mode="json"))
+    paths = sorted(before.keys() | after.keys())
+    fixed = [path for path in paths if not any(path == free or path.startswith(f"{free}.") for free in MAY_CHANGE)]
+    return [f"{path}: {before.get(path)} -> {after.get(path)}" for path in fixed if before.get(path) != after.get(path)]
+
+
+def flatten(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"a": {"b": 1}}` as `{"a.b": 1}`."""
+    flat: dict[str, Any] = {}
+    for key, value in fields.items():
+        path = f"{prefix}{key}"
+        flat |= flatten(value, f"{path}.") if isinstance(value, dict) else {path: value}
+    return flat
+
+
+def resume(reference: str, spec: JobSpec | None, storage: str) -> Path | None:
+    """The run folder to continue: a run by name, or for `auto` the newest unfinished run of an equal spec.
+
+    Returns None when `auto` finds nothing to continue: the caller starts a new run. The folder's spec is rewritten
+    with what may differ (workers, address).
+    """
+    if reference != "auto":
+        folder = find(reference, storage)
+        adopt(folder, spec)
+        return folder
+    assert spec is not None
+    names = [spec.name] if spec.name else run_names(storage)
+    for name in names:
+        folder = Path(storage) / name
+        if not (folder / SPEC).is_file() or (result(folder) is not None and spec.name is None):
+            continue
+        old = read_spec(folder)
+        if old.job == spec.job and (spec.name or not differences(old, spec)):
+            adopt(folder, spec)
+            return folder
+    return None
+
+
+def adopt(folder: Path, spec: JobSpec | None) -> None:
+    """Take over into a run's spec what may change; refuse the rest."""
+    if spec is None:
+        return
+    old = read_spec(folder)
+    if changed := differences(old, spec):
+        raise UserError(f"run {folder.name} was started with another spec ({'; '.join(changed)}); start a new run")
+    write_spec(folder, spec.model_copy(update={"name": old.name, "storage": old.storage}))

@@ -1,0 +1,173 @@
+"""One trainer a run directory: a lease that a dead trainer loses and a living one keeps.
+
+The lease is a small file that is replaced atomically, so it works on shared file systems without locks. Its holder
+touches it every few seconds. Who wants it watches whether that happens, by its own clock, since the clocks of two
+machines may differ. Two who steal it at one moment may both think for an instant that they hold it; the rename of
+one comes last, and `check`, which the trainer calls before every write that matters, tells the other.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rwkvctl.base.errors import UserError
+from rwkvctl.base.files import write_json
+
+
+class LeaseLost(RuntimeError):
+    """Another trainer has taken this run directory: stop, and write nothing more."""
+
+
+class RunLease:
+    """The right to write to `run_dir`, held until `release` or until another process takes it from a dead holder.
+
+    Args:
+        run_dir: created if it is absent.
+        wait: how long to wait for a living holder to finish, in seconds, before it is a UserError. The orphaned
+            workers of a killed driver live on for some seconds.
+        stale_after: a holder on another machine that has not touched the lease for so many seconds is dead.
+
+    A holder on this machine is dead when its process is. A lease of this very process is taken over at once (a
+    notebook runs its cell again); whoever held it gets LeaseLost.
+    """
+
+    def __init__(self, run_dir: str | os.PathLike[str], *, wait: float = 60.0, stale_after: float = 30.0):
+        self.path = Path(run_dir) / "lease.json"
+        self.token = uuid.uuid4().hex
+        self._beat = stale_after / 6
+        self._checked = 0.0
+        self._released = threading.Event()
+        self._wait_for_holder(wait, stale_after)
+        write_json(self.path, {"token": self.token, "taken": time.time(), **_this_process()})
+        self.check()
+        self._heart = threading.Thread(target=self._keep_alive, name="run-lease", daemon=True)
+        self._heart.start()
+
+    def check(self, max_age: float = 0.0) -> None:
+        """Raise LeaseLost if another process holds the lease; skipped if the last check is younger than `max_age` s."""
+        now = time.monotonic()
+        if max_age and now - self._checked < max_age:
+            return
+        holder = _read(self.path)
+        if holder is None or holder["token"] != self.token:
+            raise LeaseLost(f"{self.path.parent} was taken over by {_name(holder)}: this process stops writing to it")
+        self._checked = now
+
+    def release(self) -> None:
+        """Give the lease back; harmless when it is already lost."""
+        self._released.set()
+        holder = _read(self.path)
+        if holder is not None and holder["token"] == self.token:
+            self.path.unlink(missing_ok=True)
+
+    def __enter__(self) -> RunLease:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.release()
+
+    def _wait_for_holder(self, wait: float, stale_after: float) -> None:
+        deadline = time.monotonic() + wait
+        seen: tuple[str, int] | None = None
+        seen_at = time.monotonic()
+        while (holder := _read(self.path)) is not None and not _is_dead(holder):
+            now = time.monotonic()
+            beat = (holder["token"], _mtime(self.path))
+            if beat != seen:
+                seen, seen_at = beat, now
+            elif not _is_local(holder) and now - seen_at >= stale_after:
+                return
+            if now >= deadline:
+                raise UserError(
+                    f"run {self.path.parent} is being written by {_name(holder)}: "
+                    "stop that job first, or give this one another name"
+                )
+            time.sleep(min(0.2, stale_after / 6))
+
+    def _keep_alive(self) -> None:
+        while not self._released.wait(self._beat):
+            try:
+                self.check()
+                os.utime(self.path)
+            except LeaseLost:
+                return
+            except OSError:
+                continue  # A shared file system may be away for a moment; `check` in the trainer decides.
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """The holder, or None where there is none or its file is not one of ours."""
+    try:
+        holder = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+    return holder if isinstance(holder, dict) and {"token", "host", "pid", "started"} <= holder.keys() else None
+
+
+def _mtime(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
+
+
+def _name(holder: dict[str, Any] | None) -> str:
+    return f"process {holder['pid']} on {holder['host']}" if holder else "nobody (lease.json was removed)"
+
+
+def _this_process() -> dict[str, Any]:
+    return {
+        "host": socket.gethostname(),
+        "machine": _machine(),
+        "pid": os.getpid(),
+        "started": _start_time(os.getpid()),
+    }
+
+
+def _machine() -> str:
+    """What two processes share that can see each other's process ids: a boot of a kernel and a pid namespace."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}:{Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return socket.gethostname()
+
+
+def _is_local(holder: dict[str, Any]) -> bool:
+    return holder.get("machine") == _machine()
+
+
+def _is_dead(holder: dict[str, Any]) -> bool:
+    """Whether the holder is a process of this machine that has ended, or this very process."""
+    if not _is_local(holder):
+        return False
+    return holder["pid"] == os.getpid() or _start_time(holder["pid"]) != holder["started"]
+
+
+def _start_time(pid: int) -> str | None:
+    """When a living process began, in the kernel's ticks: tells a process from a later one with the same id."""
+    try:
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return _start_time_without_proc(pid)
+    return None if state in "ZX" else fields[18]
+
+
+def _start_time_without_proc(pid: int) -> str | None:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        pass
+    return "alive"

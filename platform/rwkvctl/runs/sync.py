@@ -1,0 +1,426 @@
+"""From a run's journal to one MLflow run: exactly once, whenever the server is there.
+
+`mlflow.json` in the run directory says which MLflow run it is and up to which byte the journal has been sent. It is
+written after the sending, so a crash in between sends some lines again; MLflow knows them by (key, step, time, value)
+and keeps one. The MLflow run carries the journal's uid as a tag, so it is found again even when the crash came between
+its creation and the first `mlflow.json`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+from rwkvctl.base.errors import UserError
+from rwkvctl.base.files import write_json
+from rwkvctl.base.paths import home
+from rwkvctl.runs import journal
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+log = logging.getLogger("rwkvctl")
+T = TypeVar("T")
+P = ParamSpec("P")
+
+STATE_NAME = "mlflow.json"
+RUN_TAG = "rwkvctl.run"
+PARENT_TAG = "rwkvctl.parent"
+CHUNK_LINES = 2000  # Journal lines between two writes of the offset.
+
+# MLflow's own defaults block a call to a dead server for four minutes, and draw bars across the training's log.
+ENVIRONMENT = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
+
+
+@dataclass
+class Sent:
+    """What a push has sent; `run_id` is the MLflow run that it went to."""
+
+    run_id: str = ""
+    metrics: int = 0
+    params: int = 0
+    tags: int = 0
+    artifacts: int = 0
+    status: str = ""
+
+
+@dataclass
+class _Pending:
+    """The entries of a stretch of the journal, sorted by how they are sent."""
+
+    metrics: list[tuple[str, float, int, int]] = field(default_factory=list)  # key, value, time in ms, step
+    params: dict[str, str] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    artifacts: dict[tuple[str, str], None] = field(default_factory=dict)  # (path, artifact_path), in order
+    status: str = ""
+    ended: int = 0
+
+
+def connect(tracking_uri: str) -> MlflowClient:
+    """A client for the tracking server or database, with short time-outs unless the environment sets others."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    from mlflow import MlflowClient
+
+    # Otherwise the first command of a new user opens with two lines about tables.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+    with _first_touch(tracking_uri):
+        # The registry lives with the tracking data; without saying so MLflow asks its global settings.
+        return _when_free(MlflowClient, tracking_uri, registry_uri=tracking_uri)
+
+
+def experiment_id(client: MlflowClient, tracking_uri: str, name: str) -> str:
+    """The experiment of that name, made if it is absent, also when several processes make it at once."""
+    from mlflow.exceptions import MlflowException
+
+    found = _when_free(client.get_experiment_by_name, name)
+    if found is None:
+        try:
+            location = _artifact_location(tracking_uri, name)
+            return _when_free(client.create_experiment, name, artifact_location=location)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        found = client.get_experiment_by_name(name)
+    if found is None or found.lifecycle_stage == "deleted":
+        raise UserError(
+            f"experiment {name!r} of {tracking_uri} is deleted: restore it with `mlflow experiments restore` "
+            "or choose another name"
+        )
+    return found.experiment_id
+
+
+class Syncer:
+    """Sends the journal of one run directory to its MLflow run.
+
+    Args:
+        run_dir: where the journal is, or will be.
+        tracking_uri: an MLflow server or database.
+        experiment: its name; made if it is absent.
+        parent: of a trial: the MLflow run id of the sweep, or its run directory. A journal tag `rwkvctl.parent`
+            with the uid of the parent's journal says the same for later syncs.
+    """
+
+    def __init__(
+        self,
+        run_dir: str | os.PathLike[str],
+        tracking_uri: str,
+        experiment: str,
+        *,
+        parent: str | os.PathLike[str] | None = None,
+    ):
+        self.run_dir = Path(run_dir).absolute()
+        self.tracking_uri = tracking_uri
+        self.experiment = experiment
+        self.parent = parent
+        self._journal = self.run_dir / journal.JOURNAL_NAME
+        self._pushing = threading.Lock()
+        self._client: MlflowClient | None = None
+        self._state: dict[str, Any] = {}
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def run_id(self) -> str | None:
+        """The MLflow run's id, once there is one."""
+        return self._state.get("run_id")
+
+    def push(self, *, from_start: bool = False) -> Sent:
+        """Send all that the journal has and MLflow has not, or the whole journal again `from_start`.
+
+        Raises what MLflow raises; the next call goes on from where this one came to.
+        """
+        with self._pushing:
+            sent = Sent()
+            if not self._journal.exists():
+                return sent
+            _to_disk(self._journal)  # A line that a power cut takes back must not have been sent.
+            self._open_run()
+            if from_start:
+                self._save(offset=0, has_parent=False)
+            sent.run_id = self._state["run_id"]
+            known = self._history() if self._state["offset"] == 0 else set()
+            while True:
+                entries, offset = journal.read(self._journal, self._state["offset"], CHUNK_LINES)
+                if not entries:
+                    return sent
+                self._send(_sort(entries), known, sent)
+                self._save(offset=offset)
+
+    def start(self, interval: float = 5.0) -> None:
+        """Push every `interval` seconds in the background; failures are one warning, then it tries again."""
+        self._thread = threading.Thread(target=self._run, args=(interval,), name="mlflow-sync", daemon=True)
+        self._thread.start()
+
+    def close(self, timeout: float = 30.0) -> bool:
+        """Push a last time and stop, within `timeout` seconds; says whether MLflow has all that the journal has."""
+        self._stop.set()
+        if self._thread is None:
+            self.start()
+        assert self._thread is not None
+        self._thread.join(timeout)
+        if self._all_sent():
+            return True
+        log.warning("MLflow has not got all of %s: run `rwkvctl sync %s` later", self._journal, self.run_dir)
+        return False
+
+    def _run(self, interval: float) -> None:
+        failures = 0
+        while True:
+            last = self._stop.wait(min(interval * 2**failures, max(interval, 60.0)))
+            try:
+                self.push()
+                if failures:
+                    log.warning("MLflow at %s is back: all metrics have been sent", self.tracking_uri)
+                failures = 0
+            except ModuleNotFoundError as error:
+                log.warning("metrics stay in %s: %s", self._journal, error)
+                return
+            except Exception as error:  # Whatever a server can do wrong must not reach the training.
+                if not failures:
+                    text = "MLflow at %s: %s; metrics wait in the journal"
+                    log.warning(text, self.tracking_uri, _first_line(error))
+                failures = min(failures + 1, 10)
+            if last:
+                return
+
+    def _all_sent(self) -> bool:
+        if not self._journal.exists():
+            return True
+        return bool(self._state) and self._state["offset"] >= self._journal.stat().st_size
+
+    def _open_run(self) -> None:
+        """Know the MLflow run: from memory, from mlflow.json, by its tag, or by making it."""
+        if self._client is None:
+            self._client = connect(self.tracking_uri)
+        if self._state:
+            return
+        uid = journal.run_uid(self._journal)
+        stored = self._load(uid)
+        if stored is None or not self._usable(stored["run_id"]):
+            experiment = experiment_id(self._client, self.tracking_uri, self.experiment)
+            run_id = find_run(self._client, uid) or self._create_run(experiment, uid)
+            stored = {"tracking_uri": self.tracking_uri, "uid": uid, "run_id": run_id, "offset": 0}
+        if stored["offset"] > self._journal.stat().st_size:
+            stored["offset"] = 0
+        self._state = stored
+        self._save()
+
+    def _load(self, uid: str) -> dict[str, Any] | None:
+        try:
+            stored = json.loads((self.run_dir / STATE_NAME).read_text())
+        except (FileNotFoundError, ValueError):
+            return None
+        same = stored.get("uid") == uid and stored.get("tracking_uri") == self.tracking_uri
+        return stored if same else None
+
+    def _save(self, **changes: Any) -> None:
+        self._state |= changes
+        write_json(self.run_dir / STATE_NAME, self._state)
+
+    def _usable(self, run_id: str) -> bool:
+        """Whether the MLflow run of mlflow.json still exists; False sends everything to a new one."""
+        from mlflow.exceptions import MlflowException
+
+        assert self._client is not None
+        try:
+            run = self._client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return False
+            raise
+        if run.info.lifecycle_stage == "deleted":
+            raise UserError(f"MLflow run {run_id} is deleted: `mlflow runs restore --run-id {run_id}` brings it back")
+        return True
+
+    def _history(self) -> set[tuple[str, int, int]]:
+        """(key, time, step) of every metric that the MLflow run has: reading them is far faster than sending twice."""
+        assert self._client is not None
+        client, run_id = self._client, self._state["run_id"]
+        keys = client.get_run(run_id).data.metrics
+        return {(key, m.timestamp, m.step) for key in keys for m in client.get_metric_history(run_id, key)}
+
+    def _create_run(self, experiment: str, uid: str) -> str:
+        assert self._client is not None
+        [first], _ = journal.read(self._journal, limit=1)
+        tags, name = {RUN_TAG: uid}, self.run_dir.name
+        created = _when_free(self._client.create_run, experiment, start_time=first["t"], tags=tags, run_name=name)
+        return created.info.run_id
+
+    def _send(self, pending: _Pending, known: set[tuple[str, int, int]], sent: Sent) -> None:
+        from mlflow.entities import Metric, Param, RunTag
+
+        assert self._client is not None
+        client, run_id = self._client, self._state["run_id"]
+        self._add_parent(pending)
+        metrics = [Metric(k, v, t, step) for k, v, t, step in pending.metrics if (k, t, step) not in known]
+        params = [Param(key, value[:6000]) for key, value in pending.params.items()]
+        tags = [RunTag(key, value[:8000]) for key, value in pending.tags.items()]
+        for start in range(0, len(tags), 100):
+            _when_free(client.log_batch, run_id, tags=tags[start : start + 100])
+        for start in range(0, len(params), 100):
+            _when_free(client.log_batch, run_id, params=params[start : start + 100])
+        for start in range(0, len(metrics), 1000):
+            _when_free(client.log_batch, run_id, metrics=metrics[start : start + 1000])
+        for path, artifact_path in pending.artifacts:
+            self._upload(path, artifact_path)
+        self._set_status(pending)
+        sent.metrics += len(metrics)
+        sent.params += len(params)
+        sent.tags += len(tags)
+        sent.artifacts += len(pending.artifacts)
+        sent.status = pending.status or sent.status
+
+    def _add_parent(self, pending: _Pending) -> None:
+        """Put a trial under its sweep, as soon as the sweep's MLflow run exists."""
+        assert self._client is not None
+        if uid := pending.tags.get(PARENT_TAG):
+            self._state["parent_uid"] = uid
+        if self._state.get("has_parent"):
+            return
+        run_id = self._parent_run(self._client)
+        if run_id:
+            pending.tags["mlflow.parentRunId"] = run_id
+            self._state["has_parent"] = True
+
+    def _parent_run(self, client: MlflowClient) -> str | None:
+        if self.parent is not None:
+            parent_journal = Path(self.parent) / journal.JOURNAL_NAME
+            if parent_journal.exists():
+                return find_run(client, journal.run_uid(parent_journal))
+            return None if parent_journal.parent.is_dir() else str(self.parent)
+        uid = self._state.get("parent_uid")
+        return find_run(client, uid) if uid else None
+
+    def _upload(self, path: str, artifact_path: str) -> None:
+        assert self._client is not None
+        full, run_id = self.run_dir / path, self._state["run_id"]
+        if full.is_dir():
+            self._client.log_artifacts(run_id, str(full), artifact_path or None)
+        elif full.exists():
+            self._client.log_artifact(run_id, str(full), artifact_path or None)
+        else:
+            log.warning("artifact %s of %s is gone and was not sent", path, self.run_dir)
+
+    def _set_status(self, pending: _Pending) -> None:
+        assert self._client is not None
+        run_id = self._state["run_id"]
+        if pending.status == "RUNNING":
+            self._client.update_run(run_id, status="RUNNING")
+        elif pending.status:
+            self._client.set_terminated(run_id, pending.status, end_time=pending.ended)
+
+
+def sync_run(run_dir: str | os.PathLike[str], tracking_uri: str, experiment: str = "rwkvctl") -> Sent:
+    """Go through the whole journal of a run and send what MLflow has not got; says how much that was.
+
+    Raises:
+        UserError: there is no journal in `run_dir`.
+    """
+    directory = Path(run_dir)
+    if not (directory / journal.JOURNAL_NAME).exists():
+        raise UserError(f"{directory}: no {journal.JOURNAL_NAME} here: name the directory of a run")
+    return Syncer(directory, tracking_uri, experiment).push(from_start=True)
+
+
+def find_run(client: MlflowClient, uid: str) -> str | None:
+    """The id of the MLflow run that carries a journal's uid, in whatever experiment it is."""
+    experiments = [e.experiment_id for e in _when_free(client.search_experiments)]
+    runs = _when_free(client.search_runs, experiments, f"tags.`{RUN_TAG}` = '{uid}'", max_results=1)
+    return runs[0].info.run_id if runs else None
+
+
+def _sort(entries: list[dict[str, Any]]) -> _Pending:
+    pending = _Pending()
+    for entry in entries:
+        kind = entry["kind"]
+        if kind == "metrics":
+            pending.metrics += [(_key(k), v, entry["t"], entry["step"]) for k, v in entry["values"].items()]
+        elif kind == "params":
+            pending.params |= {_key(k): str(v) for k, v in entry["values"].items()}
+        elif kind == "tags":
+            pending.tags |= {_key(k): v for k, v in entry["values"].items()}
+        elif kind == "artifact":
+            pending.artifacts[entry["path"], entry["artifact_path"]] = None
+        elif kind == "event" and entry["event"] == "start":
+            pending.status = "RUNNING"
+        elif kind == "event" and entry["event"] == "end":
+            status = entry.get("status", "FINISHED")
+            pending.status = status if status in ("FINISHED", "FAILED", "KILLED") else "FAILED"
+            pending.ended = entry["t"]
+    return pending
+
+
+def _key(name: str) -> str:
+    """A name that MLflow takes: one that it refuses would hold up the whole journal."""
+    parts = re.sub(r"[^0-9A-Za-z_\-. :/]", "_", name).split("/")
+    return "/".join(part for part in parts if part.strip("."))[:250] or "_"
+
+
+def _when_free(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call, and again for half a minute while SQLite is busy with another process (trials start at once)."""
+    deadline = time.monotonic() + 30.0
+    pause = 0.05
+    while True:
+        try:
+            return call(*args, **kwargs)
+        except Exception as error:
+            if "database is locked" not in str(error) or time.monotonic() > deadline:
+                raise
+        time.sleep(pause)
+        pause = min(2 * pause, 1.0)
+
+
+def _sqlite_file(tracking_uri: str) -> Path | None:
+    return Path(tracking_uri.removeprefix("sqlite:///")) if tracking_uri.startswith("sqlite:///") else None
+
+
+@contextlib.contextmanager
+def _first_touch(tracking_uri: str) -> Iterator[None]:
+    """Let one process at a time open a SQLite file: two that both find it empty both make its tables, and one fails."""
+    database = _sqlite_file(tracking_uri)
+    if database is None:
+        yield
+        return
+    import fcntl
+
+    database.parent.mkdir(parents=True, exist_ok=True)
+    with database.with_name(f".{database.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _artifact_location(tracking_uri: str, experiment: str) -> str | None:
+    """Where an experiment's files go: beside a SQLite file, else under home; a server decides itself."""
+    if tracking_uri.startswith(("http://", "https://")):
+        return None
+    database = _sqlite_file(tracking_uri)
+    root = home() if database is None else database.absolute().parent
+    return (root / "artifacts" / (re.sub(r"[^\w\-.]+", "_", experiment).strip(".") or "_")).as_uri()
+
+
+def _to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # Some file systems sync only what is open for writing.
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

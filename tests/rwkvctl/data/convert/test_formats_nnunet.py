@@ -1,0 +1,100 @@
+"""nnU-Net v2 folders, volumes and images."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+from PIL import Image
+
+from rwkvctl.base.errors import UserError
+from rwkvctl.data.convert import synth
+from rwkvctl.data.convert.prepare import prepare
+from rwkvctl.data.images import nifti
+from rwkvctl.data.store.reader import reader_for
+from rwkvctl.data.store.verify import verify
+
+
+@pytest.fixture
+def volumes(tmp_path: Path) -> Path:
+    return synth.write("nnunet:volumes", tmp_path / "source", n=10, size=32)
+
+
+@pytest.fixture
+def slices(tmp_path: Path) -> Path:
+    return synth.write("nnunet:slices", tmp_path / "source", n=10, size=32)
+
+
+def change_json(tree: Path, **changes) -> None:
+    path = next(tree.rglob("dataset.json"))
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def refused(tree: Path, tmp_path: Path, match: str, **options) -> None:
+    with pytest.raises(UserError, match=match) as caught:
+        prepare("nnunet", [tree], tmp_path / "refused", **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_volumes_are_split_by_case_and_keep_their_grid(volumes: Path, tmp_path: Path):
+    made = prepare("nnunet", [volumes], tmp_path / "hearts", seeds=[7])
+    assert verify(made.root, deep=True).problems == []
+    assert made.splits["random811_s7"].counts == {"train": 8 * 6, "val": 1, "test": 1}
+    assert made.splits["random811_s7"].leak_groups_shared == 0
+    assert made.classes == ["background", "right ventricle", "myocardium", "left ventricle"]
+    key = made.ids(None, "test")[0]
+    reader = reader_for(made, [key])
+    truth = nibabel.load(next(volumes.rglob(f"labelsTr/{key.removeprefix('hearts_')}.nii.gz")))
+    np.testing.assert_array_equal(nifti.turned_back(reader.mask(0), "itk"), np.asarray(truth.dataobj))
+    np.testing.assert_allclose(nifti.affine_of(reader.meta(0)), truth.affine, atol=1e-4)
+    assert (reader.image(0).min(), reader.image(0).max()) == (0, pytest.approx(1))
+
+
+def test_images(slices: Path, tmp_path: Path):
+    made = prepare("nnunet", [slices], tmp_path / "polyps")
+    assert (made.classes, len(made.index)) == (["background", "polyp"], 10)
+    reader = reader_for(made, ["polyps_polyp_003"])
+    stored = np.asarray(Image.open(next(slices.rglob("labelsTr/polyp_003.png"))))
+    np.testing.assert_array_equal(reader.mask(0), stored)
+    assert verify(made.root, deep=True).problems == []
+
+
+def test_the_ignore_label_becomes_255(slices: Path, tmp_path: Path):
+    change_json(slices, labels={"background": 0, "polyp": 1, "ignore": 2})
+    path = next(slices.rglob("labelsTr/polyp_003.png"))
+    mask = np.asarray(Image.open(path)).copy()
+    mask[0] = 2
+    Image.fromarray(mask).save(path)
+    made = prepare("nnunet", [slices], tmp_path / "polyps")
+    assert made.classes == ["background", "polyp"]
+    assert (reader_for(made, ["polyps_polyp_003"]).mask(0)[0] == 255).all()
+    assert verify(made.root).problems == []
+
+
+def test_what_is_refused(slices: Path, tmp_path: Path):
+    change_json(slices, labels={"background": 0, "whole": [1, 2]})
+    refused(slices, tmp_path, r"dataset.json: labels must be single whole numbers \(regions are not read here\)")
+    change_json(slices, labels={"background": 0, "polyp": 3})
+    refused(slices, tmp_path, r"dataset.json: labels must be numbered 0, 1, 2")
+    change_json(slices, labels={"background": 0, "polyp": 1}, file_ending=".nrrd")
+    refused(slices, tmp_path, r"file_ending '.nrrd' is not read here")
+    change_json(slices, file_ending=".png")
+    next(slices.rglob("dataset.json")).with_name("dataset.json").rename(tmp_path / "dataset.json")
+    refused(slices, tmp_path, r"no dataset.json beside imagesTr/")
+
+
+def test_unpaired_and_channels(volumes: Path, tmp_path: Path):
+    refused(volumes, tmp_path, "give one seed", seeds=[1, 2])
+    path = synth.all_traps("nnunet")["unpaired"](volumes)
+    refused(volumes, tmp_path, rf"{path.name}: has no mask")
+    path.rename(path.with_name(path.name.replace("_0000", "_0001")))
+    refused(volumes, tmp_path, "images of several channel files")
+
+
+def test_a_label_that_dataset_json_does_not_name(volumes: Path, tmp_path: Path):
+    change_json(volumes, labels={"background": 0, "right ventricle": 1})
+    with pytest.raises(UserError, match=r"heart_\d+.nii.gz: label values \[0, 1, 2, 3\], expected 0..1"):
+        prepare("nnunet", [volumes], tmp_path / "out")

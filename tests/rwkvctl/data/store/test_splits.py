@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import hashlib
+from itertools import chain
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rwkvctl.base.errors import UserError
+from rwkvctl.data.store.splits import folds, grouped_split, grouped_splits, parse_ratio, random_split, split_name
+
+# Recorded from scikit-learn 1.9.1's train_test_split, called twice: parts' sizes, SHA-256 of "train val test" joined.
+GOLDEN = {
+    (612, (8, 1, 1), 41): ((489, 61, 62), "350b6c2eb939714d"),
+    (612, (8, 1, 1), 1029): ((489, 61, 62), "d981e6ef81e771ab"),
+    (612, (8, 1, 1), 3407): ((489, 61, 62), "413bb539b59667c6"),
+    (380, (8, 1, 1), 41): ((304, 38, 38), "cf5d616e7c2d8c49"),
+    (1000, (8, 1, 1), 1029): ((800, 100, 100), "9e5ec5941edf4cb7"),
+    (647, (8, 1, 1), 3407): ((517, 65, 65), "bc7965a585fdb600"),
+    (85, (9, 1, 0), 41): ((76, 9, 0), "c67f60fdf522a109"),
+    (385, (8, 1, 1), 41): ((308, 38, 39), "d047fb5ca150feae"),
+    (100, (7, 1, 2), 41): ((70, 10, 20), "5c18db50b0e46120"),
+}
+
+
+@pytest.mark.parametrize(("case", "expected"), GOLDEN.items(), ids=str)
+def test_equals_scikit_learn(case, expected):
+    n, ratio, seed = case
+    split = random_split([str(i) for i in range(1, n + 1)], ratio, seed)
+    parts = [split.ids[part] for part in ("train", "val", "test")]
+    digest = hashlib.sha256(" ".join(chain(*parts)).encode()).hexdigest()[:16]
+    assert (tuple(map(len, parts)), digest) == expected
+
+
+def test_twenty_ids_in_full():
+    split = random_split([str(i) for i in range(1, 21)], (8, 1, 1), 41)
+    train = [5, 16, 17, 18, 14, 9, 6, 8, 10, 19, 2, 20, 3, 13, 4, 1]
+    assert split.ids["train"] == [str(i) for i in train]
+    assert (split.ids["val"], split.ids["test"]) == (["7", "11"], ["12", "15"])
+    assert split.seed == 41
+
+
+@given(n=st.integers(20, 300), seed=st.integers(0, 2**32 - 1))
+def test_parts_are_disjoint_and_whole(n, seed):
+    ids = [str(i) for i in range(n)]
+    parts = random_split(ids, (8, 1, 1), seed).ids
+    assert sorted(chain(*parts.values())) == sorted(ids)
+
+
+def test_names_and_ratios():
+    assert split_name(parse_ratio("8:1:1"), 41) == "random811_s41"
+    assert split_name(parse_ratio("80:10:10"), 7) == "random80-10-10_s7"
+    assert parse_ratio("9:1") == (9, 1, 0)
+
+
+@pytest.mark.parametrize("text", ["", "8", "8:1:1:1", "8:0:2", "0:1:1", "a:b:c", "-8:1:1"])
+def test_bad_ratio(text):
+    with pytest.raises(UserError, match="8:1:1"):
+        parse_ratio(text)
+
+
+def test_too_few_samples():
+    with pytest.raises(UserError, match="leave a part empty"):
+        random_split(["a", "b", "c"], (8, 1, 1), 41)
+
+
+@given(sizes=st.lists(st.integers(1, 12), min_size=10, max_size=40), seed=st.integers(0, 2**32 - 1))
+def test_groups_stay_whole(sizes, seed):
+    group_of = {f"{group}_{i}": str(group) for group, size in enumerate(sizes) for i in range(size)}
+    parts = grouped_split(list(group_of), group_of, (8, 1, 1), seed).ids
+    assert sorted(chain(*parts.values())) == sorted(group_of)
+    assert sum(len({group_of[key] for key in ids}) for ids in parts.values()) == len(sizes)
+    for part in ("val", "test"):
+        assert 0.1 * len(group_of) <= len(parts[part]) < 0.1 * len(group_of) + max(sizes)
+
+
+def test_three_groups_are_enough_for_a_grouped_split():
+    group_of = {str(i): str(i % 3) for i in range(12)}
+    made = grouped_splits(list(group_of), group_of, None, None)
+    assert list(made) == ["grouped811_s41", "grouped811_s1029", "grouped811_s3407"]
+    assert {len(ids) for split in made.values() for ids in split.ids.values()} == {4}
+    assert grouped_splits(["0", "1", "3"], group_of, None, None) == {}
+
+
+def test_folds_cover_everything_once():
+    ids = [str(i) for i in range(23)]
+    made = folds(ids, None, 5, 41)
+    assert list(made) == [f"kfold5_s41_f{n}" for n in range(1, 6)]
+    assert sorted(chain(*(split.ids["test"] for split in made.values()))) == sorted(ids)
+    assert made["kfold5_s41_f1"].ids["val"] == made["kfold5_s41_f2"].ids["test"]
+    with pytest.raises(UserError, match="give 3 to 23"):
+        folds(ids, None, 24, 41)

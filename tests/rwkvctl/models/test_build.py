@@ -1,0 +1,52 @@
+"""From a spec to a network: every kind of model, and what a spec asks for in vain."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from rwkvctl.base.errors import UserError
+from rwkvctl.config.specs.parts import ModelSpec
+from rwkvctl.models import build as networks
+from rwkvctl.models import bundle
+
+CLASSES = ["background", "polyp"]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"name": "unet", "options": {"dims": [8, 16]}},
+        {"name": "emcad", "encoder": "pvt_v2_b0", "drop_path": 0.0},
+        {"name": "smp:unet-resnet18"},
+        {"name": "monai:UNETR", "options": {"img_size": 32, "hidden_size": 48, "num_heads": 2}},
+    ],
+)
+def test_a_model_folder_names_all_that_the_spec_does(fields: dict[str, Any]):
+    spec = ModelSpec(**fields)
+    networks.check(spec, CLASSES, (3, 32, 32))
+    model = networks.segmentation_network(spec, CLASSES)
+    assert model.eval()(torch.zeros(1, 3, 32, 32)).shape == (1, 1, 32, 32)
+    description = {"name": spec.name, "num_classes": 1, **spec.overrides()}
+    info = bundle.BundleInfo(model=description, classes=CLASSES, image_size=32, image_kind="rgb8", channels=3)
+    again = bundle.build(bundle.BundleInfo.model_validate_json(info.model_dump_json(by_alias=True)))
+    again.load_state_dict(model.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("fields", "side", "message"),
+    [
+        ({"name": "unett"}, 64, "model.name unett: unknown model 'unett'; did you mean unet or unext"),
+        ({"name": "unet", "attention": "mhsa"}, 64, "model.name unet: model.attention does not apply to unet"),
+        ({"name": "unet", "options": {"widths": 3}}, 64, "model.widths does not apply to unet, which has dims"),
+        ({"name": "emcad"}, 80, "data.image_size 80: model emcad: image size 80 x 80 is not divisible by 32"),
+        ({"name": "monai:UNETR"}, 64, "data.image_size 64: model monai:UNETR: the model is built for images of 256"),
+    ],
+)
+def test_what_cannot_work_is_said_before_the_job_begins(fields: dict[str, Any], side: int, message: str):
+    with pytest.raises(UserError) as error:
+        networks.check(ModelSpec(**fields), CLASSES, (3, side, side))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)

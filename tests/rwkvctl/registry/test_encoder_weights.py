@@ -1,0 +1,160 @@
+"""Encoders start from every kind of weights, and never from weights that do not fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from rwkv_unet import create_model
+from rwkvctl.base.errors import UserError
+from rwkvctl.config.specs.jobs import FinetuneSpec
+from rwkvctl.models import bundle
+from rwkvctl.registry import encoder_weights, references
+
+SMALL = {"name": "rwkv_unet_t", "encoder_weights": "x"}
+
+
+def spec(tmp_path: Path, **model: Any) -> FinetuneSpec:
+    fields = {"data": {}, "optimizer": {"lr": 1e-3}, "train": {"epochs": 1, "batch_size": 1}}
+    tracking = {"uri": f"sqlite:///{tmp_path / 'mlflow.db'}"}
+    return FinetuneSpec(**fields, model=SMALL | model, storage=str(tmp_path / "runs"), tracking=tracking)
+
+
+def started(found: FinetuneSpec, tmp_path: Path) -> tuple[nn.Module, encoder_weights.Loaded]:
+    """The encoder of a network that starts as a run's would, after the checks of a run."""
+    references.check_encoder(found)
+    loaded = encoder_weights.lay_ready(found, tmp_path / "run")
+    assert loaded is not None
+    model = create_model(found.model.name, num_classes=1, **found.model.overrides())
+    encoder_weights.load(model, tmp_path / "run")
+    return model.get_submodule("encoder"), loaded
+
+
+@pytest.fixture(scope="module")
+def classifier() -> nn.Module:
+    torch.manual_seed(1)
+    return timm.create_model("rwkv_unet_enc_t", num_classes=5)
+
+
+def same(encoder: nn.Module, source: dict[str, torch.Tensor], prefix: str = "") -> bool:
+    return all(torch.equal(x, source[prefix + name]) for name, x in encoder.state_dict().items())
+
+
+def test_from_a_pretrained_classifier(classifier: nn.Module, tmp_path: Path):
+    info = bundle.BundleInfo(
+        model={"name": "rwkv_unet_enc_t", "num_classes": 5}, classes=list("abcde"), image_size=32, image_kind="rgb8",
+        channels=3,
+    )  # fmt: skip
+    bundle.save(tmp_path / "enc", classifier.state_dict(), info)
+    encoder, loaded = started(spec(tmp_path, encoder_weights=str(tmp_path / "enc")), tmp_path)
+    assert same(encoder, classifier.state_dict())
+    assert loaded.matched == len(encoder.state_dict())
+    assert str(loaded).endswith("none missing, 4 of the source not used (classifier)")
+
+
+@pytest.mark.parametrize("wrap", [lambda state: state, lambda state: {"state_dict": state}])
+def test_from_a_file_of_a_whole_network(tmp_path: Path, wrap: Any):
+    network = create_model("rwkv_unet_t", num_classes=3)
+    torch.save(wrap(network.state_dict()), tmp_path / "net.pth")
+    encoder, _ = started(spec(tmp_path, encoder_weights=str(tmp_path / "net.pth")), tmp_path)
+    assert same(encoder, network.state_dict(), "encoder.")
+
+
+def test_from_the_authors_file(tmp_path: Path):
+    from rwkv_unet import official
+
+    ours = create_model("rwkv_unet_t", num_classes=3)
+    theirs = {
+        official._official_name(name, in_net=True): x.reshape(official._official_shape(
+            official._official_name(name, in_net=True), x)) for name, x in ours.state_dict().items()
+    }  # fmt: skip
+    torch.save({f"module.{name}": x for name, x in theirs.items()}, tmp_path / "authors.pth")
+    encoder, _ = started(spec(tmp_path, encoder_weights=str(tmp_path / "authors.pth")), tmp_path)
+    assert same(encoder, ours.state_dict(), "encoder.")
+
+
+def test_timm_from_a_file(tmp_path: Path):
+    torch.manual_seed(2)
+    source = timm.create_model("resnet18", num_classes=7)
+    save_file(source.state_dict(), tmp_path / "r18.safetensors")
+    wanted = spec(tmp_path, encoder="resnet18", encoder_weights=str(tmp_path / "r18.safetensors"))
+    encoder, _ = started(wanted, tmp_path)
+    assert same(encoder, {f"features.{name}": x for name, x in source.state_dict().items()})
+    image = torch.randn(1, 3, 64, 64)
+    expected = source.eval().forward_features(image)
+    torch.testing.assert_close(encoder.eval().forward_stages(image)[-1], expected)  # type: ignore[operator]
+
+
+def test_a_baselines_timm_encoder(tmp_path: Path):
+    source = timm.create_model("pvt_v2_b0", num_classes=7)
+    save_file(source.state_dict(), tmp_path / "pvt.safetensors")
+    weights = str(tmp_path / "pvt.safetensors")
+    encoder, loaded = started(spec(tmp_path, name="emcad", encoder="pvt_v2_b0", encoder_weights=weights), tmp_path)
+    assert same(encoder, {name.replace("stages.", "stages_"): x for name, x in source.state_dict().items()})
+    assert loaded.matched == len(encoder.state_dict())
+    with pytest.raises(UserError, match="does not fit this encoder"):  # the default is a larger one
+        encoder_weights.lay_ready(spec(tmp_path, name="emcad", encoder_weights=weights), tmp_path / "other")
+
+
+def test_what_does_not_fit_is_refused(classifier: nn.Module, tmp_path: Path):
+    state = {k: v for k, v in classifier.state_dict().items() if k != "stem.project.weight"} | {"decay": torch.ones(1)}
+    state["stem.expand.conv.weight"] = torch.ones(24, 4, 1, 1)
+    save_file(state, tmp_path / "enc.safetensors")
+    wanted = spec(tmp_path, encoder_weights=str(tmp_path / "enc.safetensors"))
+    with pytest.raises(UserError, match=r"1 missing \(stem.project.weight\), 1 unexpected \(decay\), 1 of another"):
+        encoder_weights.lay_ready(wanted, tmp_path / "run")
+    assert not (tmp_path / "run" / encoder_weights.FILE_NAME).exists()
+
+
+class Evil:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return print, ("ran",)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"not a checkpoint", "cannot be read|holds more than tensors"), (Evil(), "holds more than tensors"),
+     ([1], "is not a dictionary of tensors")],
+)  # fmt: skip
+def test_bad_files_are_one_line(tmp_path: Path, content: Any, message: str, capsys: pytest.CaptureFixture[str]):
+    path = tmp_path / "enc.pth"
+    path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+    with pytest.raises(UserError, match=rf"^model.encoder_weights {path}: ({message})[^\n]*$"):
+        encoder_weights.lay_ready(spec(tmp_path, encoder_weights=str(path)), tmp_path / "run")
+    assert "ran" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"encoder_weights": "pretrained"}, "means timm's weights, but model.encoder is our own"),
+        ({"encoder_weights": "gone.pth"}, "gone.pth: no such file"),
+        ({"encoder_weights": "run-1"}, "run 'run-1' is not in"),
+        (
+            {"encoder_weights": "run-1", "encoder": "resnet18"},
+            "for timm's resnet18 give `pretrained` or a",
+        ),
+    ],
+)
+def test_what_cannot_be_had_is_known_before_a_run(tmp_path: Path, fields: dict[str, Any], message: str):
+    with pytest.raises(UserError, match=message):
+        references.check_encoder(spec(tmp_path, **fields))
+
+
+def test_timms_weights_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    wanted = spec(tmp_path, encoder="resnet18", encoder_weights="pretrained")
+    references.check_encoder(wanted)
+    with pytest.raises(UserError, match=r"timm's weights of resnet18 are not in the cache and cannot be fetched"):
+        encoder_weights.lay_ready(wanted, tmp_path / "run")
+
+
+def test_a_network_without_an_encoder(tmp_path: Path):
+    with pytest.raises(UserError, match="unet has no encoder that could be started from weights"):
+        encoder_weights.lay_ready(spec(tmp_path, name="unet"), tmp_path / "run")

@@ -1,0 +1,255 @@
+"""Versions are made once, found again, compared fairly and only then promoted. MLflow here is real, on SQLite."""
+
+from __future__ import annotations
+
+import base64
+import json
+import shutil
+from pathlib import Path
+
+import cv2
+import mlflow
+import numpy as np
+import pytest
+import torch
+from mlflow import MlflowClient
+
+from rwkv_unet import create_model
+from rwkvctl.base.errors import UserError
+from rwkvctl.models import bundle, inference
+from rwkvctl.registry import registry
+from rwkvctl.runs.journal import Journal
+from rwkvctl.runs.sync import Syncer
+
+
+def synced_run(folder: Path, uri: str, **metrics: float) -> Path:
+    with Journal(folder / "journal.jsonl") as journal:
+        journal.metrics(metrics, step=10)
+        journal.event("end", status="FINISHED")
+    Syncer(folder, uri, "e").push()
+    return folder
+
+
+def model_folder(folder: Path, seed: int = 0, *, kind: str = "rgb8", fingerprint: str = "f00d" * 16) -> Path:
+    torch.manual_seed(seed)
+    info = bundle.BundleInfo(
+        model={"name": "rwkv_unet_t", "num_classes": 2},
+        classes=["background", "polyp"],
+        image_size=32,
+        image_kind=kind,  # type: ignore[arg-type]
+        channels=3,
+        dataset="phantom",
+        fingerprint=fingerprint,
+    )
+    bundle.save(folder, create_model("rwkv_unet_t", num_classes=2).state_dict(), info)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def registry_of_two(migrated_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `mlflow.db`, where `net` has two versions (DSC 0.7 and 0.8), and `model1`, `model2`."""
+    folder = tmp_path_factory.mktemp("registry")
+    shutil.copy(migrated_database, folder / "mlflow.db")
+    uri = f"sqlite:///{folder / 'mlflow.db'}"
+    for number, dsc in enumerate((0.7, 0.8), start=1):
+        run = synced_run(folder / f"run{number}", uri, **{"test/dsc_strict/mean": dsc})
+        model = model_folder(folder / f"model{number}", number)
+        assert registry.register(run, model, "net", tracking_uri=uri) == number
+    return folder
+
+
+@pytest.fixture
+def two_versions(registry_of_two: Path, tracking_uri: str, tmp_path: Path) -> str:
+    shutil.copy(registry_of_two / "mlflow.db", tmp_path / "home" / "mlflow.db")
+    return tracking_uri
+
+
+def test_version_says_where_it_comes_from(tracking_uri: str, tmp_path: Path) -> None:
+    run = synced_run(tmp_path / "run", tracking_uri)
+    folder = model_folder(tmp_path / "model")
+    tags = {"git": "1f3c", "spec": {"lr": 1e-3}, "macs": 123}
+    number = registry.register(
+        run, folder, "rwkv_unet_phantom", tags, metrics={"dsc_strict": 0.75}, tracking_uri=tracking_uri
+    )
+    [version] = registry.show("rwkv_unet_phantom", tracking_uri)
+    assert (number, version.version) == (1, 1)
+    assert version.run_id == json.loads((run / "mlflow.json").read_text())["run_id"]
+    assert version.metrics == {"dsc_strict": 0.75}
+    assert version.tags["git"] == "1f3c"
+    assert json.loads(version.tags["spec"]) == {"lr": 1e-3}
+    assert version.tags["macs"] == "123"
+    assert version.tags["fingerprint"] == "f00d" * 16
+    assert json.loads(version.tags["model"])["name"] == "rwkv_unet_t"
+    assert registry.list_models(tracking_uri) == [registry.Model("rwkv_unet_phantom", 1, 1, {})]
+
+
+def test_resumed_job_registers_nothing_new(tracking_uri: str, tmp_path: Path) -> None:
+    run = synced_run(tmp_path / "run", tracking_uri)
+    folder = model_folder(tmp_path / "model")
+    run_id = json.loads((run / "mlflow.json").read_text())["run_id"]
+    numbers = [registry.register(which, folder, "net", tracking_uri=tracking_uri) for which in (run, run_id, run)]
+    assert numbers == [1, 1, 1]
+    assert registry.register(run, model_folder(folder, 1), "net", tracking_uri=tracking_uri) == 2
+
+
+def test_interrupted_registration_is_finished_by_the_next(
+    tracking_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, folder = synced_run(tmp_path / "run", tracking_uri), model_folder(tmp_path / "model")
+    original = MlflowClient.create_model_version
+
+    def made_but_not_answered(*args, **kwargs):
+        original(*args, **kwargs)
+        raise ConnectionError("cut")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "create_model_version", made_but_not_answered)
+        with pytest.raises(ConnectionError):
+            registry.register(run, folder, "net", tracking_uri=tracking_uri)
+    assert registry.register(run, folder, "net", tracking_uri=tracking_uri) == 1
+    assert len(registry.show("net", tracking_uri)) == 1
+
+
+def test_what_cannot_be_registered(tracking_uri: str, tmp_path: Path) -> None:
+    folder = model_folder(tmp_path / "model")
+    unsynced = tmp_path / "run"
+    Journal(unsynced / "journal.jsonl").close()
+    with pytest.raises(UserError, match="rwkvctl sync"):
+        registry.register(unsynced, folder, "net", tracking_uri=tracking_uri)
+    with pytest.raises(UserError, match="neither a run directory nor the id"):
+        registry.register("0" * 32, folder, "net", tracking_uri=tracking_uri)
+    with pytest.raises(UserError, match="model name"):
+        registry.register(unsynced, folder, "a/b", tracking_uri=tracking_uri)
+    with (folder / "weights.safetensors").open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(UserError, match="SHA-256"):
+        registry.register(unsynced, folder, "net", tracking_uri=tracking_uri)
+
+
+def test_resolved_folder_is_the_one_registered(two_versions: str, registry_of_two: Path, tmp_path: Path) -> None:
+    registry.promote("net", 1, "champion", tracking_uri=two_versions)
+    for uri, number in (("models:/net@champion", 1), ("models:/net/2", 2), ("models:/net/latest", 2)):
+        folder = registry.resolve(uri, two_versions)
+        assert folder.is_relative_to(tmp_path / "home" / "cache")
+        assert bundle.load(folder)[1] == bundle.read_info(registry_of_two / f"model{number}")
+    registry.promote("net", 2, "champion", tracking_uri=two_versions)
+    assert registry.resolve("models:/net@champion", two_versions) == registry.resolve("models:/net/2", two_versions)
+    kept = tmp_path / "home" / "cache" / "models"
+    assert len(list(kept.iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("models:/nte@champion", r"no registered model 'nte'; did you mean net\?"),
+        ("models:/other/1", r"no registered model 'other'; choose from net"),
+        ("models:/net@champoin", r"no alias 'champoin'; did you mean champion\?"),
+        ("models:/net/7", r"no version 7; it has 1, 2"),
+        ("models:/net", r"write models:/NAME@ALIAS"),
+        ("runs:/abc/model", r"write models:/NAME@ALIAS"),
+    ],
+)
+def test_uri_that_does_not_exist(two_versions: str, uri: str, message: str) -> None:
+    registry.promote("net", 1, "champion", tracking_uri=two_versions)
+    with pytest.raises(UserError, match=message):
+        registry.resolve(uri, two_versions)
+
+
+def test_empty_registry(tracking_uri: str) -> None:
+    assert registry.list_models(tracking_uri) == []
+    with pytest.raises(UserError, match="there is none yet"):
+        registry.show("net", tracking_uri)
+
+
+def test_gates_that_pass_are_told_and_the_alias_moves(two_versions: str) -> None:
+    gates = ["dsc_strict>=0.65", "test/dsc_strict/mean < 1", "dsc_strict>champion"]
+    assert registry.promote("net", 1, "champion", gates=gates, tracking_uri=two_versions) == [
+        "dsc_strict = 0.7 >= 0.65",
+        "test/dsc_strict/mean = 0.7 < 1",
+        "dsc_strict = 0.7: no champion yet to compare with",
+    ]
+    assert registry.promote("net", 2, "champion", gates=["dsc_strict>champion"], tracking_uri=two_versions) == [
+        "dsc_strict = 0.8 > 0.7 of champion (version 1)"
+    ]
+    newest, oldest = registry.show("net", two_versions)
+    assert (newest.version, newest.aliases, oldest.aliases) == (2, ["champion"], [])
+    assert registry.list_models(two_versions)[0].aliases == {"champion": 2}
+
+
+@pytest.mark.parametrize(
+    ("gate", "message"),
+    [
+        ("dsc_strict>=0.75", r"version 1 is not promoted: dsc_strict = 0.7 is not >= 0.75"),
+        ("dsc_strict>champion", r"dsc_strict = 0.7 is not > 0.8 of champion \(version 2\)"),
+        ("dsc_strict>=nan", r"dsc_strict = 0.7 is not >= nan"),
+        ("dsc_strict>champoin", r"no alias 'champoin'; did you mean champion\?"),
+        ("dsc_strit>=0.5", r"has no metric 'dsc_strit'"),
+        ("dsc_strict", r"write METRIC>=NUMBER"),
+        ("dsc_strict=0.5", r"write METRIC>=NUMBER"),
+    ],
+)
+def test_gate_that_does_not_pass_moves_nothing(two_versions: str, gate: str, message: str) -> None:
+    registry.promote("net", 2, "champion", tracking_uri=two_versions)
+    with pytest.raises(UserError, match=message):
+        registry.promote("net", 1, "champion", gates=["dsc_strict>=0.1", gate], tracking_uri=two_versions)
+    assert registry.list_models(two_versions)[0].aliases == {"champion": 2}
+
+
+def test_metrics_of_other_data_are_not_compared(two_versions: str, tmp_path: Path) -> None:
+    registry.promote("net", 1, "champion", tracking_uri=two_versions)
+    run = synced_run(tmp_path / "run3", two_versions, **{"test/dsc_strict/mean": 0.99})
+    folder = model_folder(tmp_path / "model3", 3, fingerprint="beef" * 16)
+    assert registry.register(run, folder, "net", tracking_uri=two_versions) == 3
+    with pytest.raises(UserError, match="come from different data"):
+        registry.promote("net", 3, "champion", gates=["dsc_strict>champion"], tracking_uri=two_versions)
+
+
+def test_unknown_version_is_not_promoted(two_versions: str) -> None:
+    with pytest.raises(UserError, match="no version 9; it has 1, 2"):
+        registry.promote("net", 9, "champion", tracking_uri=two_versions)
+
+
+def registered(tmp_path: Path, uri: str, kind: str) -> str:
+    """The MLflow model of a fresh version, as a local path."""
+    run = synced_run(tmp_path / "run", uri)
+    registry.register(run, model_folder(tmp_path / "model", kind=kind), "net", tracking_uri=uri)
+    return MlflowClient(uri, registry_uri=uri).get_model_version("net", "1").source
+
+
+def as_text(content: bytes) -> str:
+    return base64.b64encode(content).decode()
+
+
+def test_mlflow_itself_can_run_a_version(tracking_uri: str, tmp_path: Path) -> None:
+    before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
+    model = mlflow.pyfunc.load_model(registered(tmp_path, tracking_uri, "rgb8"))
+    image = np.random.default_rng(0).integers(0, 256, (40, 56, 3), np.uint8)
+    png = cv2.imencode(".png", image[..., ::-1])[1].tobytes()
+    [mask] = model.predict([as_text(png)])
+    decoded = cv2.imdecode(np.frombuffer(base64.b64decode(mask), np.uint8), cv2.IMREAD_UNCHANGED)
+    network, _ = bundle.load(tmp_path / "model")
+    assert np.array_equal(decoded, inference.segment_image(network, image, image_size=32, image_kind="rgb8"))
+    for wrong in ("not base64!", as_text(b"not an image"), ""):
+        with pytest.raises(UserError, match="base64"):
+            model.predict([wrong])
+    assert (mlflow.get_tracking_uri(), mlflow.get_registry_uri()) == before
+
+
+def test_mlflow_model_of_float_slices_takes_volumes(tracking_uri: str, tmp_path: Path) -> None:
+    import io
+
+    model = mlflow.pyfunc.load_model(registered(tmp_path, tracking_uri, "float"))
+    volume = np.random.default_rng(0).normal(size=(3, 40, 40)).astype(np.float32)
+    buffer = io.BytesIO()
+    np.save(buffer, volume)
+    [mask] = model.predict([as_text(buffer.getvalue())])
+    labels = np.load(io.BytesIO(base64.b64decode(mask)), allow_pickle=False)
+    network, _ = bundle.load(tmp_path / "model")
+    assert np.array_equal(labels, inference.segment_volume(network, volume, image_size=32))
+
+
+def test_nothing_of_a_version_is_a_pickle(tracking_uri: str, tmp_path: Path) -> None:
+    source = Path(registered(tmp_path, tracking_uri, "rgb8").removeprefix("file://"))
+    files = sorted(str(path.relative_to(source)) for path in source.rglob("*") if path.is_file())
+    assert "artifacts/model/weights.safetensors" in files
+    assert not [name for name in files if name.endswith((".pkl", ".pickle", ".pt", ".pth"))]
