@@ -14,7 +14,9 @@ from torch import Tensor
 
 from rwkv_jobs.worker import Worker
 from rwkvctl.config.specs.jobs import FinetuneSpec
-from rwkvctl.data.feed.loaders import Batch, TrainLoader, to_input
+from rwkvctl.data.feed.loaders import TrainLoader
+from rwkvctl.data.feed.model_input import to_input
+from rwkvctl.data.feed.samples import Batch
 from rwkvctl.data.store.manifest import Manifest
 from rwkvctl.training.losses import consistency_loss
 

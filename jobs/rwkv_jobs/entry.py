@@ -12,13 +12,12 @@ from pathlib import Path
 from rwkv_jobs.driver import drive
 from rwkv_jobs.launch import torchrun_rank
 from rwkvctl.base.errors import JobFailedError, UserError
+from rwkvctl.base.exit_codes import DONE, FAILED, INTERRUPTED, USER_ERROR
 from rwkvctl.config import settings
 from rwkvctl.config.specs.jobs import JOBS, JobSpec, TrainingSpec
 from rwkvctl.config.specs.load import build, merge, parse_assignments, read_recipe
 from rwkvctl.launch.complete_spec import on_machine, with_data
 from rwkvctl.runs import folder as run_folder
-
-DONE, FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
 
 
 def main(job: str) -> None:

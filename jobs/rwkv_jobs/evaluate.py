@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from rwkv_jobs.launch import launch
+from rwkv_jobs.recorder import Recorder
 from rwkv_jobs.scoring import Gallery, count_accuracy, named, score_cases, write_scores
-from rwkv_jobs.training import Recorder
 from rwkv_jobs.worker import worker
 from rwkv_unet import fuse_for_inference
 from rwkvctl.base.errors import UserError
@@ -20,7 +20,7 @@ from rwkvctl.base.files import write_json
 from rwkvctl.config.specs.jobs import EvaluateSpec
 from rwkvctl.config.specs.parts import DataSpec
 from rwkvctl.data.store.manifest import Manifest
-from rwkvctl.data.store.verify import check_shards
+from rwkvctl.data.store.shard_check import check_shards
 from rwkvctl.models import bundle
 from rwkvctl.registry import references
 from rwkvctl.runs.journal import say
@@ -29,14 +29,14 @@ from rwkvctl.training.metrics import flat_metrics
 
 def check(spec: EvaluateSpec, run_dir: Path) -> None:
     """Whether there is such a model, undamaged, and data that it fits."""
-    model = references.resolve(spec.model, spec)
+    model = references.model_folder(spec.model, spec)
     _, _, info = data_of(spec, model)
     bundle.read_weights(model, info)
 
 
 def run(spec: EvaluateSpec, run_dir: Path) -> dict[str, Any]:
-    """Lay the model ready, score it on all workers, and hand back the summary."""
-    references.copy_into(spec.model, run_dir / "model", spec)
+    """Copy the model into the run, score it on all workers, and hand back the summary."""
+    references.copy_model(spec.model, run_dir / "model", spec)
     launch(score, spec, run_dir)
     summary = json.loads((run_dir / "summary.json").read_text())
     note_on_versions(spec, run_dir, summary)
@@ -47,9 +47,9 @@ def note_on_versions(spec: EvaluateSpec, run_dir: Path, summary: dict[str, Any])
     """Put the scores on the registered versions with these weights, where promotion gates look for them."""
     values = flat_metrics(summary, spec.part) if "classes" in summary else named(summary, spec.part)
     with contextlib.suppress(Exception):  # the scores are on disk: a tracking server must not fail the evaluation
-        from rwkvctl.registry import registry
+        from rwkvctl.registry.register import record_metrics
 
-        for uri in registry.record_metrics(run_dir / "model", values, tracking_uri=spec.tracking.uri or ""):
+        for uri in record_metrics(run_dir / "model", values, tracking_uri=spec.tracking.uri or ""):
             say(run_dir, f"scores noted on {uri}")
 
 

@@ -13,26 +13,17 @@ from safetensors.torch import load_file
 from torch import nn
 
 from rwkv_jobs.consistency import Unlabeled
+from rwkv_jobs.epochs import advance, checkpoint_is_due, close_epoch, improves, train_loader, validation_is_due
 from rwkv_jobs.fit import run_training
+from rwkv_jobs.model_summary import describe, model_info
+from rwkv_jobs.optimizer import make_optimizer
+from rwkv_jobs.recorder import Recorder
 from rwkv_jobs.scoring import Gallery, score_cases, write_scores
-from rwkv_jobs.training import (
-    Recorder,
-    Stepper,
-    advance,
-    checkpoint_is_due,
-    close_epoch,
-    describe,
-    improves,
-    make_optimizer,
-    model_info,
-    train_loader,
-    training_form,
-    validation_is_due,
-)
+from rwkv_jobs.stepper import Stepper, training_form
 from rwkv_jobs.worker import Worker, autocast, worker
 from rwkvctl.base.files import write_json
 from rwkvctl.config.specs.jobs import FinetuneSpec
-from rwkvctl.data.feed.loaders import to_input
+from rwkvctl.data.feed.model_input import to_input
 from rwkvctl.data.store.manifest import Manifest
 from rwkvctl.models import build as networks
 from rwkvctl.models import bundle
@@ -51,9 +42,9 @@ def check(spec: FinetuneSpec, run_dir: Path) -> None:
 
 
 def run(spec: FinetuneSpec, run_dir: Path) -> dict[str, Any]:
-    """Lay the pretrained encoder ready, train on all workers, then register the model."""
+    """Prepare the encoder's weights, train on all workers, then register the model."""
     if spec.model.encoder_weights is not None:
-        loaded = encoder_weights.lay_ready(spec, run_dir)
+        loaded = encoder_weights.prepare_encoder_weights(spec, run_dir)
         if loaded is not None:
             say(run_dir, str(loaded))
     return run_training(train, spec, run_dir)
@@ -109,7 +100,7 @@ def train(spec: FinetuneSpec, run_dir: Path) -> None:
 
 
 def make_model(spec: FinetuneSpec, manifest: Manifest, run_dir: Path) -> nn.Module:
-    """The network with the seed's weights, or with the encoder that was laid ready in the run's folder."""
+    """The network with the seed's weights, or with with the prepared encoder weights of the run."""
     torch.manual_seed(spec.seed)
     model = networks.segmentation_network(spec.model, manifest.classes)
     if spec.model.encoder_weights is not None:

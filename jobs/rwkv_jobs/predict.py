@@ -23,7 +23,7 @@ def check(spec: PredictSpec, run_dir: Path) -> None:
 
 def run(spec: PredictSpec, run_dir: Path) -> dict[str, Any]:
     """One mask file for every input, in the output folder, at the input's own size."""
-    folder = references.resolve(spec.model, spec)
+    folder = references.model_folder(spec.model, spec)
     model, info = bundle.load(folder, device=pick_device())
     fuse_for_inference(model)
     written = predict_files(model, info, [Path(path) for path in spec.inputs], Path(spec.out))

@@ -14,26 +14,17 @@ from safetensors.torch import load_file
 from timm.utils import ModelEmaV3
 from torch import nn
 
+from rwkv_jobs.epochs import advance, checkpoint_is_due, close_epoch, improves, train_loader, validation_is_due
 from rwkv_jobs.fit import run_training
+from rwkv_jobs.model_summary import describe, model_info
+from rwkv_jobs.optimizer import make_optimizer
+from rwkv_jobs.recorder import Recorder
 from rwkv_jobs.scoring import count_accuracy, named
-from rwkv_jobs.training import (
-    Recorder,
-    Stepper,
-    advance,
-    checkpoint_is_due,
-    close_epoch,
-    describe,
-    improves,
-    make_optimizer,
-    model_info,
-    train_loader,
-    training_form,
-    validation_is_due,
-)
+from rwkv_jobs.stepper import Stepper, training_form
 from rwkv_jobs.worker import Worker, autocast, worker
 from rwkvctl.base.files import write_json
 from rwkvctl.config.specs.jobs import PretrainSpec
-from rwkvctl.data.feed.loaders import to_input
+from rwkvctl.data.feed.model_input import to_input
 from rwkvctl.data.store.manifest import Manifest
 from rwkvctl.models import build as networks
 from rwkvctl.models import bundle

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from rwkv_jobs.worker import Worker, autocast
 from rwkvctl.base.files import write_bytes, write_json
 from rwkvctl.config.specs.parts import DataSpec
-from rwkvctl.data.feed.loaders import Case, ClassificationEvalLoader, iter_cases, to_input
+from rwkvctl.data.feed.cases import Case, iter_cases
+from rwkvctl.data.feed.loaders import ClassificationEvalLoader
+from rwkvctl.data.feed.model_input import to_input
 from rwkvctl.data.store.manifest import Manifest
 from rwkvctl.models.inference import segment_image, segment_volume
 from rwkvctl.pictures.overlays import overlay_png

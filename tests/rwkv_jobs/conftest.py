@@ -58,7 +58,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def migrated_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An empty MLflow database: making one takes seconds, copying it does not."""
-    from rwkvctl.runs import sync
+    from rwkvctl.runs import mlflow_client
 
     database = tmp_path_factory.mktemp("mlflow") / "template.db"
     with warnings.catch_warnings():
@@ -67,7 +67,7 @@ def migrated_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
         warnings.filterwarnings("ignore", ".*Any type hint is inferred.*")
         import mlflow.pyfunc  # noqa: F401
 
-        sync.connect(f"sqlite:///{database}")
+        mlflow_client.connect(f"sqlite:///{database}")
     return database
 
 
@@ -196,16 +196,16 @@ def events(run_dir: Path, kind: str) -> list[dict[str, Any]]:
 
 def mlflow_runs(home: Path) -> list[Any]:
     """All runs that the test's MLflow has."""
-    from rwkvctl.runs import sync
+    from rwkvctl.runs import mlflow_client
 
-    client = sync.connect(f"sqlite:///{home / 'mlflow.db'}")
+    client = mlflow_client.connect(f"sqlite:///{home / 'mlflow.db'}")
     return list(client.search_runs([e.experiment_id for e in client.search_experiments()]))
 
 
 def mlflow_history(home: Path, run: Any) -> list[tuple[str, int, float]]:
-    from rwkvctl.runs import sync
+    from rwkvctl.runs import mlflow_client
 
-    client = sync.connect(f"sqlite:///{home / 'mlflow.db'}")
+    client = mlflow_client.connect(f"sqlite:///{home / 'mlflow.db'}")
     found = [client.get_metric_history(run.info.run_id, key) for key in run.data.metrics]
     return [(metric.key, metric.step, metric.value) for metrics in found for metric in metrics]
 

@@ -15,7 +15,7 @@ import torch
 from rwkv_jobs import evaluate
 from rwkv_jobs.entry import guarded
 from rwkvctl.config.specs.jobs import EvaluateSpec
-from rwkvctl.data.feed.loaders import iter_cases
+from rwkvctl.data.feed.cases import iter_cases
 from rwkvctl.data.store.manifest import Manifest
 from rwkvctl.models import bundle
 from rwkvctl.models.inference import segment_image

@@ -21,23 +21,23 @@ from .conftest import Jobs, events, history, latest, mlflow_history, mlflow_runs
 
 DIE = """
 import signal
-from rwkv_jobs import training
-taken = training.Stepper.step
+from rwkv_jobs import stepper
+taken = stepper.Stepper.step
 def step(self, loss, number):
     if number == {step}:
         os.kill(os.getpid(), signal.SIGKILL)
     return taken(self, loss, number)
-training.Stepper.step = step
+stepper.Stepper.step = step
 """
 HELD = """
 import time
-from rwkv_jobs import training
-taken = training.Stepper.step
+from rwkv_jobs import stepper
+taken = stepper.Stepper.step
 def step(self, loss, number):
     if number == 2:  # in mid-epoch, for as long as it takes to be found there
         time.sleep(300)
     return taken(self, loss, number)
-training.Stepper.step = step
+stepper.Stepper.step = step
 """
 
 

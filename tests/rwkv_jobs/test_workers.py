@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from rwkv_jobs.training import train_loader
+from rwkv_jobs.epochs import train_loader
 from rwkv_jobs.worker import Worker
 from rwkvctl.data.store.manifest import Manifest
 from rwkvctl.runs import folder as run_folder

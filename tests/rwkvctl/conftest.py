@@ -58,7 +58,7 @@ def classed(textures: Path, tmp_path_factory: pytest.TempPathFactory) -> Manifes
 @pytest.fixture(scope="session")
 def migrated_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An empty MLflow database: migrating one takes seconds, copying it does not."""
-    from rwkvctl.runs import sync
+    from rwkvctl.runs import mlflow_client
 
     database = tmp_path_factory.mktemp("mlflow") / "template.db"
     with warnings.catch_warnings():
@@ -67,7 +67,7 @@ def migrated_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
         warnings.filterwarnings("ignore", ".*Any type hint is inferred.*")
         import mlflow.pyfunc  # noqa: F401
 
-        sync.connect(f"sqlite:///{database}")
+        mlflow_client.connect(f"sqlite:///{database}")
     return database
 
 

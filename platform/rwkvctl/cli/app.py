@@ -7,9 +7,8 @@ import sys
 import typer
 
 from rwkvctl.base.errors import JobFailedError, UserError
+from rwkvctl.base.exit_codes import FAILED, INTERRUPTED, USER_ERROR
 from rwkvctl.cli import config, data, demo, jobs, model, recipe, runs, study
-
-FAILED, USER_ERROR, INTERRUPTED = 1, 2, 130
 
 app = typer.Typer(
     name="rwkvctl",

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rwkvctl.base.errors import UserError
+from rwkvctl.base.exit_codes import USER_ERROR
 from rwkvctl.config import settings
 from rwkvctl.config.specs.jobs import (
     EvaluateSpec,
@@ -25,8 +26,6 @@ from rwkvctl.launch import preflight
 from rwkvctl.launch.submit import submit
 from rwkvctl.registry import references
 from rwkvctl.runs import folder as run_folder
-
-USER_ERROR = 2
 
 
 def start(job: str, spec: JobSpec | None, *, resume: str | None, dry_run: bool, as_json: bool) -> None:
@@ -55,7 +54,7 @@ def check(spec: JobSpec) -> None:
     if isinstance(base, FinetuneSpec):
         references.check_encoder(base)
     elif isinstance(spec, EvaluateSpec | PredictSpec):
-        references.resolve(spec.model, spec)
+        references.model_folder(spec.model, spec)
 
 
 def open_run(job: str, spec: JobSpec | None, resume: str | None, storage: str) -> Path:
@@ -134,6 +133,6 @@ def show_result(job: str, run_dir: Path, *, as_json: bool) -> None:
 
 def predict(spec: PredictSpec, *, as_json: bool) -> None:
     """Predictions leave no run behind: their folder is a temporary one."""
-    spec = spec.model_copy(update={"model": str(references.resolve(spec.model, spec))})
+    spec = spec.model_copy(update={"model": str(references.model_folder(spec.model, spec))})
     with tempfile.TemporaryDirectory(prefix="rwkvctl-") as folder:
         start("predict", spec.model_copy(update={"storage": folder}), resume=None, dry_run=False, as_json=as_json)

@@ -27,9 +27,9 @@ def tracking_uri() -> str:
 @app.command(name="list")
 def list_(as_json: Json = False) -> None:
     """List registered models, their newest version and their aliases."""
-    from rwkvctl.registry import registry
+    from rwkvctl.registry import versions
 
-    models = registry.list_models(tracking_uri())
+    models = versions.list_models(tracking_uri())
     if as_json:
         print(json.dumps([asdict(model) for model in models], indent=2))
         return
@@ -43,9 +43,9 @@ def list_(as_json: Json = False) -> None:
 @app.command()
 def show(name: str, as_json: Json = False) -> None:
     """Show every version of a model: where it comes from and what it scored."""
-    from rwkvctl.registry import registry
+    from rwkvctl.registry.versions import show as versions_of
 
-    versions = registry.show(name, tracking_uri())
+    versions = versions_of(name, tracking_uri())
     if as_json:
         print(json.dumps([asdict(version) for version in versions], indent=2))
         return
@@ -67,9 +67,9 @@ def promote(
     as_json: Json = False,
 ) -> None:
     """Point an alias at a version, if every gate holds."""
-    from rwkvctl.registry import registry
+    from rwkvctl.registry.promote import promote as run
 
-    passed = registry.promote(name, version, alias, gates=gates or [], tracking_uri=tracking_uri())
+    passed = run(name, version, alias, gates=gates or [], tracking_uri=tracking_uri())
     if as_json:
         print(json.dumps({"name": name, "version": version, "alias": alias, "gates": passed}, indent=2))
         return
@@ -93,9 +93,8 @@ def export(
     from rwkvctl.registry import references
 
     machine = settings.load()
-    made = run(
-        *bundle.load(references.find(model, machine.storage, machine.tracking_uri)), out, form, fixed_size=fixed_size
-    )
+    folder = references.find_model_folder(model, machine.storage, machine.tracking_uri)
+    made = run(*bundle.load(folder), out, form, fixed_size=fixed_size)
     if as_json:
         print(json.dumps(asdict(made), indent=2))
         return
@@ -185,9 +184,9 @@ def plot(
 ) -> None:
     """Plot accuracy against MACs over the versions of a registered model (Fig. 4 of the paper)."""
     from rwkvctl.pictures import figures
-    from rwkvctl.registry import registry
+    from rwkvctl.registry.versions import show as versions_of
 
-    versions = registry.show(name, tracking_uri())
+    versions = versions_of(name, tracking_uri())
     points = [
         figures.Point(
             version.tags["run"],

@@ -52,11 +52,11 @@ def report(name: Name, as_json: Json = False) -> None:
     """Print parameters and MACs beside the paper's, and DSC and HD95 where tracked runs exist."""
     from rwkvctl.config import settings
     from rwkvctl.config.specs.study import read_study
-    from rwkvctl.registry import registry
+    from rwkvctl.registry.versions import all_versions
     from rwkvctl.reports.studies import report as run
 
     study = read_study(name)
-    rows = run(study, registry.all_versions(settings.load().tracking_uri))
+    rows = run(study, all_versions(settings.load().tracking_uri))
     if as_json:
         table: list[dict[str, Any]] = [asdict(row) | {"paper": row.paper.model_dump()} for row in rows]
         print(json.dumps({"title": study.title, "rows": table}, indent=2))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rwkvctl.base.errors import UserError
+from rwkvctl.base.processes import available_cpus
 from rwkvctl.config.specs.jobs import FinetuneSpec, JobSpec, PretrainSpec, TrainingSpec, TuneSpec
 from rwkvctl.config.specs.parts import ClusterSpec
 
@@ -25,7 +25,7 @@ def check_cluster(cluster: ClusterSpec) -> None:
         )
     if cluster.address is not None or cluster.launcher == "process":
         return
-    cpus = len(os.sched_getaffinity(0))
+    cpus = available_cpus()
     needed = (cluster.workers or 1) * cluster.cpus_per_worker
     if needed > cpus:
         raise UserError(
@@ -39,7 +39,7 @@ def check_training(spec: TrainingSpec) -> Manifest:
 
     A shard is hashed the first time that this machine meets it; afterwards its size and time are enough.
     """
-    from rwkvctl.data.store.verify import check_shards
+    from rwkvctl.data.store.shard_check import check_shards
 
     manifest = load_manifest(spec)
     task = TASKS[spec.job]

@@ -12,9 +12,8 @@ from pathlib import Path
 from types import FrameType
 
 from rwkvctl.base.errors import UserError
+from rwkvctl.base.exit_codes import FAILED, INTERRUPTED
 from rwkvctl.launch.token import send_token_if_there_is_one
-
-FAILED, INTERRUPTED = 1, 130
 
 
 def submit(job: str, run_dir: Path, address: str | None, *, to_stderr: bool = False) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 
 from rwkvctl.base.errors import JobFailedError, UserError
 from rwkvctl.base.files import write_json
+from rwkvctl.base.processes import available_cpus
 from rwkvctl.config.specs.jobs import JOBS, JobSpec
 from rwkvctl.config.specs.parts import ClusterSpec
 from rwkvctl.launch.token import send_token_if_there_is_one
@@ -51,11 +52,6 @@ def ray_session(cluster: ClusterSpec, cpus: int | None = None) -> Iterator[None]
         yield
     finally:
         ray.shutdown()
-
-
-def available_cpus() -> int:
-    """CPUs that this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 def count_workers(cluster: ClusterSpec) -> int:

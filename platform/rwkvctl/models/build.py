@@ -1,4 +1,4 @@
-"""From a spec to a network; what a spec asks for in vain is a UserError."""
+"""From a spec to a network; UserError for a spec that no network fits."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from rwkvctl.base import files
 from rwkvctl.base.errors import JobFailedError, UserError
-from rwkvctl.data.feed.loaders import IMAGENET_MEAN, IMAGENET_STD
+from rwkvctl.data.feed.model_input import IMAGENET_MEAN, IMAGENET_STD
 from rwkvctl.models.bundle import BundleInfo
 
 Run = Callable[[Tensor], Tensor]

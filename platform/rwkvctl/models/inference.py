@@ -79,7 +79,7 @@ def _segment(
     device: str | torch.device,
     bf16: bool,
 ) -> Mask:
-    from rwkvctl.data.feed.loaders import to_input
+    from rwkvctl.data.feed.model_input import to_input
 
     assert not model.training, "call model.eval() first"
     _refuse_odd_values(images)  # of a volume slice by slice: one on the disk is not read as a whole

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,10 @@ from rwkvctl.data.images import intensity
 from rwkvctl.data.images.files import check_image, decode_rgb
 from rwkvctl.models.bundle import BundleInfo
 from rwkvctl.models.inference import segment_image, segment_volume
+from rwkvctl.pictures.palette import palette
 
 ARRAYS = (".npy", ".h5")
 SCANS = (".nii.gz", ".nii")
-PALETTE = (
-    (0, 0, 0), (230, 60, 60), (60, 160, 230), (90, 200, 90), (240, 190, 40), (160, 90, 210), (60, 200, 190),
-    (240, 130, 40), (130, 130, 130),
-)  # fmt: skip
 
 
 def predict_files(model: nn.Module, info: BundleInfo, inputs: list[Path], out: Path) -> list[Path]:
@@ -148,6 +144,6 @@ def write_mask(out: Path, stem: str, mask: np.ndarray[Any, Any]) -> Path:
             np.save(file, mask)
         else:
             picture = Image.fromarray(mask)
-            picture.putpalette(list(itertools.chain(*PALETTE)))
-            picture.save(file, format="PNG")
+            picture.putpalette(palette().ravel().tolist())
+            picture.save(file, format="PNG", bits=8)  # else Pillow packs small ids into fewer bits
     return path

@@ -8,20 +8,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-# Class 1, 2, ... in RGB; distinct on grey, also for the colour-blind (Okabe and Ito). Repeats after the eighth.
-COLOURS = np.array(
-    [
-        (230, 159, 0),
-        (86, 180, 233),
-        (0, 158, 115),
-        (240, 228, 66),
-        (204, 121, 167),
-        (213, 94, 0),
-        (0, 114, 178),
-        (170, 255, 85),
-    ],
-    np.uint8,
-)
+from rwkvctl.pictures.palette import palette
+
 GAP = 4
 
 
@@ -64,7 +52,7 @@ def with_contours(rgb: NDArray[np.uint8], labels: NDArray[Any]) -> NDArray[np.ui
         if class_id in (0, 255):
             continue
         contour = _contour(labels == class_id)
-        picture[contour] = COLOURS[(int(class_id) - 1) % len(COLOURS)]
+        picture[contour] = palette()[int(class_id)]
     return picture
 
 

@@ -43,7 +43,7 @@ class Loaded(NamedTuple):
         return f"encoder starts from {self.matched} tensors, none missing{unused}"
 
 
-def lay_ready(spec: FinetuneSpec, run_dir: Path) -> Loaded | None:
+def prepare_encoder_weights(spec: FinetuneSpec, run_dir: Path) -> Loaded | None:
     """Write `run_dir/encoder.safetensors`, once; a run that is continued keeps it. None if it was there."""
     if (run_dir / FILE_NAME).exists():
         return None
@@ -63,7 +63,7 @@ def lay_ready(spec: FinetuneSpec, run_dir: Path) -> Loaded | None:
 
 
 def load(model: nn.Module, run_dir: Path) -> None:
-    """Start `model.encoder` from what was laid ready."""
+    """Start `model.encoder` from the weights that `prepare_encoder_weights` wrote."""
     model.get_submodule("encoder").load_state_dict(load_file(run_dir / FILE_NAME))
 
 
@@ -73,7 +73,7 @@ def _fill(encoder: nn.Module, reference: str, spec: FinetuneSpec) -> Loaded:
         return _fill_timm(encoder, timm_name, None if reference == PRETRAINED else Path(reference))
     if Path(reference).suffix in WEIGHT_FILES:
         return _fill_ours(encoder, read(Path(reference)))
-    source, _ = bundle.load(references.resolve(reference, spec))
+    source, _ = bundle.load(references.model_folder(reference, spec))
     return fill(encoder, getattr(source, "encoder", source).state_dict())
 
 

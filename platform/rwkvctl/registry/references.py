@@ -14,22 +14,22 @@ PRETRAINED = "pretrained"
 WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin")
 
 
-def resolve(reference: str, spec: JobSpec) -> Path:
+def model_folder(reference: str, spec: JobSpec) -> Path:
     """The model folder of a reference, looked for in the spec's storage and tracking server."""
     assert spec.storage, "the storage is resolved before a job is submitted"
     assert spec.tracking.uri, "so is the tracking server"
-    return find(reference, spec.storage, spec.tracking.uri)
+    return find_model_folder(reference, spec.storage, spec.tracking.uri)
 
 
-def find(reference: str, storage: str, tracking_uri: str) -> Path:
+def find_model_folder(reference: str, storage: str, tracking_uri: str) -> Path:
     """The model folder of a run, of `models:/name@alias` or `models:/name/version`, or of a path.
 
     Only `models:/` needs MLflow. UserError, with near matches, for what is not there.
     """
     if reference.startswith("models:/"):
-        from rwkvctl.registry import registry
+        from rwkvctl.registry.download import downloaded
 
-        return registry.resolve(reference, tracking_uri=tracking_uri)
+        return downloaded(reference, tracking_uri=tracking_uri)
     if (Path(reference) / "model.json").is_file():
         return Path(reference).absolute()
     folder = run_folder.find(reference, storage)
@@ -38,10 +38,10 @@ def find(reference: str, storage: str, tracking_uri: str) -> Path:
     return folder / "model"
 
 
-def copy_into(reference: str, target: Path, spec: JobSpec) -> Path:
-    """Lay a model ready inside a run's folder, where every worker sees it; kept when the run is continued."""
+def copy_model(reference: str, target: Path, spec: JobSpec) -> Path:
+    """Copy a model into a run's folder, where every worker sees it; kept when the run is continued."""
     if not (target / "model.json").is_file():
-        source = resolve(reference, spec)
+        source = model_folder(reference, spec)
         temporary = target.with_name(f".{target.name}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.copytree(source, temporary)
@@ -69,4 +69,4 @@ def check_encoder(spec: FinetuneSpec) -> None:
     elif encoder is not None:
         raise UserError(f"model.encoder_weights {reference}: for timm's {encoder} give `pretrained` or a weights file")
     else:
-        resolve(reference, spec)
+        model_folder(reference, spec)

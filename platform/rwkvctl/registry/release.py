@@ -30,7 +30,7 @@ def release(run_dir: Path, tracking_uri: str) -> str | None:
 
     Raises what MLflow raises; the run must have been sent to it before.
     """
-    from rwkvctl.registry import registry
+    from rwkvctl.registry.register import register
 
     spec = run_folder.read_spec(run_dir)
     if not isinstance(spec, TrainingSpec) or not registered_name(spec):
@@ -38,7 +38,7 @@ def release(run_dir: Path, tracking_uri: str) -> str | None:
     summary: dict[str, Any] = json.loads((run_dir / SUMMARY).read_text())
     tags: dict[str, Any] = {key: value for key, value in summary.items() if isinstance(value, int | str)}
     tags |= {"run": run_dir.name, "git_commit": git_commit(), "spec": spec.model_dump_json(by_alias=True)}
-    version = registry.register(
+    version = register(
         run_dir,
         run_dir / "model",
         registered_name(spec),

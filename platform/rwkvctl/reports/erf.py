@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from rwkv_unet import list_models
 from rwkvctl.base.errors import UserError
-from rwkvctl.data.feed.loaders import iter_cases, to_input
+from rwkvctl.data.feed.cases import iter_cases
+from rwkvctl.data.feed.model_input import to_input
 from rwkvctl.data.store.manifest import Manifest
 from rwkvctl.models import build as networks
 from rwkvctl.models import bundle
@@ -47,7 +48,7 @@ def open_model(name: str, storage: str, tracking_uri: str) -> nn.Module:
     if head in list_models() or head.startswith(("smp:", "monai:")):
         torch.manual_seed(0)
         return networks.network(networks.parse(name), 1).eval()
-    return bundle.load(references.find(name, storage, tracking_uri))[0]
+    return bundle.load(references.find_model_folder(name, storage, tracking_uri))[0]
 
 
 def images(data: Path | None, count: int, size: int) -> Tensor:

@@ -16,7 +16,7 @@ from rwkvctl.config.specs.study import PaperFigures, RowSpec, StudySpec, assignm
 from rwkvctl.runs import folder as run_folder
 
 if TYPE_CHECKING:
-    from rwkvctl.registry.registry import Version
+    from rwkvctl.registry.versions import Version
 
 DSC, HD95 = "test/dsc_official/mean", "test/hd95_vox_official/mean"
 """The paper's own convention, so that its column and ours can be compared."""

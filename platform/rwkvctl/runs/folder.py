@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 import secrets
@@ -23,6 +22,7 @@ import yaml
 
 from rwkvctl.base.errors import UserError
 from rwkvctl.base.files import write_bytes
+from rwkvctl.base.suggestions import did_you_mean
 from rwkvctl.config.specs.jobs import JOBS, JobSpec
 from rwkvctl.config.specs.load import build, dump
 
@@ -90,8 +90,7 @@ def find(reference: str, storage: str) -> Path:
         found = [name for name, run_id in ids.items() if run_id and run_id.startswith(reference)]
         if len(found) == 1:
             return Path(storage) / found[0]
-    matches = difflib.get_close_matches(reference, names, n=3)
-    hint = f"did you mean {' or '.join(matches)}?" if matches else "list runs with: rwkvctl runs"
+    hint = did_you_mean(reference, names, "list runs with: rwkvctl runs")
     raise UserError(f"run {reference!r} is not in {storage}: {hint}")
 
 

@@ -14,16 +14,14 @@ import logging
 import os
 import re
 import threading
-import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from rwkvctl.base.errors import UserError
 from rwkvctl.base.files import write_json
-from rwkvctl.base.paths import home
 from rwkvctl.runs import journal
+from rwkvctl.runs.mlflow_client import RUN_TAG, connect, experiment_id, find_run, when_free
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -33,17 +31,8 @@ T = TypeVar("T")
 P = ParamSpec("P")
 
 STATE_NAME = "mlflow.json"
-RUN_TAG = "rwkvctl.run"
 PARENT_TAG = "rwkvctl.parent"
 CHUNK_LINES = 2000  # Journal lines between two writes of the offset.
-
-# MLflow's own defaults block a call to a dead server for four minutes, and draw bars across the training's log.
-ENVIRONMENT = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-}
 
 
 @dataclass
@@ -68,40 +57,6 @@ class _Pending:
     artifacts: dict[tuple[str, str], None] = field(default_factory=dict)  # (path, artifact_path), in order
     status: str = ""
     ended: int = 0
-
-
-def connect(tracking_uri: str) -> MlflowClient:
-    """A client for the tracking server or database, with short time-outs unless the environment sets others."""
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    from mlflow import MlflowClient
-
-    # Otherwise the first command of a new user opens with two lines about tables.
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
-    with _first_touch(tracking_uri):
-        # The registry lives with the tracking data; without saying so MLflow asks its global settings.
-        return _when_free(MlflowClient, tracking_uri, registry_uri=tracking_uri)
-
-
-def experiment_id(client: MlflowClient, tracking_uri: str, name: str) -> str:
-    """The experiment of that name, made if it is absent, also when several processes make it at once."""
-    from mlflow.exceptions import MlflowException
-
-    found = _when_free(client.get_experiment_by_name, name)
-    if found is None:
-        try:
-            location = _artifact_location(tracking_uri, name)
-            return _when_free(client.create_experiment, name, artifact_location=location)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-        found = client.get_experiment_by_name(name)
-    if found is None or found.lifecycle_stage == "deleted":
-        raise UserError(
-            f"experiment {name!r} of {tracking_uri} is deleted: restore it with `mlflow experiments restore` "
-            "or choose another name"
-        )
-    return found.experiment_id
 
 
 class Syncer:
@@ -258,7 +213,7 @@ class Syncer:
         assert self._client is not None
         [first], _ = journal.read(self._journal, limit=1)
         tags, name = {RUN_TAG: uid}, self.run_dir.name
-        created = _when_free(self._client.create_run, experiment, start_time=first["t"], tags=tags, run_name=name)
+        created = when_free(self._client.create_run, experiment, start_time=first["t"], tags=tags, run_name=name)
         return created.info.run_id
 
     def _send(self, pending: _Pending, known: set[tuple[str, int, int]], sent: Sent) -> None:
@@ -271,11 +226,11 @@ class Syncer:
         params = [Param(key, value[:6000]) for key, value in pending.params.items()]
         tags = [RunTag(key, value[:8000]) for key, value in pending.tags.items()]
         for start in range(0, len(tags), 100):
-            _when_free(client.log_batch, run_id, tags=tags[start : start + 100])
+            when_free(client.log_batch, run_id, tags=tags[start : start + 100])
         for start in range(0, len(params), 100):
-            _when_free(client.log_batch, run_id, params=params[start : start + 100])
+            when_free(client.log_batch, run_id, params=params[start : start + 100])
         for start in range(0, len(metrics), 1000):
-            _when_free(client.log_batch, run_id, metrics=metrics[start : start + 1000])
+            when_free(client.log_batch, run_id, metrics=metrics[start : start + 1000])
         for path, artifact_path in pending.artifacts:
             self._upload(path, artifact_path)
         self._set_status(pending)
@@ -337,13 +292,6 @@ def sync_run(run_dir: str | os.PathLike[str], tracking_uri: str, experiment: str
     return Syncer(directory, tracking_uri, experiment).push(from_start=True)
 
 
-def find_run(client: MlflowClient, uid: str) -> str | None:
-    """The id of the MLflow run that carries a journal's uid, in whatever experiment it is."""
-    experiments = [e.experiment_id for e in _when_free(client.search_experiments)]
-    runs = _when_free(client.search_runs, experiments, f"tags.`{RUN_TAG}` = '{uid}'", max_results=1)
-    return runs[0].info.run_id if runs else None
-
-
 def _sort(entries: list[dict[str, Any]]) -> _Pending:
     pending = _Pending()
     for entry in entries:
@@ -369,48 +317,6 @@ def _key(name: str) -> str:
     """A name that MLflow takes: one that it refuses would hold up the whole journal."""
     parts = re.sub(r"[^0-9A-Za-z_\-. :/]", "_", name).split("/")
     return "/".join(part for part in parts if part.strip("."))[:250] or "_"
-
-
-def _when_free(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call, and again for half a minute while SQLite is busy with another process (trials start at once)."""
-    deadline = time.monotonic() + 30.0
-    pause = 0.05
-    while True:
-        try:
-            return call(*args, **kwargs)
-        except Exception as error:
-            if "database is locked" not in str(error) or time.monotonic() > deadline:
-                raise
-        time.sleep(pause)
-        pause = min(2 * pause, 1.0)
-
-
-def _sqlite_file(tracking_uri: str) -> Path | None:
-    return Path(tracking_uri.removeprefix("sqlite:///")) if tracking_uri.startswith("sqlite:///") else None
-
-
-@contextlib.contextmanager
-def _first_touch(tracking_uri: str) -> Iterator[None]:
-    """Let one process at a time open a SQLite file: two that both find it empty both make its tables, and one fails."""
-    database = _sqlite_file(tracking_uri)
-    if database is None:
-        yield
-        return
-    import fcntl
-
-    database.parent.mkdir(parents=True, exist_ok=True)
-    with database.with_name(f".{database.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def _artifact_location(tracking_uri: str, experiment: str) -> str | None:
-    """Where an experiment's files go: beside a SQLite file, else under home; a server decides itself."""
-    if tracking_uri.startswith(("http://", "https://")):
-        return None
-    database = _sqlite_file(tracking_uri)
-    root = home() if database is None else database.absolute().parent
-    return (root / "artifacts" / (re.sub(r"[^\w\-.]+", "_", experiment).strip(".") or "_")).as_uri()
 
 
 def _to_disk(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""From a spec to a network: every kind of model, and what a spec asks for in vain."""
+"""From a spec to a network: every kind of model, and specs that no network fits."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from rwkv_unet import create_model
 from rwkvctl.base.errors import UserError
-from rwkvctl.data.feed.loaders import to_input
+from rwkvctl.data.feed.model_input import to_input
 from rwkvctl.data.feed.transforms import resize_image
 from rwkvctl.models.inference import segment_image, segment_volume
 

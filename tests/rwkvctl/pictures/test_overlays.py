@@ -6,7 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
-from rwkvctl.pictures.overlays import COLOURS, GAP, overlay_png
+from rwkvctl.pictures.overlays import GAP, overlay_png
+from rwkvctl.pictures.palette import palette
 
 
 def decode(png: bytes) -> np.ndarray:
@@ -29,7 +30,7 @@ def test_panels(kind: str) -> None:
     picture = decode(overlay_png(image, truth, pred))
     assert picture.shape == (height, 3 * width + 2 * GAP, 3)
     plain, with_truth, with_pred = panels(picture, width)
-    for panel, labels, colour in ((with_truth, truth, COLOURS[0]), (with_pred, pred, COLOURS[1])):
+    for panel, labels, colour in ((with_truth, truth, palette()[1]), (with_pred, pred, palette()[2])):
         changed = (panel != plain).any(axis=2)
         assert (panel[changed] == colour).all()
         region = (labels != 0) & (labels != 255)
@@ -44,4 +45,4 @@ def test_small_and_flat_images_are_drawn() -> None:
     labels = np.ones((20, 30), np.uint8)
     picture = decode(overlay_png(flat, labels, labels))
     assert picture.shape == (260, 3 * 390 + 2 * GAP, 3)
-    assert (panels(picture, 390)[1][0] == COLOURS[0]).all()
+    assert (panels(picture, 390)[1][0] == palette()[1]).all()

@@ -29,7 +29,7 @@ def spec(tmp_path: Path, **model: Any) -> FinetuneSpec:
 def started(found: FinetuneSpec, tmp_path: Path) -> tuple[nn.Module, encoder_weights.Loaded]:
     """The encoder of a network that starts as a run's would, after the checks of a run."""
     references.check_encoder(found)
-    loaded = encoder_weights.lay_ready(found, tmp_path / "run")
+    loaded = encoder_weights.prepare_encoder_weights(found, tmp_path / "run")
     assert loaded is not None
     model = create_model(found.model.name, num_classes=1, **found.model.overrides())
     encoder_weights.load(model, tmp_path / "run")
@@ -99,7 +99,9 @@ def test_a_baselines_timm_encoder(tmp_path: Path):
     assert same(encoder, {name.replace("stages.", "stages_"): x for name, x in source.state_dict().items()})
     assert loaded.matched == len(encoder.state_dict())
     with pytest.raises(UserError, match="does not fit this encoder"):  # the default is a larger one
-        encoder_weights.lay_ready(spec(tmp_path, name="emcad", encoder_weights=weights), tmp_path / "other")
+        encoder_weights.prepare_encoder_weights(
+            spec(tmp_path, name="emcad", encoder_weights=weights), tmp_path / "other"
+        )
 
 
 def test_what_does_not_fit_is_refused(classifier: nn.Module, tmp_path: Path):
@@ -108,7 +110,7 @@ def test_what_does_not_fit_is_refused(classifier: nn.Module, tmp_path: Path):
     save_file(state, tmp_path / "enc.safetensors")
     wanted = spec(tmp_path, encoder_weights=str(tmp_path / "enc.safetensors"))
     with pytest.raises(UserError, match=r"1 missing \(stem.project.weight\), 1 unexpected \(decay\), 1 of another"):
-        encoder_weights.lay_ready(wanted, tmp_path / "run")
+        encoder_weights.prepare_encoder_weights(wanted, tmp_path / "run")
     assert not (tmp_path / "run" / encoder_weights.FILE_NAME).exists()
 
 
@@ -126,7 +128,7 @@ def test_bad_files_are_one_line(tmp_path: Path, content: Any, message: str, caps
     path = tmp_path / "enc.pth"
     path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
     with pytest.raises(UserError, match=rf"^model.encoder_weights {path}: ({message})[^\n]*$"):
-        encoder_weights.lay_ready(spec(tmp_path, encoder_weights=str(path)), tmp_path / "run")
+        encoder_weights.prepare_encoder_weights(spec(tmp_path, encoder_weights=str(path)), tmp_path / "run")
     assert "ran" not in capsys.readouterr().out
 
 
@@ -152,9 +154,9 @@ def test_timms_weights_without_a_network(tmp_path: Path, monkeypatch: pytest.Mon
     wanted = spec(tmp_path, encoder="resnet18", encoder_weights="pretrained")
     references.check_encoder(wanted)
     with pytest.raises(UserError, match=r"timm's weights of resnet18 are not in the cache and cannot be fetched"):
-        encoder_weights.lay_ready(wanted, tmp_path / "run")
+        encoder_weights.prepare_encoder_weights(wanted, tmp_path / "run")
 
 
 def test_a_network_without_an_encoder(tmp_path: Path):
     with pytest.raises(UserError, match="unet has no encoder that could be started from weights"):
-        encoder_weights.lay_ready(spec(tmp_path, name="unet"), tmp_path / "run")
+        encoder_weights.prepare_encoder_weights(spec(tmp_path, name="unet"), tmp_path / "run")

@@ -17,7 +17,10 @@ from mlflow import MlflowClient
 from rwkv_unet import create_model
 from rwkvctl.base.errors import UserError
 from rwkvctl.models import bundle, inference
-from rwkvctl.registry import registry
+from rwkvctl.registry.download import downloaded
+from rwkvctl.registry.promote import promote
+from rwkvctl.registry.register import register
+from rwkvctl.registry.versions import Model, list_models, show
 from rwkvctl.runs.journal import Journal
 from rwkvctl.runs.sync import Syncer
 
@@ -54,7 +57,7 @@ def registry_of_two(migrated_database: Path, tmp_path_factory: pytest.TempPathFa
     for number, dsc in enumerate((0.7, 0.8), start=1):
         run = synced_run(folder / f"run{number}", uri, **{"test/dsc_strict/mean": dsc})
         model = model_folder(folder / f"model{number}", number)
-        assert registry.register(run, model, "net", tracking_uri=uri) == number
+        assert register(run, model, "net", tracking_uri=uri) == number
     return folder
 
 
@@ -68,10 +71,8 @@ def test_version_says_where_it_comes_from(tracking_uri: str, tmp_path: Path) -> 
     run = synced_run(tmp_path / "run", tracking_uri)
     folder = model_folder(tmp_path / "model")
     tags = {"git": "1f3c", "spec": {"lr": 1e-3}, "macs": 123}
-    number = registry.register(
-        run, folder, "rwkv_unet_phantom", tags, metrics={"dsc_strict": 0.75}, tracking_uri=tracking_uri
-    )
-    [version] = registry.show("rwkv_unet_phantom", tracking_uri)
+    number = register(run, folder, "rwkv_unet_phantom", tags, metrics={"dsc_strict": 0.75}, tracking_uri=tracking_uri)
+    [version] = show("rwkv_unet_phantom", tracking_uri)
     assert (number, version.version) == (1, 1)
     assert version.run_id == json.loads((run / "mlflow.json").read_text())["run_id"]
     assert version.metrics == {"dsc_strict": 0.75}
@@ -80,16 +81,16 @@ def test_version_says_where_it_comes_from(tracking_uri: str, tmp_path: Path) -> 
     assert version.tags["macs"] == "123"
     assert version.tags["fingerprint"] == "f00d" * 16
     assert json.loads(version.tags["model"])["name"] == "rwkv_unet_t"
-    assert registry.list_models(tracking_uri) == [registry.Model("rwkv_unet_phantom", 1, 1, {})]
+    assert list_models(tracking_uri) == [Model("rwkv_unet_phantom", 1, 1, {})]
 
 
 def test_resumed_job_registers_nothing_new(tracking_uri: str, tmp_path: Path) -> None:
     run = synced_run(tmp_path / "run", tracking_uri)
     folder = model_folder(tmp_path / "model")
     run_id = json.loads((run / "mlflow.json").read_text())["run_id"]
-    numbers = [registry.register(which, folder, "net", tracking_uri=tracking_uri) for which in (run, run_id, run)]
+    numbers = [register(which, folder, "net", tracking_uri=tracking_uri) for which in (run, run_id, run)]
     assert numbers == [1, 1, 1]
-    assert registry.register(run, model_folder(folder, 1), "net", tracking_uri=tracking_uri) == 2
+    assert register(run, model_folder(folder, 1), "net", tracking_uri=tracking_uri) == 2
 
 
 def test_interrupted_registration_is_finished_by_the_next(
@@ -105,9 +106,9 @@ def test_interrupted_registration_is_finished_by_the_next(
     with monkeypatch.context() as patch:
         patch.setattr(MlflowClient, "create_model_version", made_but_not_answered)
         with pytest.raises(ConnectionError):
-            registry.register(run, folder, "net", tracking_uri=tracking_uri)
-    assert registry.register(run, folder, "net", tracking_uri=tracking_uri) == 1
-    assert len(registry.show("net", tracking_uri)) == 1
+            register(run, folder, "net", tracking_uri=tracking_uri)
+    assert register(run, folder, "net", tracking_uri=tracking_uri) == 1
+    assert len(show("net", tracking_uri)) == 1
 
 
 def test_what_cannot_be_registered(tracking_uri: str, tmp_path: Path) -> None:
@@ -115,25 +116,25 @@ def test_what_cannot_be_registered(tracking_uri: str, tmp_path: Path) -> None:
     unsynced = tmp_path / "run"
     Journal(unsynced / "journal.jsonl").close()
     with pytest.raises(UserError, match="rwkvctl sync"):
-        registry.register(unsynced, folder, "net", tracking_uri=tracking_uri)
+        register(unsynced, folder, "net", tracking_uri=tracking_uri)
     with pytest.raises(UserError, match="neither a run directory nor the id"):
-        registry.register("0" * 32, folder, "net", tracking_uri=tracking_uri)
+        register("0" * 32, folder, "net", tracking_uri=tracking_uri)
     with pytest.raises(UserError, match="model name"):
-        registry.register(unsynced, folder, "a/b", tracking_uri=tracking_uri)
+        register(unsynced, folder, "a/b", tracking_uri=tracking_uri)
     with (folder / "weights.safetensors").open("ab") as file:
         file.write(b"x")
     with pytest.raises(UserError, match="SHA-256"):
-        registry.register(unsynced, folder, "net", tracking_uri=tracking_uri)
+        register(unsynced, folder, "net", tracking_uri=tracking_uri)
 
 
 def test_resolved_folder_is_the_one_registered(two_versions: str, registry_of_two: Path, tmp_path: Path) -> None:
-    registry.promote("net", 1, "champion", tracking_uri=two_versions)
+    promote("net", 1, "champion", tracking_uri=two_versions)
     for uri, number in (("models:/net@champion", 1), ("models:/net/2", 2), ("models:/net/latest", 2)):
-        folder = registry.resolve(uri, two_versions)
+        folder = downloaded(uri, two_versions)
         assert folder.is_relative_to(tmp_path / "home" / "cache")
         assert bundle.load(folder)[1] == bundle.read_info(registry_of_two / f"model{number}")
-    registry.promote("net", 2, "champion", tracking_uri=two_versions)
-    assert registry.resolve("models:/net@champion", two_versions) == registry.resolve("models:/net/2", two_versions)
+    promote("net", 2, "champion", tracking_uri=two_versions)
+    assert downloaded("models:/net@champion", two_versions) == downloaded("models:/net/2", two_versions)
     kept = tmp_path / "home" / "cache" / "models"
     assert len(list(kept.iterdir())) == 2
 
@@ -150,30 +151,30 @@ def test_resolved_folder_is_the_one_registered(two_versions: str, registry_of_tw
     ],
 )
 def test_uri_that_does_not_exist(two_versions: str, uri: str, message: str) -> None:
-    registry.promote("net", 1, "champion", tracking_uri=two_versions)
+    promote("net", 1, "champion", tracking_uri=two_versions)
     with pytest.raises(UserError, match=message):
-        registry.resolve(uri, two_versions)
+        downloaded(uri, two_versions)
 
 
 def test_empty_registry(tracking_uri: str) -> None:
-    assert registry.list_models(tracking_uri) == []
+    assert list_models(tracking_uri) == []
     with pytest.raises(UserError, match="there is none yet"):
-        registry.show("net", tracking_uri)
+        show("net", tracking_uri)
 
 
 def test_gates_that_pass_are_told_and_the_alias_moves(two_versions: str) -> None:
     gates = ["dsc_strict>=0.65", "test/dsc_strict/mean < 1", "dsc_strict>champion"]
-    assert registry.promote("net", 1, "champion", gates=gates, tracking_uri=two_versions) == [
+    assert promote("net", 1, "champion", gates=gates, tracking_uri=two_versions) == [
         "dsc_strict = 0.7 >= 0.65",
         "test/dsc_strict/mean = 0.7 < 1",
         "dsc_strict = 0.7: no champion yet to compare with",
     ]
-    assert registry.promote("net", 2, "champion", gates=["dsc_strict>champion"], tracking_uri=two_versions) == [
+    assert promote("net", 2, "champion", gates=["dsc_strict>champion"], tracking_uri=two_versions) == [
         "dsc_strict = 0.8 > 0.7 of champion (version 1)"
     ]
-    newest, oldest = registry.show("net", two_versions)
+    newest, oldest = show("net", two_versions)
     assert (newest.version, newest.aliases, oldest.aliases) == (2, ["champion"], [])
-    assert registry.list_models(two_versions)[0].aliases == {"champion": 2}
+    assert list_models(two_versions)[0].aliases == {"champion": 2}
 
 
 @pytest.mark.parametrize(
@@ -189,30 +190,30 @@ def test_gates_that_pass_are_told_and_the_alias_moves(two_versions: str) -> None
     ],
 )
 def test_gate_that_does_not_pass_moves_nothing(two_versions: str, gate: str, message: str) -> None:
-    registry.promote("net", 2, "champion", tracking_uri=two_versions)
+    promote("net", 2, "champion", tracking_uri=two_versions)
     with pytest.raises(UserError, match=message):
-        registry.promote("net", 1, "champion", gates=["dsc_strict>=0.1", gate], tracking_uri=two_versions)
-    assert registry.list_models(two_versions)[0].aliases == {"champion": 2}
+        promote("net", 1, "champion", gates=["dsc_strict>=0.1", gate], tracking_uri=two_versions)
+    assert list_models(two_versions)[0].aliases == {"champion": 2}
 
 
 def test_metrics_of_other_data_are_not_compared(two_versions: str, tmp_path: Path) -> None:
-    registry.promote("net", 1, "champion", tracking_uri=two_versions)
+    promote("net", 1, "champion", tracking_uri=two_versions)
     run = synced_run(tmp_path / "run3", two_versions, **{"test/dsc_strict/mean": 0.99})
     folder = model_folder(tmp_path / "model3", 3, fingerprint="beef" * 16)
-    assert registry.register(run, folder, "net", tracking_uri=two_versions) == 3
+    assert register(run, folder, "net", tracking_uri=two_versions) == 3
     with pytest.raises(UserError, match="come from different data"):
-        registry.promote("net", 3, "champion", gates=["dsc_strict>champion"], tracking_uri=two_versions)
+        promote("net", 3, "champion", gates=["dsc_strict>champion"], tracking_uri=two_versions)
 
 
 def test_unknown_version_is_not_promoted(two_versions: str) -> None:
     with pytest.raises(UserError, match="no version 9; it has 1, 2"):
-        registry.promote("net", 9, "champion", tracking_uri=two_versions)
+        promote("net", 9, "champion", tracking_uri=two_versions)
 
 
 def registered(tmp_path: Path, uri: str, kind: str) -> str:
     """The MLflow model of a fresh version, as a local path."""
     run = synced_run(tmp_path / "run", uri)
-    registry.register(run, model_folder(tmp_path / "model", kind=kind), "net", tracking_uri=uri)
+    register(run, model_folder(tmp_path / "model", kind=kind), "net", tracking_uri=uri)
     return MlflowClient(uri, registry_uri=uri).get_model_version("net", "1").source
 
 

@@ -12,7 +12,7 @@ from rwkvctl.base.errors import UserError
 from rwkvctl.config.specs.jobs import FinetuneSpec
 from rwkvctl.config.specs.load import build, merge, parse_assignments, read_recipe
 from rwkvctl.config.specs.study import read_study, row_spec, study_names
-from rwkvctl.registry.registry import Version
+from rwkvctl.registry.versions import Version
 from rwkvctl.reports import studies
 
 

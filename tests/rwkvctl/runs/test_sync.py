@@ -258,8 +258,8 @@ def test_background_sends_while_training_writes(tracking_uri: str, tmp_path: Pat
 def test_server_that_is_down_costs_one_warning_and_little_time(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in sync.ENVIRONMENT:
-        monkeypatch.setenv(name, sync.ENVIRONMENT[name])
+    for name in mlflow_client.ENVIRONMENT:
+        monkeypatch.setenv(name, mlflow_client.ENVIRONMENT[name])
     journal = journal_of(tmp_path / "run")
     syncer = Syncer(tmp_path / "run", f"http://127.0.0.1:{free_port()}", "e")
     start = time.monotonic()
@@ -365,8 +365,8 @@ class Server:
 def test_server_that_is_killed_and_comes_back_gets_everything_once(
     tracking_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for name in sync.ENVIRONMENT:
-        monkeypatch.setenv(name, sync.ENVIRONMENT[name])
+    for name in mlflow_client.ENVIRONMENT:
+        monkeypatch.setenv(name, mlflow_client.ENVIRONMENT[name])
     server = Server(tmp_path, tracking_uri)
     server.start()
     try:

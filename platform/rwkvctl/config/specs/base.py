@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+
+from rwkvctl.base.suggestions import did_you_mean
 
 
 class Spec(BaseModel):
@@ -48,5 +49,5 @@ def near(location: tuple[str | int, ...], spec: type[Spec]) -> str:
         node = field.annotation if field is not None else None
         if not (isinstance(node, type) and issubclass(node, BaseModel)):
             return ""
-    matches = difflib.get_close_matches(str(location[-1]), node.model_fields, n=1)
-    return f" (did you mean {matches[0]}?)" if matches else f" (known: {', '.join(node.model_fields)})"
+    known = f"known: {', '.join(node.model_fields)}"
+    return f" ({did_you_mean(str(location[-1]), node.model_fields, known)})"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import importlib.util
 import re
@@ -13,6 +12,7 @@ import yaml
 from pydantic import ValidationError
 
 from rwkvctl.base.errors import UserError
+from rwkvctl.base.suggestions import did_you_mean
 from rwkvctl.config.specs.base import Spec, problems
 from rwkvctl.config.specs.jobs import JOBS, JobSpec, SpaceSpec
 
@@ -46,9 +46,7 @@ def shipped_or_path(folder: str, name: str, known: list[str]) -> Path:
             raise UserError(f"{what} {name}: no such file")
         return Path(name)
     if name not in known:
-        matches = difflib.get_close_matches(name, known, n=3)
-        hint = f"did you mean {' or '.join(matches)}?" if matches else f"there are {', '.join(known)}"
-        raise UserError(f"{what} {name!r} is unknown: {hint} (or give the path of a YAML file)")
+        raise UserError(f"{what} {name!r} is unknown: {did_you_mean(name, known)} (or give the path of a YAML file)")
     return job_folder() / folder / f"{name}.yaml"
 
 

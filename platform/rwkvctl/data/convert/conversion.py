@@ -9,9 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
-import os
-import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -21,6 +18,7 @@ from typing import Any
 
 from rwkvctl.base import files
 from rwkvctl.base.errors import BadFile, UserError
+from rwkvctl.base.processes import available_cpus, end_with_parent
 from rwkvctl.data.convert.formats.base import Item, Options, Plan, Read, Sample
 from rwkvctl.data.convert.raw_files import RawFile, total_bytes
 from rwkvctl.data.store.schema import PREP_VERSION
@@ -107,7 +105,7 @@ def convert(
     """
     total = sum(len(job.items) for job in jobs)
     if workers is None:
-        workers = 1 if is_small(jobs) else len(os.sched_getaffinity(0))
+        workers = 1 if is_small(jobs) else available_cpus()
     workers = min(workers, len(jobs))
     problems: dict[str, list[str]] = {}
     done = 0
@@ -137,7 +135,7 @@ def _run_in_pool(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, list[
     """As the jobs end. Only a few wait in the pool at a time: a job holds all its items."""
     context = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
     left = iter(jobs)
-    with ProcessPoolExecutor(workers, context, initializer=_end_with_parent) as pool:
+    with ProcessPoolExecutor(workers, context, initializer=end_with_parent) as pool:
         running: dict[Future[list[str]], Job] = {}
         try:
             while True:
@@ -154,19 +152,6 @@ def _run_in_pool(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, list[
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
-
-
-def _end_with_parent() -> None:
-    """A worker whose parent was killed would wait for work for ever. At Ctrl-C it finishes its shard first."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def run(job: Job) -> list[str]:

@@ -138,7 +138,7 @@ def check_counts(
     return []
 
 
-def strangers(source: Source, known: Iterable[RawFile], ignored: str = "") -> list[str]:
+def unused_files(source: Source, known: Iterable[RawFile], ignored: str = "") -> list[str]:
     """A warning about image files that are none of `known` and whose path has no match of the pattern `ignored`."""
     used = {file.path for file in known}
     pattern = re.compile(ignored or r"(?!)", re.IGNORECASE)

@@ -74,7 +74,7 @@ def prepare(
             jobs = layout(plan, options, folder)
             if plan.adopted or not is_small(jobs):  # what is known to be wrong is not said after hours of reading
                 problems.raise_if_any()
-            _remove_strangers(folder, jobs)
+            _remove_other_files(folder, jobs)
             records, shards, found = convert(jobs, workers, progress)
             problems.found += found
             if problems.found and is_small(jobs):  # soon done again: leave nothing behind
@@ -167,7 +167,7 @@ def _alone_in(folder: Path, out: Path) -> Iterator[None]:
         os.close(lock)
 
 
-def _remove_strangers(folder: Path, jobs: Sequence[Job]) -> None:
+def _remove_other_files(folder: Path, jobs: Sequence[Job]) -> None:
     """What an earlier run with other choices left, and the half-written files of a killed one."""
     names = {name for job in jobs for name in (f"{job.stem}.tar", f"{job.stem}.idx", f"{job.stem}.json")}
     for path in [*folder.iterdir(), *(folder / "index").glob("*"), *(folder / RECORDS).glob("*")]:

@@ -10,9 +10,9 @@ from rwkvctl.base import files
 from rwkvctl.base.errors import UserError
 from rwkvctl.data.convert.prepare import write_split
 from rwkvctl.data.store import schema
+from rwkvctl.data.store.leaks import leak_groups_of
 from rwkvctl.data.store.manifest import Manifest
 from rwkvctl.data.store.splits import PARTS, Split, folds, grouped_split, parse_ratio, random_split, split_name
-from rwkvctl.data.store.verify import leak_groups_of
 
 RULES = "random:8:1:1, grouped:8:1:1, kfold:5, grouped-kfold:5"
 

@@ -1,102 +1,28 @@
-"""Whether a data set is what its manifest says: quickly before training, thoroughly on request."""
+"""Whether a data set is what its manifest says: every shard, sample and split, without the source."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from rwkvctl.base import files, paths
+from rwkvctl.base import files
 from rwkvctl.base.errors import UserError
-from rwkvctl.data.store import bucket, duplicates, index, quarantine
+from rwkvctl.data.store import bucket, index, quarantine
+from rwkvctl.data.store.leaks import with_duplicates
 from rwkvctl.data.store.manifest import Manifest
 from rwkvctl.data.store.quarantine import Damaged, Quarantine
 from rwkvctl.data.store.reader import Reader
 from rwkvctl.data.store.schema import FILE_NAME, Shard
+from rwkvctl.data.store.shard_check import shard_problem
 from rwkvctl.data.store.splits import PARTS
 
 ADOPTED_FORM = "timm"
 
 Progress = Callable[[str, int, int], None]
-
-
-# Before training ----------------------------------------------------------------------------------------------------
-
-
-def check_shards(manifest: Manifest, ids: list[str] | None = None) -> None:
-    """Compare size and SHA-256 of the shards that hold `ids` (default: of all) with the manifest.
-
-    UserError names the first shard that differs. A shard that was found good is not read again until its size or
-    time of change differs (remembered under `rwkvctl.base.paths.cache_dir()`). In an object store only the sizes are
-    compared: a shard from there is hashed whenever it is fetched.
-    """
-    numbers = range(len(manifest.shards))
-    wanted = numbers if ids is None else np.unique(manifest.index.shard[manifest.rows(ids)]).tolist()
-    if manifest.uri:
-        _check_sizes(manifest.uri, [manifest.shards[number] for number in wanted])
-        return
-    accepted = manifest.quarantine.shards if manifest.quarantine else {}
-    for number in wanted:
-        shard = manifest.shards[number]
-        if shard.name in accepted:
-            shard = shard.model_copy(update=accepted[shard.name].model_dump())
-        problem = _shard_problem(manifest.root, shard, remembered=True)
-        if problem:
-            raise UserError(f"{problem}; copy the shard again or prepare the data set again")
-
-
-def _check_sizes(uri: str, shards: list[Shard]) -> None:
-    there = bucket.sizes(uri)
-    for shard in shards:
-        if there.get(shard.name) != shard.bytes:
-            found = f"has {there[shard.name]} bytes" if shard.name in there else "is not there"
-            raise UserError(f"{uri}/{shard.name}: {found}, the manifest says {shard.bytes}; upload it again")
-
-
-def _shard_problem(root: Path, shard: Shard, remembered: bool) -> str:
-    """What is wrong with a shard file, or "". With `remembered`, a hash computed earlier is trusted."""
-    path = root / shard.name
-    try:
-        status = path.stat()
-        if status.st_size != shard.bytes:
-            return f"{path}: has {status.st_size} bytes, the manifest says {shard.bytes}"
-        seen = [str(path.resolve()), status.st_size, status.st_mtime_ns, shard.sha256]
-        note = _note(path)
-        if remembered and _read_note(note) == seen:
-            return ""
-        if files.sha256_file(path) != shard.sha256:
-            return f"{path}: its SHA-256 is not that of the manifest, the file is damaged"
-    except OSError as error:
-        return f"{path}: cannot be read ({error.strerror})"
-    _remember(note, seen)
-    return ""
-
-
-def _note(shard: Path) -> Path:
-    return paths.cache_dir() / "verified" / f"{hashlib.sha256(str(shard.resolve()).encode()).hexdigest()}.json"
-
-
-def _read_note(note: Path) -> Any:
-    try:
-        return json.loads(note.read_bytes())
-    except (OSError, ValueError):
-        return None
-
-
-def _remember(note: Path, seen: list[Any]) -> None:
-    try:
-        files.write_json(note, seen)
-    except OSError:  # no cache, on a read-only machine for instance, only costs time
-        return
-
-
-# On request ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -159,22 +85,10 @@ def verify(root: Path | str, deep: bool = False, progress: Progress | None = Non
     return report
 
 
-def leak_groups_of(manifest: Manifest) -> dict[str, str]:
-    """Id -> leak group (patient, sequence, video, duplicates), from the json of every sample."""
-    reader = Reader(manifest)
-    return with_duplicates(manifest, {reader.key(row): reader.meta(row).get("group_id") for row in range(len(reader))})
-
-
-def with_duplicates(manifest: Manifest, own: dict[str, str | None]) -> dict[str, str]:
-    """The groups that samples name themselves, joined by the manifest's clusters of duplicates."""
-    found = manifest.content.duplicates
-    return duplicates.leak_groups(own, [*found.copies, *found.near])
-
-
 def _check_shard(manifest: Manifest, shard: Shard, report: Report, damaged: dict[str, Damaged] | None) -> None:
     """`damaged` takes a shard file that is there but is not that of the manifest; None: that is a problem."""
     path = manifest.root / shard.name
-    problem = _shard_problem(manifest.root, shard, remembered=False)
+    problem = shard_problem(manifest.root, shard, remembered=False)
     if problem and damaged is not None and path.is_file():
         damaged[shard.name] = Damaged(bytes=path.stat().st_size, sha256=files.sha256_file(path))
         return

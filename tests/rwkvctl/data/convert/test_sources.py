@@ -11,7 +11,6 @@ import pytest
 
 from rwkvctl.base import unpacking
 from rwkvctl.base.errors import BadFile, UserError
-from rwkvctl.data.convert import archives
 from rwkvctl.data.convert.prepare import prepare
 from rwkvctl.data.convert.sources import open_sources
 

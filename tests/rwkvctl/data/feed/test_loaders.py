@@ -15,8 +15,10 @@ import torch
 
 from rwkvctl.base.errors import UserError
 from rwkvctl.config.specs.augment import ClassificationAugment, SegmentationAugment
-from rwkvctl.data.feed import loaders
-from rwkvctl.data.feed.loaders import ClassificationEvalLoader, TrainLoader, iter_cases, to_input
+from rwkvctl.data.feed.cases import iter_cases
+from rwkvctl.data.feed.loaders import ClassificationEvalLoader, TrainLoader
+from rwkvctl.data.feed.model_input import to_input
+from rwkvctl.data.feed.samples import Batch
 from rwkvctl.data.store.manifest import Manifest
 from rwkvctl.data.store.reader import reader_for
 
@@ -38,7 +40,7 @@ def make(manifest: Manifest, **changes) -> TrainLoader:
     return TrainLoader(manifest, **{**options, **changes})
 
 
-def same(a: loaders.Batch, b: loaders.Batch) -> bool:
+def same(a: Batch, b: Batch) -> bool:
     return a.keys == b.keys and torch.equal(a.images, b.images) and torch.equal(a.targets, b.targets)
 
 
@@ -213,7 +215,7 @@ def test_epochs_of_so_many_steps_go_on_through_the_passes(binary: Manifest, epoc
 
 VICTIM = """
 import sys, time
-from rwkvctl.data import Manifest
+from rwkvctl.data.store.manifest import Manifest
 from rwkvctl.data.feed.loaders import TrainLoader
 if __name__ == "__main__":
     loader = TrainLoader(Manifest.load(sys.argv[1]), split=None, image_size=32, global_batch=4, rank=0, world_size=1,

@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rwkvctl.data.feed.loaders import Schedule
 from rwkvctl.data.feed.order import SHARDS_A_GROUP, epoch_order, sample_generator
+from rwkvctl.data.feed.schedule import Schedule
 
 SHARDS = np.array([0] * 3 + [1] * 3 + [2] * 2 + [4] * 4 + [5] * 2 + [7] * 2, np.int32)
 

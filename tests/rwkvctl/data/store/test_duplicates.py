@@ -15,8 +15,9 @@ from rwkvctl.data.convert import resplit
 from rwkvctl.data.convert.prepare import prepare
 from rwkvctl.data.images import files as image_files
 from rwkvctl.data.store import duplicates
+from rwkvctl.data.store.leaks import leak_groups_of
 from rwkvctl.data.store.manifest import Manifest
-from rwkvctl.data.store.verify import leak_groups_of, verify
+from rwkvctl.data.store.verify import verify
 
 
 @pytest.fixture(scope="module")

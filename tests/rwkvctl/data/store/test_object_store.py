@@ -23,9 +23,12 @@ from rwkvctl.cli.app import main
 from rwkvctl.data.convert.formats import imagefolder
 from rwkvctl.data.convert.prepare import prepare
 from rwkvctl.data.feed import loaders, order
-from rwkvctl.data.feed.loaders import Schedule, TrainLoader, iter_cases
+from rwkvctl.data.feed.cases import iter_cases
+from rwkvctl.data.feed.loaders import TrainLoader
+from rwkvctl.data.feed.schedule import Schedule
 from rwkvctl.data.store import bucket, shards, verify
 from rwkvctl.data.store.manifest import Manifest
+from rwkvctl.data.store.shard_check import check_shards
 from rwkvctl.data.store.shards import ShardFiles, fetched_ahead
 from rwkvctl.data.store.writer import Limits
 
@@ -131,7 +134,7 @@ def loader(manifest: Manifest, workers: int = 0) -> TrainLoader:
 def test_batches_are_those_of_the_folder_and_a_shard_is_fetched_once(door, uri: str, binary: Manifest, workers: int):
     remote = Manifest.load(uri)
     assert (remote.fingerprint, remote.location) == (binary.fingerprint, uri)
-    verify.check_shards(remote)
+    check_shards(remote)
     assert door.fetched(".tar") == 0
     crew = loader(remote, workers)
     for epoch in (0, 1):
@@ -178,7 +181,7 @@ def test_what_is_not_there(door, uri: str):
     store = s3fs.S3FileSystem()
     store.rm_file(f"{uri}/all-000000.tar")
     with pytest.raises(UserError, match=rf"{uri}/all-000000\.tar: is not there, the manifest says"):
-        verify.check_shards(Manifest.load(uri))
+        check_shards(Manifest.load(uri))
     with pytest.raises(UserError, match=rf"{uri}/all-000000\.tar: not found \(404\)"):
         next(loader(Manifest.load(uri)).epoch(0))
 

@@ -13,6 +13,7 @@ from rwkvctl.data.feed.loaders import TrainLoader
 from rwkvctl.data.store import quarantine, verify
 from rwkvctl.data.store.manifest import Manifest
 from rwkvctl.data.store.reader import reader_for
+from rwkvctl.data.store.shard_check import check_shards
 
 
 @pytest.fixture
@@ -51,7 +52,7 @@ def test_a_damaged_sample_is_listed_and_left_out(copied: Manifest, extension: st
     assert rest.ids(None, "train") == [key for key in copied.ids(None, "train") if key != bad]
     assert rest.fingerprint not in (copied.fingerprint, "")
     assert rest.fingerprint == Manifest.load(copied.root).fingerprint
-    verify.check_shards(rest)
+    check_shards(rest)
     reader = reader_for(rest, rest.ids(None, "train"))
     assert all(reader.image(row).any() for row in range(len(reader)))
     seen = keys_of_an_epoch(rest)
@@ -65,7 +66,7 @@ def test_further_damage_is_not_covered(copied: Manifest):
     verify.verify(copied.root, set_apart=True)
     damage(copied, second)
     with pytest.raises(UserError, match=r"all-000000\.tar: its SHA-256 is not"):
-        verify.check_shards(Manifest.load(copied.root))
+        check_shards(Manifest.load(copied.root))
     assert sorted(verify.verify(copied.root, set_apart=True).quarantined) == sorted([first, second])
     assert not verify.verify(copied.root).ok
 

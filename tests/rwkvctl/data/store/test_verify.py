@@ -11,6 +11,7 @@ from rwkvctl.base import files
 from rwkvctl.base.errors import UserError
 from rwkvctl.data.store import schema, verify
 from rwkvctl.data.store.manifest import Manifest
+from rwkvctl.data.store.shard_check import check_shards
 
 
 @pytest.fixture
@@ -42,17 +43,17 @@ def test_sound_sets(name, deep, request):
     assert report.samples == len(made.index)
     assert report.splits[made.default_split] == made.splits[made.default_split].counts
     assert ("val and test are the same" in " ".join(report.warnings)) == (name == "classed")
-    verify.check_shards(made)
+    check_shards(made)
 
 
 def test_a_flipped_byte_is_found(copied: Manifest):
     ids = {part: copied.ids(None, part) for part in ("train", "val", "test")}
     flip_byte(copied.root / "val-000000.tar", 5000)
-    verify.check_shards(copied, ids["train"] + ids["test"])
+    check_shards(copied, ids["train"] + ids["test"])
     with pytest.raises(UserError, match=r"val-000000\.tar: its SHA-256 is not that of the manifest"):
-        verify.check_shards(copied, ids["val"])
+        check_shards(copied, ids["val"])
     with pytest.raises(UserError, match=r"val-000000\.tar"):
-        verify.check_shards(copied)
+        check_shards(copied)
     report = verify.verify(copied.root)
     assert len(report.problems) == 1
     assert "val-000000.tar" in report.problems[0]
@@ -62,15 +63,15 @@ def test_a_good_shard_is_hashed_once(copied: Manifest, monkeypatch: pytest.Monke
     hashed = []
     real = files.sha256_file
     monkeypatch.setattr(verify.files, "sha256_file", lambda path: hashed.append(path) or real(path))
-    verify.check_shards(copied)
+    check_shards(copied)
     assert len(hashed) == 3
-    verify.check_shards(copied)
+    check_shards(copied)
     assert len(hashed) == 3
     shard = copied.root / "val-000000.tar"
     flip_byte(shard, 5000)
     os.utime(shard, ns=(1, 1))
     with pytest.raises(UserError, match="val-000000"):
-        verify.check_shards(copied)
+        check_shards(copied)
     verify.verify(copied.root)
     assert len(hashed) == 3 + 1 + 3  # verify trusts no earlier run
 
@@ -79,17 +80,17 @@ def test_missing_and_short_shards(copied: Manifest):
     shard = copied.root / "train-000000.tar"
     os.truncate(shard, 1000)
     with pytest.raises(UserError, match="has 1000 bytes, the manifest says"):
-        verify.check_shards(copied)
+        check_shards(copied)
     shard.unlink()
     with pytest.raises(UserError, match="cannot be read"):
-        verify.check_shards(copied)
+        check_shards(copied)
     assert not verify.verify(copied.root).ok
 
 
 def test_check_works_without_a_cache(copied: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("RWKVCTL_HOME", str(tmp_path / "file"))
-    verify.check_shards(copied)
+    check_shards(copied)
 
 
 def test_an_edited_manifest_is_a_problem_and_no_data_set_is_a_mistake(copied: Manifest, tmp_path: Path):

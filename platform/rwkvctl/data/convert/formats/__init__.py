@@ -11,11 +11,11 @@ package `sources` (folders and archives) and `discover` (names, pairing, counts)
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from typing import Protocol
 
 from rwkvctl.base.errors import UserError
+from rwkvctl.base.suggestions import did_you_mean
 from rwkvctl.data.convert.discover import Problems
 from rwkvctl.data.convert.formats.base import Dataset, Options, Plan
 from rwkvctl.data.convert.sources import Source
@@ -40,8 +40,7 @@ class Format(Protocol):
 def get(name: str) -> Format:
     """The module of a format; UserError with near matches for an unknown one."""
     if name not in NAMES:
-        near = difflib.get_close_matches(name, NAMES, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(NAMES)}"
+        hint = did_you_mean(name, NAMES)
         if (dataset := name.partition(":")[0]) in NAMES:  # as `data synth` takes it
             hint = f"give {dataset}, its form is found by itself"
         raise UserError(f"format {name!r} is unknown; {hint}")

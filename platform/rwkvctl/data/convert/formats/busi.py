@@ -55,7 +55,7 @@ def plan(source: Source, options: Options, problems: Problems) -> Plan:
     counts = {kind: sum(name.startswith(kind) for name in found) for kind in KINDS}
     warnings = discover.check_counts(source, counts, DATASET.expected, options.allow_partial, problems)
     known = [*found.values(), *(file for files in masks.values() for file in files)]
-    warnings += discover.strangers(source, known)
+    warnings += discover.unused_files(source, known)
     several = sum(len(masks[name]) > 1 for name in names)
     if several:
         warnings.append(f"{several} images have several masks: {'their union' if choice == 'union' else 'the first'}")

@@ -56,7 +56,7 @@ def plan(source: Source, options: Options, problems: Problems) -> Plan:
     discover.refuse_empty(source, found, DATASET.name, DATASET.forms)
     names = discover.pair(found, masks, problems)
     warnings = discover.check_numbers(source, "frames", found, FRAMES, options.allow_partial, problems)
-    warnings += discover.strangers(source, [*found.values(), *masks.values()], _IGNORED)
+    warnings += discover.unused_files(source, [*found.values(), *masks.values()], _IGNORED)
     pairs = [Pair(numbered("cvccolon", n), found[n], (masks[n],)) for n in names]
 
     def make_splits(ids: Mapping[str, Sequence[str]], groups: Mapping[str, str]) -> dict[str, Split]:

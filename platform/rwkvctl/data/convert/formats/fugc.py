@@ -64,7 +64,7 @@ def plan(source: Source, options: Options, problems: Problems) -> Plan:
     discover.refuse_empty(source, known, DATASET.name, DATASET.forms)
     counts = {part: len(pairs) for part, pairs in parts.items()}
     warnings = discover.check_counts(source, counts, DATASET.expected, options.allow_partial, problems)
-    warnings += discover.strangers(source, known)
+    warnings += discover.unused_files(source, known)
 
     def make_splits(ids: Mapping[str, Sequence[str]], groups: Mapping[str, str]) -> dict[str, Split]:
         if ids["val"] and ids["test"]:

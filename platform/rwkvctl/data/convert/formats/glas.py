@@ -62,7 +62,7 @@ def plan(source: Source, options: Options, problems: Problems) -> Plan:
             meta = {"patient_id": patient} if patient else {}
             parts[part.lower()].append(Pair(key, found[name], (masks[name],), group=patient, meta=meta))
     discover.refuse_empty(source, known, DATASET.name, DATASET.forms)
-    warnings += discover.strangers(source, known)
+    warnings += discover.unused_files(source, known)
 
     def make_splits(ids: Mapping[str, Sequence[str]], groups: Mapping[str, str]) -> dict[str, Split]:
         """Train and val from the training images, 9 : 1; test is the official one."""

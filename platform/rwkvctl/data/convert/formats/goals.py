@@ -50,7 +50,7 @@ def plan(source: Source, options: Options, problems: Problems) -> Plan:
     masks = discover.by_pattern(source.files, _MASK, problems)
     discover.refuse_empty(source, found, DATASET.name, DATASET.forms)
     warnings = discover.check_numbers(source, "images", found, NUMBERS, options.allow_partial, problems)
-    warnings += discover.strangers(source, [*found.values(), *masks.values()], _IGNORED)
+    warnings += discover.unused_files(source, [*found.values(), *masks.values()], _IGNORED)
     parts: dict[str, list[Pair]] = {}
     for part, numbers in PARTS.items():
         own, truth = ({n: file for n, file in files.items() if int(n) in numbers} for files in (found, masks))

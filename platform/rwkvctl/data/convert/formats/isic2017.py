@@ -60,7 +60,7 @@ def plan(source: Source, options: Options, problems: Problems) -> Plan:
     discover.refuse_empty(source, known, DATASET.name, DATASET.forms)
     counts = {part: len(pairs) for part, pairs in parts.items()}
     warnings = discover.check_counts(source, counts, DATASET.expected, options.allow_partial, problems)
-    warnings += discover.strangers(source, known, _IGNORED)
+    warnings += discover.unused_files(source, known, _IGNORED)
     return pairs_plan(DATASET, options, "official", parts, Above(), _make_splits, warnings=warnings)
 
 

@@ -50,7 +50,7 @@ def plan(source: Source, options: Options, problems: Problems) -> Plan:
     names = discover.pair(found, masks, problems)
     warnings = discover.check_counts(source, {"images": len(found)}, DATASET.expected, options.allow_partial, problems)
     warnings += _check_boxes(source, found, options.allow_partial, problems)
-    warnings += discover.strangers(source, [*found.values(), *masks.values()])
+    warnings += discover.unused_files(source, [*found.values(), *masks.values()])
     pairs = [Pair(f"kvasir_{name}", found[name], (masks[name],)) for name in names]
     lists = {part: _list(source, f"{part}.txt") for part in ("train", "val")}
 

@@ -56,7 +56,7 @@ def plan(source: Source, options: Options, problems: Problems) -> Plan:
             problems.add(f"{source}: has a video{video[1:]}; PSVFM has 01 to 06, move what is no part of it away")
     counts = {"frames": len(found), "videos": len(videos)}
     warnings = discover.check_counts(source, counts, DATASET.expected, options.allow_partial, problems)
-    warnings += discover.strangers(source, [*found.values(), *masks.values()], _IGNORED)
+    warnings += discover.unused_files(source, [*found.values(), *masks.values()], _IGNORED)
     pairs = [Pair(f"psvfm_{name}", found[name], (masks[name],), group=f"video{name[1:3]}") for name in names]
     parts = {part: [p for p in pairs if int(p.key[7:9]) in own] for part, own in PARTS.items()}
     return pairs_plan(DATASET, options, "png", parts, read_vessels, _make_splits, mask_rule=RULE, warnings=warnings)

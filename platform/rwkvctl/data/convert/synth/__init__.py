@@ -6,13 +6,13 @@ A module a data set has `write_<form>(folder, n, size, seed)` for every form in 
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
 
 from rwkvctl.base.errors import UserError
+from rwkvctl.base.suggestions import did_you_mean
 
 FORMS = {
     "acdc": ("h5", "nifti"),
@@ -74,7 +74,5 @@ def _module(dataset: str) -> ModuleType:
 
 def _one_of(what: str, given: str, known: Iterable[str]) -> str:
     if given not in known:
-        near = difflib.get_close_matches(given, known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(known)}"
-        raise UserError(f"{what} {given!r} is unknown; {hint}")
+        raise UserError(f"{what} {given!r} is unknown; {did_you_mean(given, known)}")
     return given

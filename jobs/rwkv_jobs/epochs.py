@@ -1,0 +1,61 @@
+"""The course of a training run: its samples, and what is due after a step and after an epoch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rwkv_jobs.worker import Worker
+from rwkvctl.config.specs.jobs import TrainingSpec
+from rwkvctl.data.feed.loaders import TrainLoader
+from rwkvctl.data.store.manifest import Manifest
+from rwkvctl.training.checkpoint import Position
+
+
+def train_loader(spec: TrainingSpec, augment: Any, manifest: Manifest, me: Worker) -> TrainLoader:
+    """The training part, in an order that depends on the data, the seed and the epoch alone."""
+    return TrainLoader(
+        manifest,
+        split=spec.data.split or manifest.default_split,
+        image_size=spec.data.image_size,
+        global_batch=spec.train.batch_size,
+        rank=me.rank,
+        world_size=me.world_size,
+        seed=spec.seed,
+        workers=spec.data.workers,
+        augment=augment,
+        tail=spec.train.tail,
+        epoch_steps=spec.train.epoch_steps,
+    )
+
+
+def advance(position: Position, batch_size: int, steps_per_epoch: int) -> bool:
+    """Count one step; True when it was the epoch's last (the epoch itself is closed by `close_epoch`)."""
+    position.step += 1
+    position.consumed += batch_size
+    return position.consumed >= steps_per_epoch * batch_size
+
+
+def close_epoch(position: Position) -> None:
+    """Go to the start of the next epoch."""
+    position.epoch += 1
+    position.consumed = 0
+
+
+def validation_is_due(spec: TrainingSpec, position: Position) -> bool:
+    """Every `train.validate_every` epochs, and after the last."""
+    every = spec.train.validate_every
+    return every > 0 and (position.epoch % every == 0 or position.epoch == spec.train.epochs)
+
+
+def improves(position: Position, score: float) -> bool:
+    """Whether a validation score is the best so far; if so it is noted."""
+    if position.best is not None and score <= position.best:
+        return False
+    position.best, position.best_epoch = score, position.epoch
+    return True
+
+
+def checkpoint_is_due(spec: TrainingSpec, position: Position) -> bool:
+    """Whether a checkpoint inside the epoch is due."""
+    every = spec.train.checkpoint_steps
+    return every is not None and position.step % every == 0

@@ -1,0 +1,42 @@
+"""What a training run says of its model: sizes, costs, and what the model folder must know of the data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from rwkv_unet.flops import count_macs, count_parameters
+from rwkvctl.config.specs.jobs import TrainingSpec
+from rwkvctl.data.store.manifest import Manifest
+from rwkvctl.models import bundle
+
+
+def describe(model: nn.Module, manifest: Manifest, image_size: int) -> dict[str, Any]:
+    """Parameters and MACs of a model at its training size, and the data's fingerprint."""
+    macs = count_macs(model, (manifest.channels, image_size, image_size))
+    return {
+        "parameters": count_parameters(model),
+        "macs_paper": macs.paper,
+        "macs_true": macs.true,
+        "data_fingerprint": manifest.fingerprint,
+        "data_quarantined": manifest.quarantined,
+    }
+
+
+def model_info(
+    spec: TrainingSpec, manifest: Manifest, model: dict[str, Any], extra: dict[str, Any]
+) -> bundle.BundleInfo:
+    """What a model folder says of the data that the model was made for."""
+    return bundle.BundleInfo(
+        model=model,
+        classes=manifest.classes,
+        image_size=spec.data.image_size,
+        image_kind=manifest.image_kind,
+        channels=manifest.channels,
+        intensity=manifest.content.intensity,
+        orientation=manifest.content.orientation,
+        dataset=manifest.dataset,
+        fingerprint=manifest.fingerprint,
+        extra=extra,
+    )

@@ -1,0 +1,11 @@
+"""What every command and job ends with."""
+
+from __future__ import annotations
+
+DONE = 0
+FAILED = 1
+"""The work could not be done; the line before it says why, and whether trying again helps."""
+USER_ERROR = 2
+"""Wrong input: nothing was started, nothing is half-written."""
+INTERRUPTED = 130
+"""Ctrl-C or SIGTERM."""

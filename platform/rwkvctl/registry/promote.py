@@ -1,0 +1,95 @@
+"""Gates, and the alias that moves when all of them hold."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import operator
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from rwkvctl.base.errors import UserError
+from rwkvctl.registry.versions import FINGERPRINT_TAG, METRIC_TAG, aliases_of, find_version, suggest
+from rwkvctl.runs.mlflow_client import connect
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+_GATE = re.compile(r"\s*(?P<metric>[^<>=]+?)\s*(?P<sign>>=|<=|>|<)\s*(?P<bound>\S+)\s*")
+_SIGNS = {">=": operator.ge, ">": operator.gt, "<=": operator.le, "<": operator.lt}
+
+
+def promote(name: str, version: int, alias: str, *, gates: Sequence[str] = (), tracking_uri: str) -> list[str]:
+    """Point an alias to a version, if it passes every gate; returns a line for each gate that it passed.
+
+    Args:
+        gates: such as `dsc_strict>=0.8`, or `dsc_strict>champion` to compare with the version that the alias `champion`
+            points to (passed where it points to none). A metric is looked for among the version's own, then among those
+            of its run, under its name and then as `test/<name>/mean`.
+
+    Raises:
+        UserError: no such model or version, a gate that cannot be read or that the version does not pass; then no alias
+            has moved.
+    """
+    client = connect(tracking_uri)
+    aliases = aliases_of(client, name)
+    candidate = find_version(client, name, version)
+    passed = [_check_gate(client, gate, candidate, aliases) for gate in gates]
+    client.set_registered_model_alias(name, alias, str(version))
+    return passed
+
+
+def _check_gate(client: MlflowClient, gate: str, candidate: ModelVersion, aliases: Mapping[str, int]) -> str:
+    """One line on why the candidate passes; UserError on why it does not."""
+    parts = _GATE.fullmatch(gate)
+    if parts is None:
+        raise UserError(f"gate {gate!r}: write METRIC>=NUMBER or METRIC>ALIAS, with >=, >, <= or <")
+    metric, sign, bound = parts["metric"], parts["sign"], parts["bound"]
+    value = _metric(client, candidate, metric)
+    limit, what = _limit(client, gate, candidate, metric, bound, aliases)
+    if limit is None:
+        return f"{metric} = {value:.6g}: no {bound} yet to compare with"
+    if not _SIGNS[sign](value, limit):
+        raise UserError(
+            f"{candidate.name} version {candidate.version} is not promoted: {metric} = {value:.6g} is not {sign} {what}"
+        )
+    return f"{metric} = {value:.6g} {sign} {what}"
+
+
+def _limit(
+    client: MlflowClient,
+    gate: str,
+    candidate: ModelVersion,
+    metric: str,
+    bound: str,
+    aliases: Mapping[str, int],
+) -> tuple[float | None, str]:
+    """The right side of a gate, and how to call it; None where it names an alias that points to nothing yet."""
+    with contextlib.suppress(ValueError):
+        return float(bound), bound
+    if bound not in aliases:
+        if difflib.get_close_matches(bound, list(aliases), cutoff=0.8):
+            raise UserError(f"gate {gate!r}: no alias {bound!r}; {suggest(bound, list(aliases), 'rwkvctl model show')}")
+        return None, bound
+    other = client.get_model_version(candidate.name, str(aliases[bound]))
+    ours, theirs = (one.tags.get(FINGERPRINT_TAG) or "unknown" for one in (candidate, other))
+    if ours != theirs:
+        raise UserError(
+            f"gate {gate!r}: version {candidate.version} and {bound} (version {other.version}) come from different "
+            f"data ({ours[:12]} and {theirs[:12]}), so their metrics cannot be compared: retrain one of them"
+        )
+    value = _metric(client, other, metric)
+    return value, f"{value:.6g} of {bound} (version {other.version})"
+
+
+def _metric(client: MlflowClient, version: ModelVersion, metric: str) -> float:
+    own = {key.removeprefix(METRIC_TAG): value for key, value in version.tags.items() if key.startswith(METRIC_TAG)}
+    of_run = client.get_run(version.run_id).data.metrics if version.run_id else {}
+    for name in (metric, f"test/{metric}/mean"):
+        for source in (own, of_run):
+            if name in source:
+                return float(source[name])
+    near = suggest(metric, sorted({*own, *of_run}), "rwkvctl evaluate")
+    raise UserError(f"{version.name} version {version.version} has no metric {metric!r}; {near}")
