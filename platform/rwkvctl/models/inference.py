@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rwkvctl.base.errors import UserError
+from rwkvctl.models.bundle import BundleInfo
 
 ImageKind = Literal["rgb8", "float"]
 Mask = NDArray[np.uint8]
@@ -69,6 +70,13 @@ def segment_volume(
         part = slice(start, start + batch)
         masks[part] = _segment(model, volume[part], image_size, device, bf16)
     return masks
+
+
+def segment(model: nn.Module, info: BundleInfo, image: NDArray[Any]) -> Mask:
+    """The mask of an image, a slice or a volume."""
+    function = segment_volume if image.ndim == 3 and info.image_kind == "float" else segment_image
+    device = next(model.parameters()).device
+    return function(model, image, image_size=info.image_size, image_kind=info.image_kind, device=device)
 
 
 @torch.inference_mode()

@@ -17,7 +17,7 @@ import pytest
 from mlflow import MlflowClient
 
 from rwkvctl.base.errors import UserError
-from rwkvctl.runs import sync
+from rwkvctl.runs import mlflow_client, sync
 from rwkvctl.runs.journal import Journal
 from rwkvctl.runs.sync import Syncer, sync_run
 
