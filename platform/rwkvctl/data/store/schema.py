@@ -1,4 +1,4 @@
-"""`manifest.json`, schema rwkv-data/1: its fields, its fingerprint, and what makes one valid."""
+"""`manifest.json`, schema rwkv-data/2: its fields, its fingerprint, and what makes one valid."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pydantic import Field, ValidationError
 from rwkvctl.base.errors import UserError
 from rwkvctl.config.specs.base import Spec
 
-SCHEMA = "rwkv-data/1"
-PREP_VERSION = "1.0.0"
+SCHEMA = "rwkv-data/2"
+PREP_VERSION = "2.0.0"
 FILE_NAME = "manifest.json"
 
 VOLATILE = frozenset({"fingerprint", "created_by", "added_splits"})
@@ -82,9 +82,9 @@ class SplitEntry(Spec):
 
 
 class Content(Spec):
-    """`manifest.json`, schema rwkv-data/1."""
+    """`manifest.json`, schema rwkv-data/2."""
 
-    schema_: Annotated[Literal["rwkv-data/1"], Field(alias="schema")]
+    schema_: Annotated[Literal["rwkv-data/2"], Field(alias="schema")]
     fingerprint: Sha256
     dataset: FileStem
     prep_version: str

@@ -141,12 +141,22 @@ def test_edited_id_lists_and_index_are_found(copied: Path):
         _ = loaded.index
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{", '{"schema": "other"}', '{"schema": "rwkv-data/2"}', "[" * 100000])
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"schema": "other"}', '{"schema": "rwkv-data/3"}', "[" * 100000])
 def test_broken_manifests(tmp_path: Path, content: str):
     (tmp_path / schema.FILE_NAME).write_text(content)
     with pytest.raises(UserError, match=r"manifest\.json: ") as caught:
         Manifest.load(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_data_set_of_the_earlier_schema_is_to_be_prepared_again(copied: Path):
+    """Its volumes lie as their files did, whatever way that was."""
+    path = copied / schema.FILE_NAME
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema": "rwkv-data/1", "prep_version": "1.0.0"}))
+    with pytest.raises(
+        UserError, match="schema rwkv-data/1, this version reads rwkv-data/2; prepare the data set again"
+    ):
+        Manifest.load(copied)
 
 
 def test_a_consistent_manifest_of_nonsense_names_the_field(copied: Path):
