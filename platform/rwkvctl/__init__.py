@@ -1,3 +1,3 @@
 """The platform around RWKV-UNet: command line, job specs, data, tracking, registry, cluster."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"

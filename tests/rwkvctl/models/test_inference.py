@@ -98,7 +98,7 @@ def test_model_in_training_mode_is_refused() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_cuda_agrees_with_cpu() -> None:
     torch.manual_seed(0)
     model = create_model("rwkv_unet_t", num_classes=2).eval()
