@@ -35,7 +35,7 @@ COMMANDS = [
     "model", "model list", "model show", "model promote", "model export", "model compare", "model erf", "model plot",
     "study", "study list", "study show", "study report",
     "runs", "sync", "ui",
-    "recipe", "recipe list", "recipe show",
+    "recipe", "recipe list", "recipe show", "recipe schema",
     "config", "config show", "config set", "config unset",
     "demo",
 ]  # fmt: skip

@@ -27,7 +27,7 @@ app.add_typer(model.app, name="model", help="Models: list, show, promote, export
 app.command(name="runs")(runs.list_runs)
 app.command()(runs.sync)
 app.command()(runs.ui)
-app.add_typer(recipe.app, name="recipe", help="Recipes that are shipped: list, show.")
+app.add_typer(recipe.app, name="recipe", help="Recipes: list, show, and the schema of your own.")
 app.add_typer(study.app, name="study", help="The paper's tables: list, show, report.")
 app.add_typer(config.app, name="config", help="Settings of this machine.")
 app.command()(demo.demo)

@@ -1,4 +1,4 @@
-"""`rwkvctl recipe`: the recipes and sweep spaces that are shipped."""
+"""`rwkvctl recipe`: the recipes and sweep spaces that are shipped, and the schema of your own."""
 
 from __future__ import annotations
 
@@ -29,3 +29,18 @@ def show(name: str) -> None:
     from rwkvctl.config.specs import load
 
     print(load.dump(load.load_recipe(name)), end="")
+
+
+@app.command()
+def schema(
+    kind: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[JOB]", help="finetune, pretrain, ... for recipes; space; study. Any of them by default."
+        ),
+    ] = None,
+) -> None:
+    """Print the JSON schema of recipes, sweep spaces and studies, with which an editor checks and completes them."""
+    from rwkvctl.config.specs.schema import schema as of
+
+    print(json.dumps(of(kind), indent=2))
