@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test test-fast lint bench bench-gpu
+.PHONY: setup demo test test-fast lint docs bench bench-gpu
 
 setup: $(READY)
 
@@ -29,6 +29,10 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy rwkv_unet kernels/biwkv platform/rwkvctl jobs/rwkv_jobs
+
+# The tables of docs/reference.md that tell what the code says.
+docs: setup
+	$(BIN)/python docs/generate.py
 
 bench: setup
 	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 DONE = 0
+"""The work is done."""
 FAILED = 1
 """The work could not be done; the line before it says why, and whether trying again helps."""
 USER_ERROR = 2
-"""Wrong input: nothing was started, nothing is half-written."""
+"""Wrong input, told in one line that begins with `error:`; nothing was started, nothing is half-written."""
 INTERRUPTED = 130
 """Ctrl-C or SIGTERM."""
