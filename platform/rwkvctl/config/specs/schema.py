@@ -1,7 +1,7 @@
 """JSON schemas of the YAML files that a user writes, for editors: names of fields, types, ranges and what each is for.
 
-What several fields must fulfil together (a batch that the workers divide, a warm-up that ends) is not in a schema: it is
-checked when a spec is built.
+What several fields must fulfil together (a batch that the workers divide, a warm-up that ends) is not in a schema: it
+is checked when a spec is built.
 """
 
 from __future__ import annotations
