@@ -26,6 +26,9 @@ from rwkvctl.registry import references
 from rwkvctl.runs.journal import say
 from rwkvctl.training.metrics import flat_metrics
 
+KINDS: dict[str, bundle.Kind] = {"segmentation": "segmentation", "classification": "classifier"}
+"""The kind of model that the task of a data set needs."""
+
 
 def check(spec: EvaluateSpec, run_dir: Path) -> None:
     """Whether there is such a model, undamaged, and data that it fits."""
@@ -60,6 +63,7 @@ def data_of(spec: EvaluateSpec, model: Path) -> tuple[Manifest, DataSpec, bundle
     if path is None:
         raise UserError(f"model {spec.model}: does not say which data it was trained on; give --data")
     manifest = Manifest.load(path)
+    bundle.require(info, KINDS[manifest.task], f"data {path} is for {manifest.task}, and model {spec.model}")
     if manifest.classes != info.classes:
         raise UserError(
             f"data {path}: has the classes {', '.join(manifest.classes)}, "

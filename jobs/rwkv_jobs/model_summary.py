@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from rwkv_unet.flops import count_macs, count_parameters
-from rwkvctl.config.specs.jobs import TrainingSpec
+from rwkvctl.config.specs.jobs import PretrainSpec, TrainingSpec
 from rwkvctl.data.store.manifest import Manifest
 from rwkvctl.models import bundle
 
@@ -28,7 +28,10 @@ def model_info(
     spec: TrainingSpec, manifest: Manifest, model: dict[str, Any], extra: dict[str, Any]
 ) -> bundle.BundleInfo:
     """What a model folder says of the data that the model was made for."""
+    classifier = isinstance(spec, PretrainSpec)
     return bundle.BundleInfo(
+        kind="classifier" if classifier else "segmentation",
+        library="timm" if classifier else "rwkv_unet",
         model=model,
         classes=manifest.classes,
         image_size=spec.data.image_size,

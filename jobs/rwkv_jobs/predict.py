@@ -17,8 +17,9 @@ from rwkvctl.registry import references
 
 
 def check(spec: PredictSpec, run_dir: Path) -> None:
-    """Whether the inputs are there."""
+    """Whether the inputs are there, and the model makes masks."""
     check_inputs([Path(path) for path in spec.inputs])
+    bundle.require(bundle.read_info(references.model_folder(spec.model, spec)), "segmentation", f"model {spec.model}")
 
 
 def run(spec: PredictSpec, run_dir: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import torch
 
 from rwkv_jobs import evaluate
 from rwkv_jobs.entry import guarded
-from rwkvctl.config.specs.jobs import EvaluateSpec
+from rwkvctl.config.specs.jobs import JOBS, EvaluateSpec
 from rwkvctl.data.feed.cases import iter_cases
 from rwkvctl.data.store.manifest import Manifest
 from rwkvctl.models import bundle
@@ -150,6 +150,31 @@ def test_mistakes_leave_no_run(
     assert said in line
     assert not run_dir.exists()
     assert mlflow_runs(jobs.home) == []
+
+
+@pytest.mark.slow
+def test_a_pretrained_timm_classifier_is_scored_starts_a_network_and_makes_no_masks(
+    jobs: Jobs, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert jobs.run("pretrain", "enc", "model.name=resnet10t", "train.epochs=1", "optimizer.warmup_epochs=0") == 0
+    own = "data.path=" + str(shards / "textures")
+    scored = new(jobs, "eval", jobs.runs / "enc" / "model", part="val", data=own.removeprefix("data.path="))
+    assert guarded("evaluate", str(scored), []) == 0
+    assert result(scored)["top1"] == result(jobs.runs / "enc")["top1"]
+    tuned = ["model.encoder=resnet10t", "model.encoder_weights=enc", "train.epochs=1"]
+    assert jobs.run("finetune", "net", *tuned) == 0
+    capsys.readouterr()
+    for job, fields in (
+        ("evaluate", {"data": str(shards / "polyps")}),
+        ("predict", {"inputs": [str(shards / "polyps" / "manifest.json")], "out": str(tmp_path / "out")}),
+    ):
+        spec = {"name": job, "model": "enc", "storage": str(jobs.runs), "cluster": {"launcher": "process"}} | fields
+        tracking = {"tracking": {"uri": f"sqlite:///{jobs.home / 'mlflow.db'}"}}
+        run_dir = run_folder.create(JOBS[job].model_validate(spec | tracking), str(jobs.runs))
+        assert guarded(job, str(run_dir), []) == 2
+        [line] = capsys.readouterr().err.splitlines()
+        assert "model enc: resnet10t is a pretrained classifier, which makes no masks" in line
+        assert not run_dir.exists()
 
 
 def test_a_model_says_which_data_it_knows(jobs: Jobs, models: Path, tmp_path: Path):

@@ -94,6 +94,7 @@ def export(
 
     machine = settings.load()
     folder = references.find_model_folder(model, machine.storage, machine.tracking_uri)
+    bundle.require(bundle.read_info(folder), "segmentation", f"model {model}")
     made = run(*bundle.load(folder), out, form, fixed_size=fixed_size)
     if as_json:
         print(json.dumps(asdict(made), indent=2))

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from rwkvctl.base.errors import UserError
 from rwkvctl.config import settings
 from rwkvctl.config.specs.jobs import JobSpec, TrainingSpec
-from rwkvctl.registry.references import WEIGHT_FILES
+from rwkvctl.registry.references import is_weights_file
 
 AnySpec = TypeVar("AnySpec", bound=JobSpec)
 AnyTraining = TypeVar("AnyTraining", bound=TrainingSpec)
@@ -30,7 +30,7 @@ def with_weights(spec: AnyTraining) -> AnyTraining:
     """A file of encoder weights by its absolute path."""
     model: Any = getattr(spec, "model", None)
     weights = getattr(model, "encoder_weights", None)
-    if weights is None or Path(weights).suffix not in WEIGHT_FILES:
+    if weights is None or not is_weights_file(weights):
         return spec
     return spec.model_copy(update={"model": model.model_copy(update={"encoder_weights": settings.absolute(weights)})})
 

@@ -1,17 +1,21 @@
-"""A model folder: `weights.safetensors`, and in `model.json` all that it takes to use them. No pickle."""
+"""A model folder: `weights.safetensors`, and in `model.json` all that it takes to use them. No pickle.
+
+It holds a segmentation model, or a classifier: a pretrained encoder with its head. `kind` says which, and who asks for
+one of them refuses the other in one line (`require`).
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import safetensors.torch
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -22,13 +26,20 @@ from rwkvctl.config.specs.base import Spec
 WEIGHTS_NAME = "weights.safetensors"
 INFO_NAME = "model.json"
 
+Kind = Literal["segmentation", "classifier"]
+
 
 class BundleInfo(Spec):
     """What `model.json` says."""
 
     schema_version: Literal["rwkv-model/1"] = Field("rwkv-model/1", alias="schema")
+    kind: Kind
+    """What the logits are: (B, C, H, W) of a mask, or (B, C) of an image's class. Folders written before there was
+    this field lack it; then the model's name decides."""
+    library: Literal["rwkv_unet", "timm"]
+    """Whose `create_model` builds it; by default `timm` for a classifier, `rwkv_unet` for all others."""
     model: dict[str, Any]
-    """`name` and the other arguments of `rwkv_unet.create_model`, or of `timm.create_model` for an encoder."""
+    """`name` and the other arguments of the library's `create_model`."""
     classes: list[str]
     """Names by class id; for segmentation the background is first."""
     image_size: int | tuple[int, int]
@@ -45,6 +56,37 @@ class BundleInfo(Spec):
     weights_sha256: str = ""
     """Filled in by `save`."""
     extra: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, fields: Any) -> Any:
+        if not isinstance(fields, dict) or not isinstance(fields.get("model"), dict):
+            return fields
+        kind = fields.get("kind") or kind_of(str(fields["model"].get("name", "")))
+        library = "timm" if kind == "classifier" else "rwkv_unet"
+        return {"library": library} | fields | {"kind": kind}
+
+
+def kind_of(name: str) -> Kind:
+    """The kind of a model by its name: classifiers are those that timm knows, our encoders among them."""
+    import timm
+
+    import rwkv_unet  # noqa: F401  (registers the encoders)
+
+    return "classifier" if timm.is_model(name) else "segmentation"
+
+
+def require(info: BundleInfo, kind: Kind, what: str) -> None:
+    """UserError, with the way on, unless a model is of the kind that is needed. `what` names it, `model RUN` say."""
+    if info.kind == kind:
+        return
+    name = info.model.get("name", "")
+    if kind == "segmentation":
+        raise UserError(
+            f"{what}: {name} is a pretrained classifier, which makes no masks; "
+            "train a segmentation model from it first: rwkvctl finetune RECIPE --encoder MODEL"
+        )
+    raise UserError(f"{what}: {name} is a segmentation model, not a classifier; give one that `rwkvctl pretrain` made")
 
 
 def save(folder: str | os.PathLike[str], state_dict: Mapping[str, Tensor], info: BundleInfo) -> BundleInfo:
@@ -85,14 +127,21 @@ def read_info(folder: str | os.PathLike[str]) -> BundleInfo:
         raise UserError(f"{path}: {where}: {first['msg']}: export the model again") from None
 
 
-def load(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> tuple[nn.Module, BundleInfo]:
+def load(
+    folder: str | os.PathLike[str], device: str | torch.device = "cpu", *, kind: Kind | None = None
+) -> tuple[nn.Module, BundleInfo]:
     """The model of a folder on `device`, in evaluation mode, and what is known of it.
 
+    Args:
+        kind: the kind that it must have; None takes either.
+
     Raises:
-        UserError: a file is missing or damaged, the hash of the weights is not that of `model.json`, or the weights do
-            not fit the model.
+        UserError: a file is missing or damaged, the hash of the weights is not that of `model.json`, the weights do
+            not fit the model, or it is of the other kind.
     """
     info = read_info(folder)
+    if kind is not None:
+        require(info, kind, f"model {folder}")
     weights = read_weights(folder, info)
     model = build(info)
     try:
@@ -123,15 +172,16 @@ def build(info: BundleInfo) -> nn.Module:
     """The untrained model that `model.json` describes."""
     arguments = dict(info.model)
     name = str(arguments.pop("name", ""))
+    create: Callable[..., nn.Module]
+    if info.library == "timm":
+        import timm
+
+        import rwkv_unet  # noqa: F401  (registers the encoders)
+
+        create = timm.create_model
+    else:
+        from rwkv_unet import create_model as create
     try:
-        if name.startswith("rwkv_unet_enc_"):
-            import timm
-
-            import rwkv_unet  # noqa: F401  (registers the encoders)
-
-            return timm.create_model(name, **arguments)
-        from rwkv_unet import create_model
-
-        return create_model(name, **arguments)
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{INFO_NAME}: model: {error}") from None
+        return create(name, **arguments)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise UserError(f"{INFO_NAME}: model: {' '.join(str(error).split())[:200]}") from None

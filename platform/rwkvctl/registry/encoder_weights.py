@@ -1,7 +1,8 @@
 """Where a network's encoder starts: weights of a run, of the registry, of a file, or those that timm publishes.
 
 Whatever the source, they are brought to the encoder's own names once, before training, into one file that every
-worker loads strictly. What was matched is said; what does not fit is refused, never skipped.
+worker loads strictly. What was matched is said; what does not fit is refused, never skipped. Files are read by
+`registry.weights_file`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from typing import NamedTuple
 
 import timm
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -22,12 +22,15 @@ from rwkvctl.base.errors import UserError
 from rwkvctl.config.specs.jobs import FinetuneSpec
 from rwkvctl.models import build as networks
 from rwkvctl.models import bundle
-from rwkvctl.registry import references
-from rwkvctl.registry.references import PRETRAINED, WEIGHT_FILES
+from rwkvctl.registry import references, weights_file
+from rwkvctl.registry.references import PRETRAINED, is_weights_file
 
 FILE_NAME = "encoder.safetensors"
 CLASSIFIERS = ("head.", "fc.", "classifier.", "norm.")
 """Prefixes of what a classifier has after its last map, and an encoder does not need."""
+AUTHORS_STEM = "stage0.0."
+"""In every name of the stem in the authors' own checkpoints."""
+LONGEST = 299
 
 State = Mapping[str, Tensor]
 
@@ -39,7 +42,9 @@ class Loaded(NamedTuple):
     unused: list[str]
 
     def __str__(self) -> str:
-        unused = f", {len(self.unused)} of the source not used (classifier)" if self.unused else ""
+        classifier = all(name.startswith(CLASSIFIERS) for name in self.unused)
+        what = "classifier" if classifier else "not of the encoder"
+        unused = f", {len(self.unused)} of the source not used ({what})" if self.unused else ""
         return f"encoder starts from {self.matched} tensors, none missing{unused}"
 
 
@@ -55,8 +60,9 @@ def prepare_encoder_weights(spec: FinetuneSpec, run_dir: Path) -> Loaded | None:
     assert reference is not None
     try:
         loaded = _fill(encoder, reference, spec)
+        refuse_odd_values(encoder.state_dict())
     except ValueError as error:
-        raise UserError(f"model.encoder_weights {reference}: {error}") from None
+        raise UserError(_cut(f"model.encoder_weights {_end(reference, 80)}: {error}")) from None
     with files.atomic_path(run_dir / FILE_NAME) as temporary:
         save_file({name: x.contiguous() for name, x in encoder.state_dict().items()}, temporary)
     return loaded
@@ -69,43 +75,76 @@ def load(model: nn.Module, run_dir: Path) -> None:
 
 def _fill(encoder: nn.Module, reference: str, spec: FinetuneSpec) -> Loaded:
     timm_name = networks.timm_encoder(spec.model)
+    if reference == PRETRAINED:
+        assert timm_name is not None, "references.check_encoder refuses it for an encoder of ours"
+        return _from_classifier(encoder, _published(timm_name).state_dict())
+    state = _source(reference, spec)
     if timm_name is not None:
-        return _fill_timm(encoder, timm_name, None if reference == PRETRAINED else Path(reference))
-    if Path(reference).suffix in WEIGHT_FILES:
-        return _fill_ours(encoder, read(Path(reference)))
-    source, _ = bundle.load(references.model_folder(reference, spec))
-    return fill(encoder, getattr(source, "encoder", source).state_dict())
+        return _fill_timm(encoder, timm_name, state)
+    return _fill_ours(encoder, state)
 
 
-def _fill_ours(encoder: nn.Module, state: dict[str, Tensor]) -> Loaded:
-    """From a file: our names or the authors', of an encoder or of a whole network."""
-    state = {name.removeprefix("module."): x for name, x in state.items()}
-    inner = {name.removeprefix("encoder."): x for name, x in state.items() if name.startswith("encoder.")}
-    state = inner or state
-    if any(name in state for name in encoder.state_dict()):
-        return fill(encoder, state)
+def _source(reference: str, spec: FinetuneSpec) -> dict[str, Tensor]:
+    """The tensors of a file or of a model folder, under whatever names they have there."""
+    if is_weights_file(reference):
+        return weights_file.read(Path(reference))
+    folder = references.model_folder(reference, spec)
+    return bundle.read_weights(folder, bundle.read_info(folder))
+
+
+def _fill_ours(encoder: nn.Module, state: State) -> Loaded:
+    """Our names or the authors', of an encoder or of a whole network, behind whatever prefix."""
+    prefix = weights_file.prefix_of(state, encoder.state_dict())
+    if prefix is not None:
+        inner, rest = weights_file.split(state, prefix)
+        loaded = fill(encoder, inner)
+        return Loaded(loaded.matched, [*loaded.unused, *rest])
+    if not any(AUTHORS_STEM in name for name in state):
+        raise ValueError(f"none of its {len(state)} names is one of this encoder ({_first(list(state), 3)})")
+    prefix = min((name.partition(AUTHORS_STEM)[0] for name in state if AUTHORS_STEM in name), key=len)
+    inner, rest = weights_file.split(state, prefix)
     assert isinstance(encoder, RWKVUNetEncoder)
-    load_official_state_dict(encoder, state)
-    return Loaded(len(encoder.state_dict()), [name for name in state if name.startswith(CLASSIFIERS)])
+    load_official_state_dict(encoder, inner)
+    return Loaded(len(encoder.state_dict()), [*(name for name in inner if name.startswith(CLASSIFIERS)), *rest])
 
 
-def _fill_timm(encoder: nn.Module, timm_name: str, file: Path | None) -> Loaded:
-    """timm loads its weights into the whole classifier, before it takes the maps out: names differ afterwards."""
+def _fill_timm(encoder: nn.Module, timm_name: str, state: State) -> Loaded:
+    """From a classifier of timm's names, or from a network with the same encoder, whose names differ."""
+    classifier = timm.create_model(timm_name, pretrained=False)
+    own, theirs = encoder.state_dict(), classifier.state_dict()
+    prefix = weights_file.prefix_of(state, theirs)
+    matched = _matches(state, prefix, theirs)
+    as_network = weights_file.prefix_of(state, own)
+    if _matches(state, as_network, own) > matched:
+        assert as_network is not None
+        inner, rest = weights_file.split(state, as_network)
+        return Loaded(fill(encoder, inner).matched, rest)
+    if prefix is None:
+        raise ValueError(f"none of its {len(state)} names is one of {timm_name} ({_first(list(state), 3)})")
+    inner, rest = weights_file.split(state, prefix)
+    fill(classifier, inner, optional=CLASSIFIERS)
+    loaded = _from_classifier(encoder, classifier.state_dict())
+    return Loaded(loaded.matched, [*(name for name in inner if name.startswith(CLASSIFIERS)), *rest])
+
+
+def _matches(state: State, prefix: str | None, own: State) -> int:
+    return 0 if prefix is None else sum(f"{prefix}{name}" in state for name in own)
+
+
+def _published(timm_name: str) -> nn.Module:
+    """The classifier with the weights that timm publishes."""
     try:
-        if file is None:
-            classifier = timm.create_model(timm_name, pretrained=True)
-        else:
-            classifier = timm.create_model(timm_name, pretrained=False)
-            fill(classifier, read(file), optional=CLASSIFIERS)
-    except ValueError:
-        raise
+        return timm.create_model(timm_name, pretrained=True)
     except Exception as error:  # the hub's client has errors of its own for every way of being offline
-        reason = " ".join(str(error).split())[:160]
+        reason = " ".join(str(error).split())[:100]
         raise ValueError(
             f"timm's weights of {timm_name} are not in the cache and cannot be fetched ({reason}); "
-            "give a file: --set model.encoder_weights=FILE"
+            "give a file: --encoder FILE"
         ) from None
-    state = classifier.state_dict()
+
+
+def _from_classifier(encoder: nn.Module, state: State) -> Loaded:
+    """timm loads its weights into the whole classifier, before it takes the maps out: names differ afterwards."""
     wanted = {name: _classifier_name(name, state) for name in encoder.state_dict()}
     return fill(encoder, {name: state[theirs] for name, theirs in wanted.items() if theirs in state})
 
@@ -133,8 +172,10 @@ def fill(module: nn.Module, given: State, optional: tuple[str, ...] = ()) -> Loa
     ]
     foreign = [name for name in unused if not name.startswith(CLASSIFIERS)]
     problems = {"missing": missing, "unexpected": foreign, "of another shape": shapes}
-    if any(problems.values()):
-        told = [f"{len(found)} {what} ({_first(found)})" for what, found in problems.items() if found]
+    found = {what: names for what, names in problems.items() if names}
+    if found:
+        shown = 3 // len(found)  # three names in all: the line stays readable
+        told = [f"{len(names)} {what} ({_first(names, shown)})" for what, names in found.items()]
         matched = sum(name in given for name in own)
         raise ValueError(f"does not fit this encoder: {matched} tensors match, {', '.join(told)}; nothing was loaded")
     fitting = {name: x for name, x in given.items() if name in own and x.shape == own[name].shape}
@@ -142,23 +183,21 @@ def fill(module: nn.Module, given: State, optional: tuple[str, ...] = ()) -> Loa
     return Loaded(len(fitting), unused)
 
 
-def _first(names: list[str]) -> str:
-    return ", ".join(names[:2]) + (", ..." if len(names) > 2 else "")
+def refuse_odd_values(state: State) -> None:
+    """ValueError where weights are not finite: a network that starts from them never trains."""
+    odd = [name for name, x in state.items() if x.is_floating_point() and not torch.isfinite(x).all()]
+    if odd:
+        raise ValueError(f"{len(odd)} tensors hold NaN or infinite values ({_first(odd, 3)}); take another checkpoint")
 
 
-def read(path: Path) -> dict[str, Tensor]:
-    """The tensors of a weights file; no code in it is ever run."""
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
-        raise ValueError(f"cannot be read ({' '.join(str(error).split())[:160]})") from None
-    except Exception as error:  # pickle's own, for what is no plain tensor
-        raise ValueError(f"holds more than tensors, which is not loaded ({type(error).__name__})") from None
-    for key in ("state_dict", "model", "state_dict_ema"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict) or not all(isinstance(x, Tensor) for x in content.values()):
-        raise ValueError("is not a dictionary of tensors")
-    return content
+def _first(names: list[str], count: int) -> str:
+    return ", ".join(_end(name, 45) for name in names[:count]) + (", ..." if len(names) > count else "")
+
+
+def _end(text: str, length: int) -> str:
+    """The end of a long name or path says more than its beginning."""
+    return text if len(text) <= length else f"...{text[3 - length :]}"
+
+
+def _cut(line: str) -> str:
+    return line if len(line) <= LONGEST else f"{line[: LONGEST - 3]}..."

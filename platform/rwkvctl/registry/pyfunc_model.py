@@ -39,7 +39,7 @@ class SegmentationModel(PythonModel):
         import torch
 
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.model, self.info = bundle.load(context.artifacts[BUNDLE_ARTIFACT], self.device)
+        self.model, self.info = bundle.load(context.artifacts[BUNDLE_ARTIFACT], self.device, kind="segmentation")
 
     def predict(self, context: PythonModelContext, model_input: list[str], params: Any = None) -> list[str]:
         """The mask of each image, as this module's docstring says."""

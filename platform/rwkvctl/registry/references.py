@@ -9,9 +9,16 @@ from rwkvctl.base.errors import UserError
 from rwkvctl.config.specs.jobs import FinetuneSpec, JobSpec
 from rwkvctl.runs import folder as run_folder
 
+OURS = "rwkv_unet_enc_"
+"""How the names of our own encoders begin."""
 PRETRAINED = "pretrained"
 """As `model.encoder_weights`: the weights that timm publishes for `model.encoder`."""
-WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin")
+WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".pth.tar", ".tar")
+
+
+def is_weights_file(reference: str) -> bool:
+    """Whether a reference is a file of weights, by its ending or since there is such a file, and not a run's name."""
+    return reference.lower().endswith(WEIGHT_FILES) or Path(reference).expanduser().is_file()
 
 
 def model_folder(reference: str, spec: JobSpec) -> Path:
@@ -63,10 +70,23 @@ def check_encoder(spec: FinetuneSpec) -> None:
                 "model.encoder_weights pretrained: means timm's weights, but model.encoder is our own; give a run, "
                 "models:/NAME@ALIAS, a model folder or a file"
             )
-    elif Path(reference).suffix in WEIGHT_FILES:
+    elif is_weights_file(reference):
         if not Path(reference).is_file():
             raise UserError(f"model.encoder_weights {reference}: no such file")
-    elif encoder is not None:
-        raise UserError(f"model.encoder_weights {reference}: for timm's {encoder} give `pretrained` or a weights file")
     else:
-        model_folder(reference, spec)
+        check_same_encoder(reference, model_folder(reference, spec), encoder)
+
+
+def check_same_encoder(reference: str, folder: Path, encoder: str | None) -> None:
+    """UserError where a model folder holds another timm classifier than the network's encoder (None for our own)."""
+    from rwkvctl.models import bundle
+
+    info = bundle.read_info(folder)
+    held = str(info.model.get("name", ""))
+    if info.kind != "classifier" or held == encoder or (encoder is None and held.startswith(OURS)):
+        return
+    wanted = encoder or "our own"
+    raise UserError(
+        f"model.encoder_weights {reference}: holds {held}, but the network's encoder is {wanted}: "
+        + (f"set model.encoder={held}" if not held.startswith(OURS) else "give weights of that encoder")
+    )

@@ -129,6 +129,7 @@ def _version_tags(
         FINGERPRINT_TAG: info.fingerprint,
         PATH_TAG: f"{path}/artifacts/{folder}",
         "dataset": info.dataset,
+        "kind": info.kind,
         "model": info.model,
         "image_size": info.image_size,
     }

@@ -81,6 +81,40 @@ def test_encoder_folder_builds_through_timm(tmp_path: Path) -> None:
     assert loaded(torch.zeros(1, 3, 32, 32)).shape == (1, 5)
 
 
+@pytest.mark.parametrize("name", ["rwkv_unet_enc_t", "resnet10t"])
+@pytest.mark.parametrize("described", [{"kind": "classifier", "library": "timm"}, {"kind": "classifier"}, {}])
+def test_any_timm_classifier_loads_again_also_of_a_folder_that_says_no_kind(
+    tmp_path: Path, name: str, described: dict[str, str]
+) -> None:
+    import timm
+
+    torch.manual_seed(1)
+    classifier = timm.create_model(name, num_classes=3).eval()
+    written = info(model={"name": name, "num_classes": 3}, classes=list("abc"), **described)
+    bundle.save(tmp_path / "enc", classifier.state_dict(), written)
+    content = json.loads((tmp_path / "enc" / "model.json").read_text())
+    assert (content["kind"], content["library"]) == ("classifier", "timm")
+    if not described:  # as it was written before there was the field
+        del content["kind"], content["library"]
+        (tmp_path / "enc" / "model.json").write_text(json.dumps(content))
+    loaded, found = bundle.load(tmp_path / "enc", kind="classifier")
+    assert (found.kind, found.library) == ("classifier", "timm")
+    x = torch.randn(1, 3, 32, 32)
+    with torch.inference_mode():
+        assert torch.equal(loaded(x), classifier(x))
+    with pytest.raises(UserError, match=r"is a pretrained classifier, which makes no masks; .* --encoder MODEL$"):
+        bundle.load(tmp_path / "enc", kind="segmentation")
+
+
+def test_a_segmentation_model_says_so(folder: Path) -> None:
+    content = json.loads((folder / "model.json").read_text())
+    assert (content["kind"], content["library"]) == ("segmentation", "rwkv_unet")
+    for name in ("smp:unet-resnet50", "monai:UNETR", "unet", "no_such_model"):
+        assert bundle.kind_of(name) == "segmentation"
+    with pytest.raises(UserError, match="rwkv_unet_t is a segmentation model, not a classifier"):
+        bundle.load(folder, kind="classifier")
+
+
 def damage(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
@@ -100,6 +134,7 @@ def change(path: Path, **fields) -> None:
         (lambda f: (f / "model.json").write_text("{"), r"model\.json: JSON: "),
         (lambda f: change(f / "model.json", schema="rwkv-model/2"), r"model\.json: schema: "),
         (lambda f: change(f / "model.json", surprise=1), r"model\.json: surprise: "),
+        (lambda f: change(f / "model.json", kind="detector"), r"model\.json: kind: "),
         (lambda f: change(f / "model.json", model={"name": "rwkv_unet_x", "num_classes": 3}), r"model\.json: model: "),
         (
             lambda f: change(f / "model.json", model={"name": "rwkv_unet_t", "num_classes": 4}),

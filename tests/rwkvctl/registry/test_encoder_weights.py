@@ -66,6 +66,127 @@ def test_from_a_file_of_a_whole_network(tmp_path: Path, wrap: Any):
     assert same(encoder, network.state_dict(), "encoder.")
 
 
+WRAPPERS: list[Any] = [
+    lambda state: {"model_state_dict": state, "epoch": 3, "optimizer": {"state": {0: {"step": 1}}, "param_groups": []}},
+    lambda state: {"net": state},
+    lambda state: {"network_weights": state, "init_args": {"patch": [64, 64]}},
+    lambda state: {"model": {"state_dict": state}},
+    lambda state: {"state_dict": {f"model.{name}": x for name, x in state.items()} | {"loss.weight": torch.ones(2)}},
+    lambda state: {f"_orig_mod.module.{name}": x for name, x in state.items()},
+    lambda state: {name.replace("encoder.", "encoder._orig_mod."): x for name, x in state.items()} | {"epoch": 1},
+    lambda state: {"state_dict": {f"module.model.network.{name}": x for name, x in state.items()}},
+]
+
+
+@pytest.mark.parametrize("file", ["a.ckpt", "a.pth.tar", "A.PTH", "weights"])
+def test_a_file_is_a_file_whatever_its_ending(classifier: nn.Module, tmp_path: Path, file: str):
+    torch.save(classifier.state_dict(), tmp_path / file)
+    encoder, _ = started(spec(tmp_path, encoder_weights=str(tmp_path / file)), tmp_path)
+    assert same(encoder, classifier.state_dict())
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS)
+def test_wrappers_and_prefixes_are_found(tmp_path: Path, wrap: Any):
+    torch.manual_seed(4)
+    network = create_model("rwkv_unet_t", num_classes=1)
+    torch.save(wrap(network.state_dict()), tmp_path / "net.ckpt")
+    encoder, loaded = started(spec(tmp_path, encoder_weights=str(tmp_path / "net.ckpt")), tmp_path)
+    assert same(encoder, network.state_dict(), "encoder.")
+    assert "not of the encoder" in str(loaded)
+
+
+def test_timm_names_behind_a_prefix(tmp_path: Path):
+    source = timm.create_model("resnet10t", num_classes=7)
+    torch.save({"state_dict": {f"model.{k}": v for k, v in source.state_dict().items()}}, tmp_path / "r.ckpt")
+    wanted = spec(tmp_path, encoder="resnet10t", encoder_weights=str(tmp_path / "r.ckpt"))
+    encoder, _ = started(wanted, tmp_path)
+    assert same(encoder, {f"features.{name}": x for name, x in source.state_dict().items()})
+
+
+def saved(folder: Path, model: nn.Module, **described: Any) -> Path:
+    fields = {"classes": list("abcde"), "image_size": 32, "image_kind": "rgb8", "channels": 3}
+    bundle.save(folder, model.state_dict(), bundle.BundleInfo(model=described, **fields))
+    return folder
+
+
+def test_from_a_pretrained_timm_classifier_and_from_a_network_that_has_it(tmp_path: Path):
+    torch.manual_seed(5)
+    source = timm.create_model("resnet10t", num_classes=5)
+    folder = saved(tmp_path / "enc", source, name="resnet10t", num_classes=5)
+    encoder, loaded = started(spec(tmp_path, encoder="resnet10t", encoder_weights=str(folder)), tmp_path)
+    assert same(encoder, {f"features.{name}": x for name, x in source.state_dict().items()})
+    network = create_model("rwkv_unet_t", num_classes=1, encoder="resnet10t")
+    folder = saved(tmp_path / "net", network, name="rwkv_unet_t", num_classes=1, encoder="resnet10t")
+    other = tmp_path / "other"
+    encoder, loaded = started(spec(tmp_path, encoder="resnet10t", encoder_weights=str(folder)), other)
+    assert same(encoder, network.state_dict(), "encoder.")
+    assert loaded.matched == len(encoder.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("encoder", "held", "said"),
+    [
+        (None, "resnet10t", "holds resnet10t, but the network's encoder is our own: set model.encoder=resnet10t"),
+        (
+            "resnet18",
+            "resnet10t",
+            "holds resnet10t, but the network's encoder is resnet18: set model.encoder=resnet10t",
+        ),
+        (
+            "resnet18",
+            "rwkv_unet_enc_t",
+            "holds rwkv_unet_enc_t, but the network's encoder is resnet18: give weights of",
+        ),
+    ],
+)
+def test_another_encoders_weights_are_refused_before_a_run(tmp_path: Path, encoder: str, held: str, said: str):
+    folder = saved(tmp_path / "enc", timm.create_model(held, num_classes=5), name=held, num_classes=5)
+    with pytest.raises(UserError, match=f"encoder_weights {folder}: {said}"):
+        references.check_encoder(spec(tmp_path, encoder=encoder, encoder_weights=str(folder)))
+
+
+def refused(tmp_path: Path, content: Any, **model: Any) -> str:
+    torch.save(content, tmp_path / "x.pth")
+    with pytest.raises(UserError) as caught:
+        encoder_weights.prepare_encoder_weights(
+            spec(tmp_path, encoder_weights=str(tmp_path / "x.pth"), **model), tmp_path / "run"
+        )
+    assert not (tmp_path / "run" / encoder_weights.FILE_NAME).exists()
+    line = str(caught.value)
+    assert len(line) < 300, line
+    assert "\n" not in line
+    return line.partition("x.pth: ")[2]
+
+
+def test_a_refusal_is_short_and_names_what_is_there(classifier: nn.Module, tmp_path: Path):
+    state = classifier.state_dict()
+    assert refused(tmp_path, {"generator": state, "discriminator": state, "epoch": 1}).startswith(
+        "is not a dictionary of tensors; it has the keys generator, discriminator, epoch:"
+    )
+    foreign = timm.create_model("resnet10t", num_classes=5).state_dict()
+    assert refused(tmp_path, foreign).startswith(
+        f"none of its {len(foreign)} names is one of this encoder (conv1.0.weight, conv1.1.weight, conv1.1.bias, ...)"
+    )
+    some = {name: x for name, x in state.items() if "stages.2" not in name}
+    lacks = len(state) - len(some)
+    names = [name for name in state if name not in some][:3]
+    short = [name if len(name) <= 45 else f"...{name[-42:]}" for name in names]
+    assert f"{lacks} missing ({', '.join(short)}, ...)" in refused(tmp_path, some)
+    twice = {f"{part}.{name}": x for part in ("student", "teacher") for name, x in state.items()}
+    assert refused(tmp_path, twice).startswith("holds the encoder twice, under `student.` and `teacher.`")
+    larger = timm.create_model("rwkv_unet_enc_s").state_dict()
+    assert "of another shape (" in refused(tmp_path, larger)
+
+
+def test_weights_that_are_not_finite_are_refused(classifier: nn.Module, tmp_path: Path):
+    bad = {k: torch.full_like(v, float("nan")) if v.ndim == 4 else v for k, v in classifier.state_dict().items()}
+    count = sum(x.ndim == 4 for x in bad.values())
+    assert refused(tmp_path, bad).startswith(f"{count} tensors hold NaN or infinite values (")
+    head = classifier.state_dict() | {"head.fc.weight": torch.full((5, 128), float("nan"))}  # which is not used
+    torch.save(head, tmp_path / "ok.pth")
+    started(spec(tmp_path, encoder_weights=str(tmp_path / "ok.pth")), tmp_path)
+
+
 def test_from_the_authors_file(tmp_path: Path):
     from rwkv_unet import official
 
@@ -140,7 +261,7 @@ def test_bad_files_are_one_line(tmp_path: Path, content: Any, message: str, caps
         ({"encoder_weights": "run-1"}, "run 'run-1' is not in"),
         (
             {"encoder_weights": "run-1", "encoder": "resnet18"},
-            "for timm's resnet18 give `pretrained` or a",
+            "run .run-1. is not in",
         ),
     ],
 )
