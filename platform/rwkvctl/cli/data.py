@@ -49,6 +49,14 @@ def prepare(
         str | None, typer.Option(help="BUSI images with several masks: union or first [default: union]")
     ] = None,
     max_side: Annotated[int | None, typer.Option(help="Shrink larger ISIC images to so many pixels.")] = None,
+    range_: Annotated[
+        str | None,
+        typer.Option(
+            "--range",
+            metavar="LOW,HIGH",
+            help="Black and white of images of more than 8 bits [default: the least and the greatest value of all]",
+        ),
+    ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes [default: all cores]")] = None,
     allow_partial: Annotated[bool, typer.Option("--allow-partial", help="Accept a source that lacks files.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the data set in --out.")] = False,
@@ -57,6 +65,7 @@ def prepare(
     """Convert raw files to a verified data set (shards, index, splits, manifest)."""
     from rwkvctl.config import settings
     from rwkvctl.data.convert.prepare import prepare as run
+    from rwkvctl.data.images.deep import parse_range
     from rwkvctl.data.store import bucket
     from rwkvctl.data.store.manifest import Manifest
 
@@ -74,6 +83,7 @@ def prepare(
             orientation=orientation,
             busi_masks=busi_masks,
             max_side=max_side,
+            range=None if range_ is None else parse_range(range_),
             workers=workers,
             allow_partial=allow_partial,
             overwrite=overwrite,

@@ -70,7 +70,7 @@ def layout(plan: Plan, options: Options, folder: Path) -> list[Job]:
     jobs = []
     for part, items in plan.parts.items():
         for number, group in enumerate(_grouped(items, plan.limits.get(part, Limits()))):
-            made_of = repr((PREP_VERSION, plan.form, options, tuple(plan.classes), part, group))
+            made_of = repr((PREP_VERSION, plan.form, options, tuple(plan.classes), plan.intensity, part, group))
             fingerprint = hashlib.sha256(made_of.encode()).hexdigest()
             jobs.append(Job(folder, f"{part}-{number:06d}", part, group, plan.read, fingerprint))
     for part, shards in plan.adopted.items():

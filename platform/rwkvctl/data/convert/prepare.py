@@ -17,7 +17,7 @@ import numpy as np
 
 from rwkvctl.base import files
 from rwkvctl.base.errors import UserError
-from rwkvctl.data.convert import formats
+from rwkvctl.data.convert import formats, pixel_range
 from rwkvctl.data.convert.conversion import RECORDS, Job, Progress, Record, convert, is_small, layout
 from rwkvctl.data.convert.discover import Problems, slug
 from rwkvctl.data.convert.formats.base import Dataset, Options, Plan
@@ -41,6 +41,7 @@ def prepare(
     orientation: str | None = None,
     busi_masks: str | None = None,
     max_side: int | None = None,
+    range: tuple[float, float] | None = None,
     allow_partial: bool = False,
     overwrite: bool = False,
     workers: int | None = None,
@@ -64,12 +65,13 @@ def prepare(
         orientation=orientation,
         busi_masks=busi_masks,
         max_side=max_side,
+        range=range,
     )
     _check_options(options, form.DATASET)
     with open_sources(sources) as source:
         _refuse_bad_out(out, source.paths, overwrite)
         problems = Problems(str(source))
-        plan = form.plan(source, options, problems)
+        plan = pixel_range.settled(form.plan(source, options, problems), form.DATASET, options)
         with _whole_or_nothing(out, overwrite) as folder:
             jobs = layout(plan, options, folder)
             if plan.adopted or not is_small(jobs):  # what is known to be wrong is not said after hours of reading
@@ -92,7 +94,7 @@ def _dataset_name(text: str) -> str:
 
 
 def _check_options(options: Options, dataset: Dataset) -> None:
-    for field in ("split", "seeds", "classes", "orientation", "busi_masks", "max_side"):
+    for field in ("split", "seeds", "classes", "orientation", "busi_masks", "max_side", "range"):
         if getattr(options, field) is not None and field not in dataset.options:
             flag = "--" + field.replace("seeds", "seed").replace("_", "-")
             raise UserError(f"{flag}: {dataset.name} has no such choice; leave it out")
@@ -267,7 +269,7 @@ def _content(
         "duplicates": found.model_dump(),
         "warnings": [
             *plan.warnings,
-            *(f"{n} images: {note}" for note, n in sorted(notes.items())),
+            *(f"{n} of {len(records)} images: {note}" for note, n in sorted(notes.items())),
             *_duplicate_warnings(found),
             *(f"no mask has a pixel of class {name!r}" for name in absent),
         ],

@@ -1,4 +1,4 @@
-"""Image files: which kind they are, their size, their pixels; masks by the mode they are stored in.
+"""Image files: which kind they are, their size, their pixels.
 
 Kinds are told by magic bytes, never by the file's extension (ImageNet holds a PNG that is called .JPEG).
 Decoding takes simplejpeg for JPEG and OpenCV for PNG; Pillow for what these two do not do faithfully.
@@ -14,7 +14,9 @@ import cv2
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
+
+from rwkvctl.data.images import deep
 
 Kind = Literal["jpg", "png", "bmp", "tif", "gif"]
 Pixels = NDArray[np.uint8]
@@ -34,6 +36,8 @@ _MAGIC: tuple[tuple[bytes, Kind], ...] = (
     (b"GIF8", "gif"),
 )
 _EXIF_ORIENTATION = 0x0112
+_SUBFILE, _REDUCED_OR_MASK = 254, 0b101  # TIFF's tag NewSubfileType: a smaller copy, a transparency mask
+EXIF_ROTATED = "EXIF rotation applied"
 
 
 def sniff(data: bytes) -> Kind | None:
@@ -94,8 +98,11 @@ def _decode_png(data: bytes) -> Pixels:
 
 
 def _decode_with_pillow(data: bytes) -> Pixels:
-    with _open(data) as image:
-        return np.asarray(image.convert("RGB"))
+    try:
+        with _open(data) as image:
+            return np.asarray(image.convert("RGB"))
+    except UnidentifiedImageError as error:
+        raise ValueError("not a JPEG or PNG that can be read") from error
 
 
 def decode_ids(data: bytes) -> Pixels:
@@ -129,34 +136,60 @@ class Checked(NamedTuple):
 
 
 SHRUNK = "shrunk to"
+FEWEST_LEVELS = 32
+FEW_LEVELS = f"fewer than {FEWEST_LEVELS} grey levels"
+"""What is noted of an image that is black, flat, or was brought to 8 bits by a range that is not its own."""
+TO_8_BITS = "to 8 bits"
 
 
-def check_image(data: bytes, max_side: int | None = None) -> Checked:
+class NoRange(ValueError):
+    """An image of more than 8 bits, and no range that says which of its values are black and white."""
+
+
+def check_image(data: bytes, max_side: int | None = None, window: deep.Range | None = None) -> Checked:
     """Decode an image file fully and make it fit for a shard; ValueError says what is wrong with it.
 
     8-bit JPEG and PNG keep their bytes. BMP, TIFF and GIF become PNG; so does an image with an EXIF rotation
-    (applied) and one with more than 8 bits (scaled to 8), because the loader knows neither. With `max_side`, larger
-    images are shrunk to it and become JPEG of quality 95.
+    (applied) and one with more than 8 bits, because the loader knows neither. `window` is the range of the data set
+    that such an image is scaled from; NoRange without one. A file of several pages is refused: no page stands for the
+    others. With `max_side`, larger images are shrunk to it and become JPEG of quality 95.
     """
-    kind = sniff(data)
-    if kind is None:
-        raise ValueError("not an image" if data else "empty file")
-    with _open(data) as image:
-        mode = image.mode
-        orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
-        deep = mode.startswith(("I", "F"))
-        large = max_side is not None and max(image.size) > max_side
-        if kind in ("jpg", "png") and orientation in (0, 1) and not deep and not large:
-            return Checked(data, kind, image.height, image.width, mode, "")
+    opened = open_image(data)
+    if opened is None or deep.is_deep(data, opened):
+        mode, orientation = opened.mode if opened else "F", 1
+        pixels, note = _scaled(deep.stored_values(data, opened), window)
+    else:
+        mode, orientation = opened.mode, opened.getexif().get(_EXIF_ORIENTATION, 1)
+        kind = sniff(data)
+        large = max_side is not None and max(opened.size) > max_side
+        if kind in ("jpg", "png") and orientation in (0, 1) and not large:
+            return Checked(data, kind, opened.height, opened.width, mode, "")
         note = f"{kind} to png" if kind not in ("jpg", "png") else ""
         if orientation not in (0, 1):
-            note = "EXIF rotation applied"
-            image = _rotated(image)
-        pixels = _to_8bit(np.asarray(image)) if deep else np.asarray(image.convert("RGB"))
-        note = "scaled to 8 bits" if deep else note
-    if large:
-        return _shrunk(pixels, max_side or 0, mode)
+            note = EXIF_ROTATED
+            opened = _rotated(opened)
+        pixels = np.asarray(opened.convert("RGB"))
+    if max_side is not None and max(pixels.shape[:2]) > max_side:
+        return _shrunk(pixels, max_side, mode)
     return Checked(encode_png(pixels), "png", pixels.shape[0], pixels.shape[1], mode, note)
+
+
+def _scaled(values: NDArray[Any], window: deep.Range | None) -> tuple[Pixels, str]:
+    """8-bit pixels, and what was done."""
+    own = deep.extent(values)
+    if window is None:
+        kind = "float" if own.is_float else "16-bit"
+        raise NoRange(f"has {kind} values {deep.range_text(own.low, own.high)}, where 8-bit ones were expected")
+    low, high = window
+    note = f"scaled from {deep.range_text(low, high)} {TO_8_BITS}"
+    if own.low < low or own.high > high:
+        note += "; values outside that range were clipped"
+    return deep.to_8bit(values, low, high), note
+
+
+def has_few_levels(data: bytes) -> bool:
+    """Whether a JPEG or PNG of a shard has so few values that it shows next to nothing; see `FEW_LEVELS`."""
+    return int(np.count_nonzero(np.bincount(decode_rgb(data, (64, 64)).ravel(), minlength=256))) < FEWEST_LEVELS
 
 
 def _shrunk(pixels: Pixels, max_side: int, mode: str) -> Checked:
@@ -192,70 +225,59 @@ def _rotated(image: Image.Image) -> Image.Image:
     return ImageOps.exif_transpose(image)
 
 
-def _to_8bit(pixels: NDArray[np.generic]) -> Pixels:
-    if pixels.dtype.kind == "f" or pixels.min() < 0 or pixels.max() > 65535:
-        raise ValueError(f"pixels of type {pixels.dtype} outside 0..65535")
-    return (pixels.astype(np.uint32) // 257).astype(np.uint8)
+def open_image(data: bytes) -> Image.Image | None:
+    """A file of one image, decoded by Pillow; None for a TIFF of a kind that only OpenCV reads (floats in colour).
 
-
-class RawMask(NamedTuple):
-    """A mask as it was stored: values (H, W) in uint8 or uint16, the mode and kind of its file."""
-
-    values: NDArray[np.uint8] | NDArray[np.uint16]
-    mode: str
-    kind: Kind
-
-    @property
-    def lossy(self) -> bool:
-        return self.kind == "jpg"
-
-
-def read_mask(data: bytes) -> RawMask:
-    """The stored values of a mask file, one channel; ValueError when it is not clear which.
-
-    Mode `1` gives {0, 1}; `P` gives palette indices, not colours; colour masks must be grey (a JPEG's chroma
-    noise is allowed); alpha is ignored unless nothing is opaque; 16-bit values stay 16-bit.
+    ValueError for what is no image, is damaged, or holds several pages or frames.
     """
     kind = sniff(data)
     if kind is None:
         raise ValueError("not an image" if data else "empty file")
-    with _open(data) as image:
-        mode = image.mode
-        pixels = np.asarray(image)
-    if mode in ("1", "L", "P"):
-        values = pixels.astype(np.uint8)
-    elif mode in ("LA", "RGB", "RGBA"):
-        values = _grey_of(pixels, mode, tolerance=24 if kind == "jpg" else 0)
-    elif mode.startswith("I") and pixels.min() >= 0 and pixels.max() <= 65535:
-        values = pixels.astype(np.uint16)
-    else:
-        raise ValueError(f"mask with pixel mode {mode}; give grey or palette images")
-    return RawMask(values, mode, kind)
+    try:
+        image = _open(data)
+    except UnidentifiedImageError as error:
+        pages = cv2.imdecodemulti(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)[1] if kind == "tif" else ()
+        _refuse_pages(len(pages), "pages")
+        if not pages or pages[0].dtype.kind != "f":
+            raise ValueError(f"corrupt image (starts like a {kind} file, and is none)") from error
+        return None
+    return image
 
 
-def _grey_of(pixels: Pixels, mode: str, tolerance: int) -> Pixels:
-    if mode.endswith("A"):
-        if not pixels[..., -1].any():
-            raise ValueError("mask is fully transparent")
-        pixels = pixels[..., :-1]
-    channels = [pixels[..., i] for i in range(pixels.shape[-1])]  # a reduction over the last axis takes 20 times longer
-    spread = np.maximum.reduce(channels) - np.minimum.reduce(channels)
-    if int(spread.max(initial=0)) > tolerance:
-        raise ValueError("mask is in colour; give one grey value a class")
-    return pixels[..., 0]
+def _refuse_pages(count: int, what: str) -> None:
+    if count > 1:
+        raise ValueError(f"has {count} {what}, and an image is one; save each as a file of its own")
+
+
+def _pages(image: Image.Image) -> int:
+    """How many pictures a TIFF, GIF or PNG holds. Thumbnails beside a TIFF's picture, and a camera's second JPEG, are
+    none of their own."""
+    count = int(getattr(image, "n_frames", 1)) if image.format in ("TIFF", "GIF", "PNG") else 1
+    if count == 1 or image.format != "TIFF":
+        return count
+    own = 0
+    for page in range(count):
+        image.seek(page)
+        own += not int(image.tag_v2.get(_SUBFILE, 0)) & _REDUCED_OR_MASK  # type: ignore[attr-defined]
+    image.seek(0)
+    return own
 
 
 def _open(data: bytes) -> Image.Image:
-    """A Pillow image, decoded; whatever Pillow or a codec raises becomes a ValueError."""
+    """A Pillow image, decoded; whatever else Pillow or a codec raises becomes a ValueError."""
     import warnings
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # harmless: truncated EXIF, palette transparency, large image
-            image = Image.open(io.BytesIO(data))
+            image: Image.Image = Image.open(io.BytesIO(data))
             _refuse_huge(image.height, image.width)
+            _refuse_pages(_pages(image), "pages" if image.format == "TIFF" else "frames")
+            if (image.format, image.mode) == ("BMP", "1"):  # Pillow reads one of 8 bits with two colours as black
+                grey: Any = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
+                image = Image.fromarray(grey)
             image.load()
-    except ValueError:
+    except (ValueError, UnidentifiedImageError):
         raise
     except Exception as error:  # Pillow's codecs raise nearly anything on a broken file
         raise ValueError(f"corrupt image ({type(error).__name__}: {str(error).split(chr(10))[0]})") from error

@@ -11,6 +11,7 @@ import numpy as np
 
 from rwkvctl.base import files
 from rwkvctl.base.errors import UserError
+from rwkvctl.data.images.files import FEW_LEVELS, has_few_levels
 from rwkvctl.data.store import bucket, index, quarantine
 from rwkvctl.data.store.leaks import with_duplicates
 from rwkvctl.data.store.manifest import Manifest
@@ -126,10 +127,12 @@ def _check_samples(
     """Read every sample; returns the leak group of each."""
     reader = Reader(manifest)
     groups: dict[str, str | None] = {}
+    few_levels = 0
     for row in range(len(reader)):
         key = reader.key(row)
         try:
             groups[key] = _check_sample(manifest, reader, row, deep)
+            few_levels += _has_few_levels(manifest, reader, row, deep)
             if set_apart:  # also what the checks above do not look at
                 reader.check(row)
         except UserError as error:
@@ -141,6 +144,10 @@ def _check_samples(
             report.problems.append(f"{key}: {error}")
         if progress:
             progress("samples", row + 1, len(reader))
+    if few_levels:
+        report.warnings.append(
+            f"{few_levels} of {len(reader)} images have {FEW_LEVELS}: look at them with data show --sheet"
+        )
     if report.samples != manifest.content.counts.get("samples"):
         report.problems.append(f"{report.samples} samples, the manifest counts {manifest.content.counts['samples']}")
     return groups
@@ -173,6 +180,15 @@ def _check_sample(manifest: Manifest, reader: Reader, row: int, deep: bool) -> s
         if image.dtype != (np.uint8 if manifest.image_kind == "rgb8" else np.float32):
             raise ValueError(f"image of type {image.dtype}")
     return meta.get("group_id")
+
+
+def _has_few_levels(manifest: Manifest, reader: Reader, row: int, deep: bool) -> bool:
+    """Whether an image shows next to nothing; without `deep` as `prepare` noted it."""
+    if manifest.image_kind != "rgb8":
+        return False
+    if not deep:
+        return FEW_LEVELS in str(reader.meta(row).get("image_note", ""))
+    return has_few_levels(reader.read(row, "jpg" if reader.has(row, "jpg") else "png"))
 
 
 def _check_splits(manifest: Manifest, groups: dict[str, str], report: Report) -> None:

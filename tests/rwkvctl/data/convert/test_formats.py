@@ -13,7 +13,7 @@ from PIL import Image
 from rwkvctl.base.errors import UserError
 from rwkvctl.data.convert.formats.folder import class_ids
 from rwkvctl.data.convert.prepare import prepare
-from rwkvctl.data.images import files as image_files
+from rwkvctl.data.images.masks import RawMask
 from rwkvctl.data.store.manifest import Manifest
 from rwkvctl.data.store.reader import Reader, reader_for
 
@@ -141,8 +141,8 @@ def test_folder_takes_images_of_every_kind(source: Path, tmp_path: Path):
     assert [reader.meta(row)["orig_mode"] for row in range(3)] == ["CMYK", "I;16", "RGB"]
     assert [reader.image(row).shape for row in (0, 1, 2)] == [(48, 48, 3), (48, 48, 3), (48, 32, 3)]
     assert all(set(np.unique(reader.mask(row))) == {0, 1} for row in range(6))
-    assert "1 images: EXIF rotation applied" in made.content.warnings
-    assert "1 images: scaled to 8 bits" in made.content.warnings
+    assert "1 of 20 images: EXIF rotation applied" in made.content.warnings
+    assert "1 of 20 images: scaled from 0..65535 to 8 bits" in made.content.warnings
 
 
 def test_names_without_a_letter_of_ascii(source: Path, tmp_path: Path):
@@ -190,8 +190,8 @@ def test_links_out_of_the_source_are_not_followed(source: Path, tmp_path: Path):
     refused(tmp_path, "folder", source, "1.jpg: has no mask")
 
 
-def mask_of(values: np.ndarray, kind: str = "png") -> image_files.RawMask:
-    return image_files.RawMask(values, "L", kind)  # type: ignore[arg-type]
+def mask_of(values: np.ndarray, kind: str = "png") -> RawMask:
+    return RawMask(values, "L", kind)  # type: ignore[arg-type]
 
 
 def test_values_of_binary_masks():

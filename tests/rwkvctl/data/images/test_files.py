@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -68,11 +69,35 @@ def test_exif_rotation_is_applied_once():
     np.testing.assert_array_equal(image_files.decode_rgb(checked.data), np.rot90(RGB, -1))
 
 
-def test_sixteen_bit_is_scaled():
-    deep = (np.arange(600, dtype=np.uint16) * 100).reshape(20, 30)
-    checked = image_files.check_image(encoded(Image.fromarray(deep), "PNG"))
-    assert "8 bits" in checked.note
-    np.testing.assert_array_equal(image_files.decode_rgb(checked.data)[..., 0], deep // 257)
+@pytest.mark.parametrize("kind", ["TIFF", "GIF", "PNG"])
+def test_an_image_of_several_pages_is_refused_with_their_count(kind):
+    pages = [Image.fromarray(page) for page in RNG.integers(0, 256, (3, 8, 8), dtype=np.uint8)]
+    data = encoded(pages[0], kind, save_all=True, append_images=pages[1:])
+    with pytest.raises(ValueError, match=r"has 3 (pages|frames), and an image is one; save each as a file of its own"):
+        image_files.check_image(data)
+
+
+def test_pages_that_opencv_wrote(tmp_path):
+    cv2.imwritemulti(str(tmp_path / "a.tif"), list(RNG.random((4, 8, 8, 3), dtype=np.float32)))
+    with pytest.raises(ValueError, match="has 4 pages"):
+        image_files.check_image((tmp_path / "a.tif").read_bytes())
+
+
+def test_thumbnails_are_no_pages():
+    first, small = Image.fromarray(RGB), Image.fromarray(RGB[::4, ::4].copy())
+    small.encoderinfo = {"tiffinfo": {254: 1}}
+    tiff = encoded(first, "TIFF", save_all=True, append_images=[small])
+    assert Image.open(io.BytesIO(tiff)).n_frames == 2
+    camera = encoded(first, "MPO", save_all=True, append_images=[small])
+    for data in (tiff, camera):
+        checked = image_files.check_image(data)
+        assert (checked.height, checked.width) == RGB.shape[:2]
+
+
+def test_few_levels():
+    assert image_files.has_few_levels(image_files.encode_png(np.zeros((20, 20, 3), np.uint8)))
+    assert image_files.has_few_levels(image_files.encode_png(RGB % 31))
+    assert not image_files.has_few_levels(image_files.encode_png(RGB))
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
@@ -96,35 +121,6 @@ def test_a_bomb_is_refused_before_it_is_decoded():
 
 
 IDS = np.array([[0, 1], [2, 3]], np.uint8)
-
-
-def test_palette_masks_give_indices_not_colours():
-    palette = Image.fromarray(IDS, "L").convert("P")
-    palette.putdata(IDS.ravel().tolist())
-    palette.putpalette([0, 0, 0, 200, 0, 0, 0, 200, 0, 0, 0, 200] + [0] * 756)
-    np.testing.assert_array_equal(image_files.read_mask(encoded(palette, "PNG")).values, IDS)
-
-
-def test_masks_of_other_modes():
-    one = image_files.read_mask(encoded(Image.fromarray(IDS > 1).convert("1"), "PNG"))
-    assert (one.mode, one.values.tolist()) == ("1", [[0, 0], [1, 1]])
-    grey = np.repeat(IDS[..., None], 3, -1)
-    np.testing.assert_array_equal(image_files.read_mask(encoded(Image.fromarray(grey), "PNG")).values, IDS)
-    alpha = np.dstack([grey, np.full((2, 2), 255, np.uint8)])
-    np.testing.assert_array_equal(image_files.read_mask(encoded(Image.fromarray(alpha), "PNG")).values, IDS)
-    deep = IDS.astype(np.uint16) * 1000
-    read = image_files.read_mask(encoded(Image.fromarray(deep), "PNG"))
-    assert read.values.dtype == np.uint16
-    np.testing.assert_array_equal(read.values, deep)
-
-
-def test_masks_that_are_not_clear():
-    coloured = np.zeros((2, 2, 3), np.uint8)
-    coloured[0, 0] = (0, 0, 9)
-    with pytest.raises(ValueError, match="colour"):
-        image_files.read_mask(encoded(Image.fromarray(coloured), "PNG"))
-    with pytest.raises(ValueError, match="transparent"):
-        image_files.read_mask(encoded(Image.fromarray(np.zeros((2, 2, 4), np.uint8)), "PNG"))
 
 
 def test_mask_png_is_the_same_twice_and_read_back():

@@ -52,6 +52,7 @@ class Options:
     orientation: str | None = None
     busi_masks: str | None = None
     max_side: int | None = None
+    range: tuple[float, float] | None = None
 
 
 class Item(Protocol):

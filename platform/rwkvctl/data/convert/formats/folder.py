@@ -15,6 +15,7 @@ from rwkvctl.data.convert.formats.base import Dataset, Options, Plan
 from rwkvctl.data.convert.formats.pairs import Mask, Pair, histogram, numbered, pairs_plan
 from rwkvctl.data.convert.sources import RawFile, Source
 from rwkvctl.data.images import files as image_files
+from rwkvctl.data.images.masks import RawMask, read_mask
 from rwkvctl.data.store.splits import Split, parse_ratio, random_splits
 
 DATASET = Dataset(
@@ -26,7 +27,7 @@ DATASET = Dataset(
     forms={"images+masks": "images/NAME.(jpg|png|bmp|tif) and masks/NAME[_mask].(png|jpg|bmp|tif)"},
     licence="your own",
     access="your own files",
-    options=("split", "seeds", "classes"),
+    options=("split", "seeds", "classes", "range"),
 )
 FOLDERS = ("images", "masks")
 MASK_SUFFIXES = ("_mask", "_segmentation", "_gt", "_label", "-mask")
@@ -96,10 +97,10 @@ class ClassIds:
     num_classes: int
 
     def __call__(self, data: bytes) -> Mask:
-        return Mask(*class_ids(image_files.read_mask(data), self.num_classes))
+        return Mask(*class_ids(read_mask(data), self.num_classes))
 
 
-def class_ids(raw: image_files.RawMask, num_classes: int) -> tuple[NDArray[np.uint8], str]:
+def class_ids(raw: RawMask, num_classes: int) -> tuple[NDArray[np.uint8], str]:
     """Class ids (H, W) from stored values, with the rule that was used; ValueError for values of no known meaning.
 
     Two classes: {0, 1}, {0, 255}, or the grey of a JPEG (or of a resampled JPEG stored in a PNG), cut at 127.
@@ -109,11 +110,16 @@ def class_ids(raw: image_files.RawMask, num_classes: int) -> tuple[NDArray[np.ui
     counts = np.bincount(values.ravel(), minlength=256)
     present = np.flatnonzero(counts)
     if num_classes > 2:
-        if present[-1] >= num_classes:
+        found = [ids for ids in (values, raw.indices) if ids is not None and ids.max() < num_classes]
+        if not found:
             raise ValueError(f"mask values {histogram(values)}; with these --classes they must be 0..{num_classes - 1}")
-        return values.astype(np.uint8), "value"
+        if not np.array_equal(found[0], found[-1]):
+            raise ValueError("palette mask whose indices and greys could both be class ids; save it as plain grey")
+        return found[0].astype(np.uint8), "value"
     if not raw.lossy and present[-1] <= 1:
         return values.astype(np.uint8), "value"
+    if present[-1] < 255 and raw.indices is not None and raw.indices.max() <= 1:  # black and some grey
+        return raw.indices, "value"
     if not (set(present.tolist()) <= {0, 255} or _is_blurred_binary(counts, raw.lossy)):
         raise ValueError(
             f"mask values {histogram(values)}; a binary mask has 0 and 255 (or 0 and 1); else give --classes"

@@ -20,7 +20,7 @@ from rwkvctl.data.convert.discover import Problems
 from rwkvctl.data.convert.formats.base import Dataset, Options, Plan
 from rwkvctl.data.convert.formats.pairs import Mask, Pair, numbered, pairs_plan
 from rwkvctl.data.convert.sources import RawFile, Source
-from rwkvctl.data.images import files as image_files
+from rwkvctl.data.images.masks import read_mask
 from rwkvctl.data.store.splits import Split, grouped_splits, random_splits
 
 PARTS = {"train": range(1, 86), "testA": range(1, 61), "testB": range(1, 21)}
@@ -81,7 +81,7 @@ def plan(source: Source, options: Options, problems: Problems) -> Plan:
 
 def read_glands(data: bytes) -> Mask:
     """Any numbered gland is foreground."""
-    values = image_files.read_mask(data).values
+    values = read_mask(data).values
     return Mask((values > 0).astype(np.uint8), "value > 0", instances=values.astype(np.uint16))
 
 

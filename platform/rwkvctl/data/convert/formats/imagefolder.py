@@ -25,6 +25,7 @@ DATASET = Dataset(
     forms={"imagefolder": "train/CLASS/* and val/CLASS/* or test/CLASS/*"},
     licence="your own",
     access="your own files",
+    options=("range",),
 )
 
 

@@ -50,7 +50,7 @@ DATASET = Dataset(
     },
     licence="your own",
     access="your own files",
-    options=("split", "seeds"),
+    options=("split", "seeds", "range"),
 )
 NIFTI, ORIENTATION, IGNORE = (".nii", ".nii.gz"), "itk", "ignore"
 WINDOW = ("p0.5", "p99.5")

@@ -14,6 +14,7 @@ from rwkvctl.base.errors import BadFile
 from rwkvctl.data.convert.discover import relative
 from rwkvctl.data.convert.formats.base import Dataset, MakeSplits, Options, Plan, Sample, count_pixels, sha256
 from rwkvctl.data.convert.sources import RawFile
+from rwkvctl.data.images import deep, masks
 from rwkvctl.data.images import files as image_files
 
 IGNORED = 255  # in masks, at any number of classes
@@ -73,7 +74,7 @@ class Above:
     threshold: int = 127
 
     def __call__(self, data: bytes) -> Mask:
-        raw = image_files.read_mask(data)
+        raw = masks.read_mask(data)
         values = raw.values
         if raw.mode == "1":
             return Mask(values.astype(np.uint8), "one bit")
@@ -96,14 +97,16 @@ class Levels:
     ids: tuple[tuple[int, int], ...]  # (stored value, class id)
 
     def __call__(self, data: bytes) -> Mask:
-        values = image_files.read_mask(data).values
+        raw = masks.read_mask(data)
         table = np.full(1 << 16, 256, np.int32)
         for value, class_id in self.ids:
             table[value] = class_id
-        found = table[values]
+        found = table[raw.values]
+        if (found == 256).any() and raw.indices is not None:
+            found = table[raw.indices]
         if (found == 256).any():
             levels = ", ".join(str(value) for value, _ in self.ids)
-            raise ValueError(f"mask values {histogram(values)}; only {levels} are known")
+            raise ValueError(f"mask values {histogram(raw.values)}; only {levels} are known")
         return Mask(found.astype(np.uint8), self.rule)
 
     @property
@@ -125,24 +128,30 @@ def histogram(values: NDArray[Any]) -> str:
 
 @dataclass(frozen=True)
 class PairReader:
-    """`Plan.read` for pairs. Paths are recorded relative to `root`, a folder in the source."""
+    """`Plan.read` for pairs. Paths are recorded relative to `root`, a folder in the source.
+
+    window: the range of the data set's images of more than 8 bits, see `convert.pixel_range`.
+    """
 
     dataset: str
     num_classes: int
     read_mask: ReadMask
     root: str = ""
     max_side: int | None = None
+    window: deep.Range | None = None
 
     def __call__(self, part: str, pair: Pair) -> Sample:
         image_bytes = pair.image.read()
         try:
-            image = image_files.check_image(image_bytes, self.max_side)
+            image = image_files.check_image(image_bytes, self.max_side, self.window)
         except ValueError as error:
             raise BadFile(f"{pair.image}: {error}; replace it") from error
         source_sha = sha256(image_bytes)
         sources = {relative(pair.image, self.root): source_sha}
         members: dict[str, bytes] = {image.kind: image.data}
         notes = [image.note] if image.note else []
+        if image_files.has_few_levels(image.data):
+            notes.append(image_files.FEW_LEVELS)
         meta = {
             "id": pair.key,
             "dataset": self.dataset,
@@ -171,7 +180,7 @@ class PairReader:
         self, pair: Pair, image: image_files.Checked, sources: dict[str, str], notes: list[str]
     ) -> tuple[Mask, dict[str, bytes]]:
         """The union of the pair's masks at the image's size, and the instances as a member of their own."""
-        masks = []
+        found = []
         for file in pair.masks:
             data = file.read()
             sources[relative(file, self.root)] = sha256(data)
@@ -184,9 +193,11 @@ class PairReader:
             highest = int(mask.ids[mask.ids != IGNORED].max(initial=0))
             if highest >= self.num_classes:
                 raise BadFile(f"{file}: class {highest}, there are {self.num_classes} classes")
-            masks.append(self._fitted(mask, file, pair, image, notes))
-        whole = masks[0]._replace(ids=np.maximum.reduce([mask.ids for mask in masks]))
-        instances = masks[0].instances if len(masks) == 1 else None
+            found.append(self._fitted(mask, file, pair, image, notes))
+        whole = found[0]._replace(ids=np.maximum.reduce([mask.ids for mask in found]))
+        instances = found[0].instances if len(found) == 1 else None
+        if odd := masks.oddity(whole.ids):
+            notes.append(odd)
         return whole, {} if instances is None else {"inst.png": image_files.encode_png(instances)}
 
     def _fitted(self, mask: Mask, file: RawFile, pair: Pair, image: image_files.Checked, notes: list[str]) -> Mask:
@@ -219,7 +230,7 @@ def pairs_plan(
     warnings: Sequence[str] = (),
     excluded: Sequence[dict[str, str]] = (),
 ) -> Plan:
-    """The plan of a 2-D segmentation data set of 8-bit images.
+    """The plan of a 2-D segmentation data set, whose images are kept in 8 bits.
 
     root: the folder that recorded paths are relative to; by default the one that holds all files.
     """

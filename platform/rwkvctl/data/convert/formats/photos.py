@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from rwkvctl.base.errors import BadFile
 from rwkvctl.data.convert.formats.base import Sample, sha256
 from rwkvctl.data.convert.sources import RawFile
+from rwkvctl.data.images import deep
 from rwkvctl.data.images import files as image_files
 from rwkvctl.data.store.splits import Split, fixed
 from rwkvctl.data.store.writer import Limits
@@ -44,10 +45,11 @@ def hash_of(text: str) -> bytes:
 
 @dataclass(frozen=True)
 class PhotoReader:
-    """`Plan.read` for photos."""
+    """`Plan.read` for photos; `window` as in `pairs.PairReader`."""
 
     dataset: str
     classes: tuple[str, ...]
+    window: deep.Range | None = None
 
     def __call__(self, part: str, photo: Photo) -> Sample:
         return self.sample(part, photo.key, photo.path, photo.label, photo.file.read(), photo.file)
@@ -55,9 +57,12 @@ class PhotoReader:
     def sample(self, part: str, key: str, path: str, label: int, data: bytes, shown: object) -> Sample:
         """The sample of an image's bytes; `shown` names them in messages."""
         try:
-            image = image_files.check_image(data)
+            image = image_files.check_image(data, window=self.window)
         except ValueError as error:
             raise BadFile(f"{shown}: {error}; replace it") from error
+        notes = [image.note] if image.note else []
+        if image_files.TO_8_BITS in image.note and image_files.has_few_levels(image.data):
+            notes.append(image_files.FEW_LEVELS)
         digest = sha256(data)
         meta = {
             "id": key,
@@ -68,7 +73,7 @@ class PhotoReader:
             "orig_sha256": digest,
             "orig_size": [image.height, image.width],
             "orig_mode": image.mode,
-            "image_note": image.note,
+            "image_note": "; ".join(notes),
             "class": self.classes[label],
             "labeled": True,
         }

@@ -1,0 +1,74 @@
+"""The one range from which a data set's images of more than 8 bits are scaled: a first pass over them.
+
+The range runs from the least to the greatest value that any of these images has, over all parts of the data set. It
+is thus the same in whatever order and by however many threads the images are read, and nothing is clipped. 8-bit values
+that were widened to 16 bits are taken back exactly, if all of the images are such. `--range` states another one.
+It becomes the manifest's `intensity`, and the model's that is trained on the data, which predicts by it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import chain
+
+from rwkvctl.base.errors import BadFile, UserError
+from rwkvctl.base.processes import available_cpus
+from rwkvctl.data.convert.formats.base import Dataset, Options, Plan
+from rwkvctl.data.convert.formats.pairs import PairReader
+from rwkvctl.data.convert.formats.photos import PhotoReader
+from rwkvctl.data.convert.sources import RawFile
+from rwkvctl.data.images import deep, intensity
+from rwkvctl.data.images.files import open_image
+
+
+def settled(plan: Plan, dataset: Dataset, options: Options) -> Plan:
+    """The plan with the range of its images of more than 8 bits; as it is where there are none.
+
+    Formats of ImageNet's size, whose images have 8 bits by definition, are not gone through.
+    """
+    reader = plan.read
+    if not isinstance(reader, PairReader) and not (isinstance(reader, PhotoReader) and "range" in dataset.options):
+        return plan
+    with ThreadPoolExecutor(available_cpus()) as pool:
+        extents = [found for found in pool.map(_extent, _images(plan)) if found is not None]
+    if not extents:
+        if options.range is not None:
+            raise UserError("--range: no image has more than 8 bits; leave it out")
+        return plan
+    window = options.range or _common(extents)
+    return replace(plan, read=replace(reader, window=window), intensity=intensity.rule(*window))
+
+
+def _images(plan: Plan) -> Iterator[RawFile]:
+    return (item.files[0] for item in chain.from_iterable(plan.parts.values()))
+
+
+def _extent(file: RawFile) -> tuple[RawFile, deep.Extent] | None:
+    """The extent of a deep image; None for any other, and for one that is damaged, which conversion will say."""
+    try:
+        with file.open() as stream:
+            if not deep.may_be_deep(stream.read(32)):
+                return None
+        data = file.read()
+        image = open_image(data)
+        if image is not None and not deep.is_deep(data, image):
+            return None
+        return file, deep.extent(deep.stored_values(data, image))
+    except (OSError, ValueError, BadFile):
+        return None
+
+
+def _common(extents: list[tuple[RawFile, deep.Extent]]) -> deep.Range:
+    floats = [file for file, extent in extents if extent.is_float]
+    if 0 < len(floats) < len(extents):
+        whole = next(file for file, extent in extents if not extent.is_float)
+        raise UserError(
+            f"{len(floats)} images hold floats ({floats[0].name}), {len(extents) - len(floats)} hold whole numbers of "
+            f"more than 8 bits ({whole.name}): they share no range; convert them to one kind, or give --range LOW,HIGH"
+        )
+    if all(extent.is_widened for _, extent in extents):
+        return deep.BYTES_IN_WORDS
+    low, high = min(extent.low for _, extent in extents), max(extent.high for _, extent in extents)
+    return low, high if high > low else low + 1
