@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
 from rwkvctl.cli.app import app
 from rwkvctl.config.specs import load
 from rwkvctl.config.specs.jobs import JOBS, FinetuneSpec
 from rwkvctl.config.specs.study import study_names
+from rwkvctl.data.convert import synth
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -110,3 +113,40 @@ def test_what_is_not_taken_is_found():
         check_names("x", parsed("rwkvctl finetune acdc --set train.epoch=3") or {})
     with pytest.raises(AssertionError):
         check_names("x", parsed("rwkvctl finetune clinicdbs") or {})
+
+
+# README's commands that need no training, in its order, on synthetic downloads ----------------------------------------
+
+README = spans((ROOT / "README.md").read_text())
+
+
+@pytest.fixture
+def readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Runs the command of README that begins so, in a folder of the test's own, and returns what it prints."""
+    monkeypatch.setenv("RWKVCTL_HOME", str(tmp_path / "home"))
+    for variable in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "RWKVCTL_DATA_ROOT", "RWKVCTL_STORAGE"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.chdir(tmp_path)
+
+    def run(begin: str, *more: str, code: int = 0, **instead: str) -> str:
+        (line,) = (line for line in README if line.startswith(f"rwkvctl {begin}"))
+        words = [instead.get(word, word) for word in shlex.split(line)[1:]]
+        result = CliRunner().invoke(app, [*words, *more])
+        assert result.exit_code == code, f"{line}: {result.exception or result.output}"
+        return result.stdout
+
+    return run
+
+
+def test_the_commands_of_readme_run(readme: Callable[..., str]):
+    readme("data synth busi")
+    assert "busi" in readme("data doctor", DIR="raw/busi", code=1)  # images are missing
+    synth.write("clinicdb", "CVC-ClinicDB", size=64)
+    assert "clinicdb" in readme("data prepare", "--allow-partial")  # 12 of its 612 images
+    assert "sound" in readme("data verify")
+    planned = readme("finetune clinicdb --data", "--set", "train.batch_size=2", "--dry-run")
+    assert "# parameters: 7,76" in planned  # U-Net's 7.77 M
+    assert "skips" in readme("study list")
+    assert "decoder_kernel_size: 9" in readme("recipe show")
+    assert "FinetuneSpec" in readme("recipe schema")
+    assert "address: ray-head:6379" in readme("config set")
