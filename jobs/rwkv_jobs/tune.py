@@ -5,7 +5,6 @@ python -m rwkv_jobs.tune RUN_FOLDER
 
 from __future__ import annotations
 
-import itertools
 import logging
 from functools import partial
 from pathlib import Path
@@ -14,10 +13,13 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
-from rwkv_jobs import finetune
-from rwkvctl.base.errors import JobFailedError, UserError
-from rwkvctl.config.specs.jobs import Choice, FinetuneSpec, FloatRange, IntRange, SpaceSpec, TuneSpec
-from rwkvctl.config.specs.load import build, merge, nest
+from rwkv_jobs import finetune, points
+from rwkvctl.base.errors import JobFailedError
+from rwkvctl.base.files import write_json
+from rwkvctl.config.specs.jobs import FinetuneSpec, TuneSpec
+from rwkvctl.config.specs.load import merge
+from rwkvctl.config.specs.sweep import trial_spec
+from rwkvctl.launch import preflight
 from rwkvctl.runs import folder as run_folder
 from rwkvctl.runs.journal import say
 
@@ -25,107 +27,84 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
 def check(spec: TuneSpec, run_dir: Path) -> None:
-    """Whether the model that is varied can be trained, and the space fits it."""
+    """Whether the model that is varied can be trained; `launch.preflight` has checked the space."""
     finetune.check(spec.base, run_dir)
-    check_space(spec)
 
 
 def run(spec: TuneSpec, run_dir: Path) -> dict[str, Any]:
     """Run the trials that the study still lacks, and hand back its table."""
     storage = optuna.storages.RDBStorage(spec.study_storage or f"sqlite:///{run_dir / 'study.db'}")
     study = optuna.create_study(storage=storage, study_name=run_dir.name, direction="maximize", load_if_exists=True)
-    requeue_stale(study, storage)
+    points.requeue_stale(study, storage, spec.space)
+    for what, value in preflight.sweep_plan(spec, preflight.load_manifest(spec.base)).items():
+        say(run_dir, f"{what}: {value}")
+    count = trials_to_run(spec, study)
+    errors = run_trials(spec, run_dir, study, storage, count) if count else []
+    summary = summarise(spec, run_dir, study)
+    write_json(run_dir / "artifacts" / "trials.json", summary)
+    finish(spec, run_dir, study, errors)
+    return summary
+
+
+def trials_to_run(spec: TuneSpec, study: optuna.Study) -> int:
+    """How many trials the study still lacks, those included that wait in it; `cover` puts them into its queue."""
+    waiting = len(study.get_trials(states=(TrialState.WAITING,)))
+    missing = max(0, spec.trials - complete(study))
+    axes, size = spec.space.axes(), spec.space.size()
+    if axes is None or size is None:
+        return missing
+    missing = min(missing, size - len(points.taken(study)) + waiting)
     if spec.space.cover:
-        enqueue_missing(study, grid(spec.space))
-    missing = spec.trials - len(study.get_trials(states=(TrialState.COMPLETE,)))
-    if missing > 0:
-        run_trials(spec, run_dir, storage, missing)
-    return summarise(spec, run_dir, study)
-
-
-def check_space(spec: TuneSpec) -> None:
-    """Every end of the space must make a valid spec, before a trial is started."""
-    for path, values in spec.space.params.items():
-        for value in ends(values):
-            with_values(spec.base, {path: value})
-    if spec.space.cover and any(isinstance(values, FloatRange) for values in spec.space.params.values()):
-        raise UserError(f"space {spec.space_name}: cover is for finite spaces; a float range has no end of values")
-    if (spec.base.cluster.workers or 1) > 1:
-        raise UserError("cluster.workers: a trial runs on one worker; leave it out and set --concurrency")
-
-
-def ends(values: Choice | IntRange | FloatRange) -> list[Any]:
-    """Values that stand for all: the choices, or the two ends of a range."""
-    if isinstance(values, Choice):
-        return values.choice
-    return list(values.int if isinstance(values, IntRange) else values.float)
-
-
-def requeue_stale(study: optuna.Study, storage: optuna.storages.BaseStorage) -> None:
-    """Trials that a killed driver left running wait again, with their parameters and ahead of those never begun."""
-    study_id = storage.get_study_id_from_name(study.study_name)
-    for trial in study.get_trials(states=(TrialState.RUNNING,)):
-        trial_id = storage.get_trial_id_from_study_id_trial_number(study_id, trial.number)
-        storage.set_trial_state_values(trial_id, TrialState.WAITING)
-
-
-def enqueue_missing(study: optuna.Study, points: list[dict[str, Any]]) -> None:
-    """Queue the points that are neither done nor queued; one whose trial failed is tried again."""
-    done = [trial.params for trial in study.get_trials(states=(TrialState.COMPLETE,))]
-    waiting = study.get_trials(states=(TrialState.WAITING,))
-    queued = [trial.system_attrs.get("fixed_params", trial.params) for trial in waiting]
-    for point in points:
-        if point not in done and point not in queued:
+        for point in points.untried(study, axes, max(0, missing - waiting)):
             study.enqueue_trial(point)
+    return missing
 
 
-def grid(space: SpaceSpec) -> list[dict[str, Any]]:
-    """Every combination of a finite space."""
-    axes = [
-        values.choice if isinstance(values, Choice) else range(values.int[0], values.int[1] + 1, values.step)
-        for values in space.params.values()
-        if isinstance(values, Choice | IntRange)
-    ]
-    return [dict(zip(space.params, point, strict=True)) for point in itertools.product(*axes)]
+def complete(study: optuna.Study) -> int:
+    """How many trials have been trained to their end."""
+    return len(study.get_trials(states=(TrialState.COMPLETE,), deepcopy=False))
 
 
-def suggest(trial: Any, space: SpaceSpec) -> None:
-    """Ask Optuna for a value of every parameter."""
-    for path, values in space.params.items():
-        match values:
-            case Choice():
-                trial.suggest_categorical(path, values.choice)
-            case IntRange():
-                trial.suggest_int(path, *values.int, step=values.step)
-            case FloatRange():
-                trial.suggest_float(path, *values.float, log=values.log)
+def finish(spec: TuneSpec, run_dir: Path, study: optuna.Study, errors: list[Exception]) -> None:
+    """Say why there are fewer trials than were asked for; JobFailedError if that is because some failed."""
+    done, wanted = complete(study), min(spec.trials, spec.space.size() or spec.trials)
+    if done < wanted:
+        raise JobFailedError(
+            f"{wanted - done} of {wanted} trials failed; the last: {reason(errors)}. The others are in "
+            f"{run_dir / 'artifacts' / 'trials.json'}; to try those that failed again: "
+            f"rwkvctl tune --space {spec.space_name} --resume {run_dir.name}"
+        )
+    if done < spec.trials:
+        say(
+            run_dir,
+            f"space {spec.space_name} has {wanted} points and each has been tried: {done} trials, not {spec.trials}",
+        )
 
 
-def with_values(base: FinetuneSpec, values: dict[str, Any]) -> FinetuneSpec:
-    """The fine-tuning spec of a trial."""
-    fields = base.model_dump(mode="json", by_alias=True)
-    for path, value in values.items():
-        fields = merge(fields, nest(path, value))
-    shown = ", ".join(f"{path}={value}" for path, value in values.items())
-    return build(FinetuneSpec, fields, f"trial {shown}")
+def reason(errors: list[Exception]) -> str:
+    """The last error of a trial in a few words, without Ray's traceback around it."""
+    if not errors:
+        return "unknown"
+    error: BaseException = errors[-1]
+    while (cause := getattr(error, "cause", None) or error.__cause__) is not None:
+        error = cause
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[-1][:120]
 
 
-def run_trials(spec: TuneSpec, run_dir: Path, storage: optuna.storages.BaseStorage, count: int) -> None:
-    """Ray Tune over `count` trials; a trial whose process dies is tried again from its checkpoint."""
+def run_trials(
+    spec: TuneSpec, run_dir: Path, study: optuna.Study, storage: optuna.storages.BaseStorage, count: int
+) -> list[Exception]:
+    """Ray Tune over `count` trials; a trial whose process dies is tried again from its checkpoint.
+
+    Returns the errors of those that failed; JobFailedError if all did.
+    """
     from ray import tune
-    from ray.tune.search.optuna import OptunaSearch
 
     from rwkvctl.launch.workers import ray_session
 
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    search = OptunaSearch(
-        space=partial(suggest, space=spec.space),
-        metric=spec.metric,
-        mode="max",
-        sampler=optuna.samplers.TPESampler(seed=spec.seed),
-        study_name=run_dir.name,
-        storage=storage,
-    )
+    search = searcher(spec, study, storage)
     with ray_session(spec.cluster):
         tuner = tune.Tuner(
             tune.with_resources(
@@ -141,8 +120,24 @@ def run_trials(spec: TuneSpec, run_dir: Path, storage: optuna.storages.BaseStora
             ),
         )
         results = tuner.fit()
-    if len(results.errors) == len(results):
-        raise JobFailedError(f"all {len(results)} trials failed; the last: {results.errors[-1]}")
+    errors: list[Exception] = list(results.errors)
+    if len(errors) == len(results) and not complete(study):
+        raise JobFailedError(f"all {len(results)} trials failed; the last: {reason(errors)}")
+    return errors
+
+
+def searcher(spec: TuneSpec, study: optuna.Study, storage: optuna.storages.BaseStorage) -> Any:
+    """What Ray Tune asks for the next point, and tells what came of it."""
+    from ray.tune.search.optuna import OptunaSearch
+
+    return OptunaSearch(
+        space=points.distributions(spec.space),
+        metric=spec.metric,
+        mode="max",
+        sampler=points.sampler(spec.seed, study, spec.space.axes()),
+        study_name=study.study_name,
+        storage=storage,
+    )
 
 
 def resources(spec: TuneSpec) -> dict[str, float]:
@@ -176,7 +171,7 @@ def run_trial(config: dict[str, Any], *, base: dict[str, Any], run_dir: str) -> 
 
     from rwkv_jobs.driver import drive
 
-    spec = with_values(FinetuneSpec.model_validate(base), config)
+    spec = trial_spec(FinetuneSpec.model_validate(base), config)
     torch.set_num_threads(spec.cluster.cpus_per_worker)
     name = f"{Path(run_dir).name}-{tune.get_context().get_trial_id()}"
     spec = spec.model_copy(update={"name": name})

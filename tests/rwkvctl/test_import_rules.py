@@ -20,7 +20,7 @@ PACKAGES = {  # from the top to the bottom: a package may import those below it
 MAY_IMPORT = {
     "ray": ["rwkvctl/launch/", "rwkv_jobs/launch.py", "rwkv_jobs/tune.py"],
     "mlflow": ["rwkvctl/runs/", "rwkvctl/registry/"],
-    "optuna": ["rwkv_jobs/tune.py"],
+    "optuna": ["rwkv_jobs/tune.py", "rwkv_jobs/points.py"],
 }
 OPTIONAL = {"rwkv_unet/baselines/libraries.py": {"segmentation_models_pytorch", "monai"}}  # inside functions only
 ROOMS = ["base", "config", "pictures", "data", "training", "models", "runs", "registry", "launch", "reports", "cli"]

@@ -75,6 +75,8 @@ def show_plan(spec: JobSpec, *, as_json: bool) -> None:
     """`--dry-run`: the spec, and for a training what it means in parameters, MACs, steps and samples."""
     training = spec.base if isinstance(spec, TuneSpec) else spec
     plan = plan_of(training) if isinstance(training, TrainingSpec) else {}
+    if isinstance(spec, TuneSpec):
+        plan |= preflight.sweep_plan(spec, preflight.load_manifest(spec.base))
     if as_json:
         print(json.dumps({"spec": spec.model_dump(mode="json", by_alias=True), "plan": plan}, indent=2))
         return

@@ -9,6 +9,7 @@ from rwkvctl.base.errors import UserError
 from rwkvctl.base.processes import available_cpus
 from rwkvctl.config.specs.jobs import FinetuneSpec, JobSpec, PretrainSpec, TrainingSpec, TuneSpec
 from rwkvctl.config.specs.parts import ClusterSpec
+from rwkvctl.config.specs.sweep import check_space, trial_spec
 
 if TYPE_CHECKING:
     from rwkvctl.data.store.manifest import Manifest
@@ -86,4 +87,43 @@ def check(spec: JobSpec) -> None:
     if isinstance(spec, PretrainSpec | FinetuneSpec):
         check_training(spec)
     if isinstance(spec, TuneSpec):
-        check_training(spec.base)
+        check_sweep(spec)
+
+
+def check_sweep(spec: TuneSpec) -> None:
+    """The fields of the space, the data that its trials are scored on, and every network that they would train."""
+    from rwkvctl.models import build as networks
+
+    if (spec.base.cluster.workers or 1) > 1:
+        raise UserError("cluster.workers: a trial runs on one worker; leave it out and set --concurrency")
+    trials = check_space(spec)
+    manifest = check_training(trial_spec(spec.base, {}))
+    different = {(trial.model.model_dump_json(), trial.data.image_size): trial for trial in trials}
+    for trial in different.values():
+        try:
+            size = trial.data.image_size
+            networks.check(trial.model, manifest.classes, (manifest.channels, size, size))
+        except UserError as error:
+            raise UserError(f"space {spec.space_name}: {error}") from None
+
+
+def sweep_plan(spec: TuneSpec, manifest: Manifest) -> dict[str, str]:
+    """How many trials there will be, and on what they are compared."""
+    size, split = spec.space.size(), spec.base.data.split or manifest.default_split
+    trials = f"{spec.trials}" if size is None else f"{min(spec.trials, size)} of the space's {size} points"
+    when = "as often as the recipe validates"
+    if spec.base.train.validate_every == 0:
+        when = "once, the last weights, since train.validate_every is 0"
+    val, test = (manifest.split_ids(split)[part] for part in ("val", "test"))
+    shared = len(set(val) & set(test))
+    scored = f"on the {len(val)} val cases of split {split}, {when}"
+    if shared:
+        apart = [name for name in manifest.splits if has_own_val(manifest, name)]
+        scored += f"; {shared} of them are test cases too" + (f" (not so with data.split={apart[0]})" if apart else "")
+    return {"trials": trials, "scored": scored}
+
+
+def has_own_val(manifest: Manifest, split: str) -> bool:
+    """Whether a split has validation cases, and none of them is a test case."""
+    parts = manifest.split_ids(split)
+    return bool(parts["val"]) and not set(parts["val"]) & set(parts["test"])

@@ -199,7 +199,7 @@ def test_the_spec_knows_every_field_and_attention_of_the_model():
         ("data.image_size=100", "data.image_size: must be divisible by 16 (use 96 or 112), got 100"),
         ("data.image_size=8", "data.image_size: must be divisible by 16 (use 16 or 16), got 8"),
         ("model.decoder_kernel_size=4", "model.decoder_kernel_size: must be odd, got 4"),
-        ("model=tiny", "model: input should be a valid dictionary"),
+        ("model=tiny", "model: must be a mapping of fields, got 'tiny'"),
         ("name=../up", "name: string should match pattern"),
         ("train=null", "train: "),
         ("augment.horizontal_flip=1.5", "augment.horizontal_flip: input should be less than or equal to 1, got 1.5"),

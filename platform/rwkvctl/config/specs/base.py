@@ -23,7 +23,11 @@ class Spec(BaseModel):
 
 def problems(error: ValidationError, spec: type[Spec]) -> str:
     """Everything that is wrong with a spec, on one line, each with the path of its field."""
-    found = [describe(item, spec) for item in error.errors()]
+    return listed([describe(item, spec) for item in error.errors()])
+
+
+def listed(found: list[str]) -> str:
+    """One problem, or several with their number."""
     return found[0] if len(found) == 1 else f"{len(found)} problems: " + "; ".join(found)
 
 
@@ -34,6 +38,12 @@ def describe(item: Any, spec: type[Spec]) -> str:
         return f"{path}: unknown field{near(item['loc'], spec)}"
     if item["type"] == "missing":
         return f"{path}: missing"
+    if item["type"] in ("dict_type", "model_type", "model_attributes_type"):
+        return f"{path}: must be a mapping of fields, got {item['input']!r}"
+    if item["type"] in ("list_type", "tuple_type"):
+        return f"{path}: must be a list, got {item['input']!r}"
+    if item["type"] == "too_short" and not item["input"]:
+        return f"{path}: must not be empty"
     message = item["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     if not path:
         return message

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -20,8 +20,7 @@ from rwkvctl.config.specs.parts import (
     TrackingSpec,
     TrainSpec,
 )
-
-AnyRange = TypeVar("AnyRange")
+from rwkvctl.config.specs.space import SpaceSpec
 
 
 class JobSpec(Spec):
@@ -120,54 +119,6 @@ class PredictSpec(JobSpec):
     model: str
     inputs: Annotated[list[str], Field(min_length=1)]
     out: str
-
-
-class Choice(Spec):
-    """One of a list."""
-
-    choice: Annotated[list[Any], Field(min_length=1)]
-
-
-def ascending(node: AnyRange, low: float, high: float) -> AnyRange:
-    """The range itself, if it is one."""
-    if low > high:
-        raise ValueError("must be [low, high], low first")
-    return node
-
-
-class IntRange(Spec):
-    """An integer from low to high, both included."""
-
-    int: tuple[int, int]
-    step: Positive = 1
-
-    @model_validator(mode="after")
-    def _ascends(self) -> IntRange:
-        return ascending(self, *self.int)
-
-
-class FloatRange(Spec):
-    """A number from low to high, on a linear or a logarithmic scale."""
-
-    float: tuple[float, float]
-    log: bool = False
-
-    @model_validator(mode="after")
-    def _ascends(self) -> FloatRange:
-        if self.log and self.float[0] <= 0:
-            raise ValueError("low must be above 0 on a logarithmic scale")
-        return ascending(self, *self.float)
-
-
-class SpaceSpec(Spec):
-    """What a sweep varies: paths of a fine-tuning spec and the values that each may take."""
-
-    recipe: str = "binary"
-    """The recipe that is varied when neither the command line nor the data names one."""
-    params: Annotated[dict[str, Choice | IntRange | FloatRange], Field(min_length=1)]
-    cover: bool = False
-    """Try every combination once before anything is tried twice (finite spaces only)."""
-    trials: Positive = 20
 
 
 class TuneSpec(JobSpec):

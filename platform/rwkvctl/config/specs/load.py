@@ -14,7 +14,8 @@ from pydantic import ValidationError
 from rwkvctl.base.errors import UserError
 from rwkvctl.base.suggestions import did_you_mean
 from rwkvctl.config.specs.base import Spec, problems
-from rwkvctl.config.specs.jobs import JOBS, JobSpec, SpaceSpec
+from rwkvctl.config.specs.jobs import JOBS, JobSpec
+from rwkvctl.config.specs.space import SpaceSpec, space_problems
 
 AnySpec = TypeVar("AnySpec", bound=Spec)
 
@@ -88,7 +89,7 @@ def read_space(name: str) -> SpaceSpec:
     try:
         return SpaceSpec.model_validate(read_yaml(path))
     except ValidationError as error:
-        raise UserError(f"space {path.name}: {problems(error, SpaceSpec)}") from None
+        raise UserError(f"space {path.name}: {space_problems(error)}") from None
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
