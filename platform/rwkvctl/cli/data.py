@@ -34,9 +34,14 @@ def prepare(
     out: Annotated[
         str | None, typer.Option(help="New data set folder, or URI s3:// or gs:// [default: <data root>/<name>]")
     ] = None,
-    name: Annotated[str | None, typer.Option(help="Name of the data set [default: that of --out]")] = None,
-    split: Annotated[
+    name: Annotated[
+        str | None, typer.Option(help="Name of your own for it [default: FORMAT; of one's own images, that of --out]")
+    ] = None,
+    ratio: Annotated[
         str | None, typer.Option(help="Ratio train:val:test of random splits [default: 8:1:1, or the paper's]")
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Published split of ACDC: wsl4mis_fold1_val21-30 or ssl4mis")
     ] = None,
     seed: Annotated[
         list[int] | None, typer.Option(help="Seed of a random split; may be repeated [default: 41 1029 3407]")
@@ -78,6 +83,7 @@ def prepare(
             folder,
             name=name,
             classes=[part.strip() for part in classes.split(",")] if classes else None,
+            ratio=ratio,
             split=split,
             seeds=seed or None,
             orientation=orientation,

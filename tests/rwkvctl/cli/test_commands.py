@@ -135,7 +135,7 @@ MISTAKES = [
     ("data show {home}/none", "no prepared data set here"),
     ("data prepare foldr --source {shards} --out {home}/x", "format 'foldr' is unknown; did you mean folder"),
     ("data prepare folder --source {home}/none --out {home}/x", "{home}/none"),
-    ("data prepare folder --source {shards}/raw/polyps --out {home}/x --split 8-1-1", "--split '8-1-1'"),
+    ("data prepare folder --source {shards}/raw/polyps --out {home}/x --split 8-1-1", "--ratio '8-1-1'"),
     ("pretrain", "rwkvctl data prepare imagenet --source DOWNLOAD --out {home}/data/imagenet"),
     ("pretrain acdc --data {shards}/textures", "recipe acdc: is for finetune, not pretrain"),
     ("pretrain imagefolder --data {shards}/polyps", "is for segmentation, and pretrain needs classification"),

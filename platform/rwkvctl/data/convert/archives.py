@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from rwkvctl.base.errors import UserError
+from rwkvctl.base.files import printable
 from rwkvctl.base.unpacking import refuse_bomb
 from rwkvctl.data.convert.raw_files import RawFile
 
@@ -105,7 +106,7 @@ def _tar_members(
             if path.lower().endswith(".tar"):
                 nested.append((path, member.offset_data, member.offset_data + member.size))
             else:
-                place = (folder + path, member.size, shown, member.name)
+                place = (folder + path, member.size, shown, printable(member.name))
                 yield RawFile(*place, "tar", stamp, data, member.offset_data)
         last = tar.offset
     stream.seek(last)
@@ -123,7 +124,7 @@ def _safe_path(archive: object, name: str) -> str:
     parts = [part for part in text.split("/") if part not in ("", ".")]
     if text.startswith("/") or ".." in parts or re.match("[A-Za-z]:", text) or "\0" in text:
         raise _refused(archive, name, "leaves the archive")
-    return "/".join(parts)
+    return printable("/".join(parts))
 
 
 def _refused(archive: object, name: str, why: str) -> UserError:

@@ -12,7 +12,7 @@ import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,8 @@ class Job:
     items: Sequence[Item]
     read: Read
     fingerprint: str
+    lenient: bool = False
+    """Samples that cannot be read are left out."""
     adopt: RawFile | None = None
 
     @property
@@ -72,7 +74,7 @@ def layout(plan: Plan, options: Options, folder: Path) -> list[Job]:
         for number, group in enumerate(_grouped(items, plan.limits.get(part, Limits()))):
             made_of = repr((PREP_VERSION, plan.form, options, tuple(plan.classes), plan.intensity, part, group))
             fingerprint = hashlib.sha256(made_of.encode()).hexdigest()
-            jobs.append(Job(folder, f"{part}-{number:06d}", part, group, plan.read, fingerprint))
+            jobs.append(Job(folder, f"{part}-{number:06d}", part, group, plan.read, fingerprint, options.allow_partial))
     for part, shards in plan.adopted.items():
         for shard, items in shards:
             fingerprint = hashlib.sha256(repr((PREP_VERSION, options, part, shard, items)).encode()).hexdigest()
@@ -96,13 +98,19 @@ def _grouped(items: Sequence[Item], limits: Limits) -> Iterator[list[Item]]:
         yield group
 
 
-def convert(
-    jobs: Sequence[Job], workers: int | None = None, progress: Progress | None = None
-) -> tuple[list[Record], list[dict[str, Any]], list[str]]:
-    """Run the jobs: (records of all samples in order, manifest records of the shards, problems).
+@dataclass
+class Converted:
+    """What the jobs gave: records of all samples and of the shards, in order, what was left out, and problems."""
 
-    With problems, the shards that have none are finished nevertheless, so that a later run need not repeat them.
-    """
+    records: list[Record] = field(default_factory=list)
+    shards: list[dict[str, Any]] = field(default_factory=list)
+    excluded: list[dict[str, str]] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+def convert(jobs: Sequence[Job], workers: int | None = None, progress: Progress | None = None) -> Converted:
+    """Run the jobs. With problems, the shards that have none are finished nevertheless, so that a later run need not
+    repeat them; then there are no records."""
     total = sum(len(job.items) for job in jobs)
     if workers is None:
         workers = 1 if is_small(jobs) else available_cpus()
@@ -116,10 +124,17 @@ def convert(
             progress("samples", done, total)
     in_order = [problem for job in jobs for problem in problems[job.stem]]
     if in_order:
-        return [], [], in_order
+        return Converted(problems=in_order)
     saved = [json.loads(job.records.read_bytes()) for job in jobs]
-    records = [Record(**{**own, "size": tuple(own["size"])}) for file in saved for own in file["samples"]]
-    return records, [file["shard"] for file in saved], []
+    return Converted(
+        records=[Record(**{**own, "size": tuple(own["size"])}) for file in saved for own in file["samples"]],
+        shards=[file["shard"] for file in saved if file["shard"]],
+        excluded=_once([own for file in saved for own in file["excluded"]]),
+    )
+
+
+def _once(excluded: list[dict[str, str]]) -> list[dict[str, str]]:
+    return [dict(own) for own in dict.fromkeys(tuple(sorted(own.items())) for own in excluded)]
 
 
 def is_small(jobs: Sequence[Job]) -> bool:
@@ -157,36 +172,57 @@ def _run_in_pool(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, list[
 def run(job: Job) -> list[str]:
     """Write the job's shard unless it is there already; what is wrong with its items, one line each.
 
-    After a problem the rest is still read and checked, and then nothing of the shard is kept.
+    After a problem the rest is still read and checked, and then nothing of the shard is kept. A lenient job leaves out
+    what cannot be read; if that is everything, there is no shard.
     """
     if _is_finished(job):
         return []
     records: list[Record] = []
     problems: list[str] = []
+    excluded: list[dict[str, str]] = []
 
     def samples() -> Iterator[tuple[str, dict[str, bytes]]]:
         for item in job.items:
             try:
                 sample = job.read(job.part, item)
             except BadFile as error:
-                problems.append(str(error))
+                if job.lenient:  # of a volume that trains by slices, the case
+                    name = getattr(item, "case", item).key
+                    excluded.append({"id": name, "why": _within_source(str(error), item)})
+                else:
+                    problems.append(str(error))
                 continue
             assert sample.key == item.key, (sample.key, item.key)
             records.append(_record(job.part, sample))
             yield sample.key, {**sample.members, "json": _json(sample.meta)}
-        if problems:
+        if problems or not records:
             raise _ShardGivenUp
 
+    shard: dict[str, Any] | None
     try:
         if job.adopt:
             shard = adopt_shard(job.folder, job.stem, Path(job.adopt.data), samples())
         else:
             shard = write_shard(job.folder, job.stem, samples())
     except _ShardGivenUp:
-        return problems
-    saved = {"fingerprint": job.fingerprint, "shard": shard, "samples": [asdict(record) for record in records]}
+        if problems:
+            return problems
+        shard = None
+    saved = {
+        "fingerprint": job.fingerprint,
+        "shard": shard,
+        "samples": [asdict(record) for record in records],
+        "excluded": excluded,
+    }
     files.write_bytes(job.records, _json(saved))
     return []
+
+
+def _within_source(text: str, item: Item) -> str:
+    """A message without the place of the source on this machine, which is nothing of the data set's."""
+    for file in item.files:
+        text = text.replace(str(file), file.path)
+    return text
 
 
 class _ShardGivenUp(Exception):
@@ -197,9 +233,10 @@ def _is_finished(job: Job) -> bool:
     try:
         saved = json.loads(job.records.read_bytes())
         shard = saved["shard"]
+        if saved["fingerprint"] != job.fingerprint or shard is None:
+            return False
         return bool(
-            saved["fingerprint"] == job.fingerprint
-            and files.sha256_file(job.folder / shard["name"]) == shard["sha256"]
+            files.sha256_file(job.folder / shard["name"]) == shard["sha256"]
             and files.sha256_file(job.folder / "index" / f"{job.stem}.idx") == shard["index_sha256"]
         )
     except (OSError, ValueError, KeyError):

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
+import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from rwkvctl.base.errors import UserError
 from rwkvctl.data.convert.sources import RawFile, Source, natural_key
 from rwkvctl.data.images.files import EXTENSIONS
+from rwkvctl.data.store.index import MOST_KEY_BYTES, is_key_letter
 
 _SHOWN = 5
+EXAMPLES = 3
+"""Of each kind of problem."""
 
 
 def find_root(source: Source, names: Iterable[str], what: str) -> str:
@@ -46,14 +52,37 @@ def relative(file: RawFile, root: str) -> str:
 
 
 def slug(text: str) -> str:
-    """`text` in the alphabet of sample keys, [a-z0-9_-]."""
-    return re.sub(r"[^a-z0-9_-]+", "_", text.lower()).strip("_")
+    """`text` in the alphabet of sample keys: small letters, marks and digits of any script, `_` and `-`."""
+    normal = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).lower())
+    return re.sub(" +", "_", "".join(c if is_key_letter(c) else " " for c in normal)).strip("_")
 
 
 def normal_id(text: str) -> str:
-    """What two names must have in common to be a pair: `Frame 07` -> `frame_07`, `007` -> `7`."""
-    name = slug(text)
-    return name.lstrip("0") or "0" if name.isdigit() else name
+    """What two names must have in common to be a pair: `Frame 07` -> `frame_07`, `007` -> `7`.
+
+    Every letter, digit and sign counts, in whichever of Unicode's two spellings (macOS decomposes umlauts). Only case,
+    the kind of white space and the zeros before a plain number do not.
+    """
+    name = re.sub(r"\s+", "_", unicodedata.normalize("NFC", text.strip()).lower())
+    name = unicodedata.normalize("NFC", name)
+    return name.lstrip("0") or "0" if name.isascii() and name.isdigit() else name
+
+
+def sample_keys(prefix: str, names: Iterable[str], digits: int = 4) -> dict[str, str]:
+    """The key of each sample by its id: `PREFIX_0007`, `PREFIX_müller_3`. Padded numbers sort like numbers.
+
+    Ids that differ only in signs which a key cannot have, and those that are too long for one, end with a hash.
+    """
+    plain = {name: name.zfill(digits) if name.isascii() and name.isdigit() else slug(name) for name in names}
+    uses = Counter(plain.values())
+    most = MOST_KEY_BYTES - len(prefix.encode()) - 1
+    keys = {}
+    for name, text in plain.items():
+        if uses[text] > 1 or not text or len(text.encode()) > most:
+            ending = "-" + hashlib.sha256(name.encode()).hexdigest()[:8]
+            text = text.encode()[: most - len(ending)].decode(errors="ignore") + ending
+        keys[name] = f"{prefix}_{text}"
+    return keys
 
 
 def by_pattern(
@@ -75,19 +104,29 @@ def by_pattern(
 def add(found: dict[str, RawFile], name: str, file: RawFile, problems: Problems) -> None:
     """found[name] = file, unless that is a problem."""
     if not name:
-        problems.add(f"{file}: its name has no letter or digit of ASCII; rename it")
+        problems.add(f"{file}: has no name before its extension; rename it")
     elif name in found:
-        problems.add(f"{file}: has the same id as {found[name]} ({name}); keep one of them")
+        problems.add(f"{file}: has the same id as {found[name]} ({name}); keep one of them, or rename one")
     else:
         found[name] = file
 
 
-def pair(images: Mapping[str, RawFile], masks: Mapping[str, RawFile], problems: Problems) -> list[str]:
-    """The ids that have an image and a mask, in natural order; one without the other is a problem."""
-    for name in sorted(images.keys() - masks.keys(), key=natural_key):
-        problems.add(f"{images[name]}: has no mask; add it, or move the image away")
-    for name in sorted(masks.keys() - images.keys(), key=natural_key):
-        problems.add(f"{masks[name]}: has no image; add it, or move the mask away")
+def pair(
+    images: Mapping[str, RawFile],
+    masks: Mapping[str, RawFile],
+    problems: Problems,
+    rule: str = "a mask is paired with its image by name",
+) -> list[str]:
+    """The ids that have an image and a mask, in natural order. One without the other is a problem; `rule` tells what
+    would make it a pair."""
+    alone = sorted(images.keys() - masks.keys(), key=natural_key)
+    orphans = sorted(masks.keys() - images.keys(), key=natural_key)
+    mask = f"; a mask without an image is {masks[orphans[0]].name}" if orphans else ""
+    for name in alone:
+        problems.leave_out(images[name], f"has no mask; {rule}{mask}; add its mask, or move the image away")
+    image = f"; an image without a mask is {images[alone[0]].name}" if alone else ""
+    for name in orphans:
+        problems.leave_out(masks[name], f"has no image; {rule}{image}; add its image, or move the mask away")
     return sorted(images.keys() & masks.keys(), key=natural_key)
 
 
@@ -153,20 +192,51 @@ def unused_files(source: Source, known: Iterable[RawFile], ignored: str = "") ->
 
 @dataclass
 class Problems:
-    """Everything that is wrong with a source: all of it is counted, the first few are named."""
+    """Everything that is wrong with a source. All of it is counted by kind; of each kind, the first few are shown.
+
+    lenient: the user accepts that faulty samples are left out (`--allow-partial`); they are listed in `excluded`.
+    """
 
     source: str
+    lenient: bool = False
     found: list[str] = field(default_factory=list)
+    excluded: list[dict[str, str]] = field(default_factory=list)
 
     def add(self, what: str) -> None:
         self.found.append(what)
 
+    def leave_out(self, file: RawFile, why: str) -> None:
+        """A file that makes no sample: left out when the user accepts that, else a problem."""
+        if self.lenient:
+            self.excluded.append({"id": file.path, "why": why})
+        else:
+            self.add(f"{file}: {why}")
+
     def raise_if_any(self) -> None:
-        """One UserError: one line for one problem, else a line with the count and one for each of the first few."""
+        """One UserError: one line for one problem, else a line with the count and some for each kind."""
         different = list(dict.fromkeys(self.found))  # a damaged volume is one problem, not one a slice
         if len(different) == 1:
             raise UserError(different[0])
         if different:
-            more = len(different) - _SHOWN
-            lines = [f"{self.source}: {len(different)} problems, nothing was written", *different[:_SHOWN]]
-            raise UserError("\n  ".join(lines + ([f"... and {more} more"] if more > 0 else [])))
+            kinds = len({kind_of(text) for text in different})
+            count = f"{len(different)} problems" + (f" of {kinds} kinds" if kinds > 1 else "")
+            raise UserError("\n  ".join([f"{self.source}: {count}, nothing was written", *by_kind(different)]))
+
+
+def by_kind(problems: Iterable[str]) -> list[str]:
+    """The first three of each kind, the kinds in the order of their first, and how many more there are of each."""
+    kinds: dict[str, list[str]] = {}
+    for text in problems:
+        kinds.setdefault(kind_of(text), []).append(text)
+    lines = []
+    for own in kinds.values():
+        lines += own[:EXAMPLES]
+        if len(own) > EXAMPLES:
+            lines.append(f"... and {len(own) - EXAMPLES} more like this, {len(own)} in all")
+    return lines
+
+
+def kind_of(problem: str) -> str:
+    """What a problem has in common with others of its kind: its words, without the file, numbers and other names."""
+    words = re.split(r"[;,({\[]", problem.partition(": ")[2] or problem)[0]
+    return re.sub(r"\S*[\d./]\S*|'[^']*'", "#", words).strip()

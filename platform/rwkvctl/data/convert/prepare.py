@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import os
 import shutil
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,8 +17,8 @@ import numpy as np
 from rwkvctl.base import files
 from rwkvctl.base.errors import UserError
 from rwkvctl.data.convert import formats, pixel_range
-from rwkvctl.data.convert.conversion import RECORDS, Job, Progress, Record, convert, is_small, layout
-from rwkvctl.data.convert.discover import Problems, slug
+from rwkvctl.data.convert.conversion import RECORDS, Converted, Job, Progress, Record, convert, is_small, layout
+from rwkvctl.data.convert.discover import Problems, kind_of, slug
 from rwkvctl.data.convert.formats.base import Dataset, Options, Plan
 from rwkvctl.data.convert.sources import Source, open_sources
 from rwkvctl.data.store import duplicates, manifest, schema
@@ -27,6 +26,7 @@ from rwkvctl.data.store.manifest import Manifest
 from rwkvctl.data.store.splits import PARTS, Split
 
 MOST_SIZES_SHOWN = 20
+LOCK = "prepare"
 
 
 def prepare(
@@ -36,6 +36,7 @@ def prepare(
     *,
     name: str | None = None,
     classes: Sequence[str] | None = None,
+    ratio: str | None = None,
     split: str | None = None,
     seeds: Sequence[int] | None = None,
     orientation: str | None = None,
@@ -52,13 +53,17 @@ def prepare(
     Every file is read to its end and checked. All problems are collected into one UserError, and then `out` is not
     made. Two runs over the same files give the same bytes, with any number of `workers` (default: all cores, or none
     for small sources), interrupted or not: finished shards wait in `.<name>.partial` beside `out` for the next run.
-    Options that a format does not know are refused; `split` and `seeds` are for formats with random splits.
+    Options that a format does not know are refused; `ratio` and `seeds` are for formats with random splits, `split` for
+    those with several published ones; elsewhere it is the ratio, which was called so once.
     """
     form = formats.get(format_name)
+    if split is not None and "split" not in form.DATASET.options:
+        ratio, split = _only_one(ratio, split), None
     out = Path(out).expanduser().absolute()
     options = Options(
-        dataset=_dataset_name(name or out.name),
+        dataset=_dataset_name(name, out, form.DATASET),
         allow_partial=allow_partial,
+        ratio=ratio,
         split=split,
         seeds=None if seeds is None else tuple(dict.fromkeys(seeds)),
         classes=tuple(classes) if classes else None,
@@ -70,31 +75,58 @@ def prepare(
     _check_options(options, form.DATASET)
     with open_sources(sources) as source:
         _refuse_bad_out(out, source.paths, overwrite)
-        problems = Problems(str(source))
-        plan = pixel_range.settled(form.plan(source, options, problems), form.DATASET, options)
+        problems = Problems(str(source), lenient=allow_partial)
+        plan = form.plan(source, options, problems)
+        problems.raise_if_any()  # what names alone tell is not said after minutes of reading
+        _try_splits(plan)
+        plan = pixel_range.settled(plan, form.DATASET, options)
         with _whole_or_nothing(out, overwrite) as folder:
             jobs = layout(plan, options, folder)
-            if plan.adopted or not is_small(jobs):  # what is known to be wrong is not said after hours of reading
-                problems.raise_if_any()
             _remove_other_files(folder, jobs)
-            records, shards, found = convert(jobs, workers, progress)
-            problems.found += found
+            done = convert(jobs, workers, progress)
+            problems.found += done.problems
             if problems.found and is_small(jobs):  # soon done again: leave nothing behind
                 shutil.rmtree(folder / RECORDS)
             problems.raise_if_any()
-            _finish(plan, form.DATASET, options, source, folder, records, shards)
+            plan.excluded += problems.excluded + done.excluded
+            try:
+                _finish(plan, form.DATASET, options, source, folder, done)
+            except UserError:  # the shards are of no use to a run with other options
+                shutil.rmtree(folder / RECORDS)
+                raise
     return Manifest.load(out)
 
 
-def _dataset_name(text: str) -> str:
-    name = slug(text)
+def _only_one(ratio: str | None, split: str) -> str:
+    if ratio not in (None, split):
+        raise UserError(f"--ratio {ratio} and --split {split}: give one ratio, with --ratio")
+    return split
+
+
+def _try_splits(plan: Plan) -> None:
+    """Whatever makes a split impossible (too few samples for the ratio) is said before anything is converted."""
+    items = {part: list(own) for part, own in plan.parts.items()}
+    for part, shards in plan.adopted.items():
+        items.setdefault(part, []).extend(item for _, own in shards for item in own)
+    groups = {item.key: getattr(item, "group", None) for own in items.values() for item in own}
+    ids = {part: [item.key for item in own] for part, own in items.items()}
+    plan.make_splits(ids, duplicates.leak_groups(groups, []))
+
+
+def _dataset_name(given: str | None, out: Path, dataset: Dataset) -> str:
+    """What the data set calls itself: the name given, else that of what is prepared (synapse, wherever it lies); a
+    generic format has none of its own, so there the folder's counts."""
+    text = given or (dataset.name if dataset.expected else out.name)
+    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()  # part of registry names
+    name = slug(plain)
     if not name or len(name) > 60:
-        raise UserError(f"--name {text!r}: give letters and digits, at most 60, for example clinicdb")
+        what = f"--name {text!r}" if given else f"--name: the folder's name {text!r} makes none"
+        raise UserError(f"{what}; give letters a-z and digits, at most 60, for example --name clinicdb")
     return name
 
 
 def _check_options(options: Options, dataset: Dataset) -> None:
-    for field in ("split", "seeds", "classes", "orientation", "busi_masks", "max_side", "range"):
+    for field in ("ratio", "split", "seeds", "classes", "orientation", "busi_masks", "max_side", "range"):
         if getattr(options, field) is not None and field not in dataset.options:
             flag = "--" + field.replace("seeds", "seed").replace("_", "-")
             raise UserError(f"{flag}: {dataset.name} has no such choice; leave it out")
@@ -137,6 +169,8 @@ def _whole_or_nothing(out: Path, overwrite: bool) -> Iterator[Path]:
         try:
             yield folder
             shutil.rmtree(folder / RECORDS)
+            for lock in folder.glob(f".{LOCK}.lock*"):
+                lock.unlink()
             files.fsync_directory(folder)
             if overwrite and out.exists():
                 out.replace(old)
@@ -159,20 +193,17 @@ def _whole_or_nothing(out: Path, overwrite: bool) -> Iterator[Path]:
 @contextmanager
 def _alone_in(folder: Path, out: Path) -> Iterator[None]:
     """Two runs into one folder would mix their shards. The lock goes with the process that holds it."""
-    lock = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with files.locked_or_refused(folder / LOCK) as alone:
+        if not alone:
+            raise UserError(f"--out {out}: is being prepared by another process; wait for it")
         yield
-    except BlockingIOError:
-        raise UserError(f"--out {out}: is being prepared by another process; wait for it") from None
-    finally:
-        os.close(lock)
 
 
 def _remove_other_files(folder: Path, jobs: Sequence[Job]) -> None:
     """What an earlier run with other choices left, and the half-written files of a killed one."""
     names = {name for job in jobs for name in (f"{job.stem}.tar", f"{job.stem}.idx", f"{job.stem}.json")}
-    for path in [*folder.iterdir(), *(folder / "index").glob("*"), *(folder / RECORDS).glob("*")]:
+    patterns = ("[!.]*", ".*.tmp", "index/*", f"{RECORDS}/*")  # not the lock
+    for path in [path for pattern in patterns for path in folder.glob(pattern)]:
         if path.is_file() and path.name not in names:
             path.unlink()
     shutil.rmtree(folder / "splits", ignore_errors=True)
@@ -184,10 +215,13 @@ def _finish(
     options: Options,
     source: Source,
     folder: Path,
-    records: list[Record],
-    shards: list[dict[str, Any]],
+    done: Converted,
 ) -> None:
     """Splits and manifest, the last files of a data set."""
+    records = done.records
+    if not records:
+        first = f"; the first: {plan.excluded[0]['why']}" if plan.excluded else ""
+        raise UserError(f"{source}: no sample can be used{first}")
     found = _duplicates(plan, records)
     groups = duplicates.leak_groups({r.key: r.group for r in records}, [*found.copies, *found.near])
     ids: dict[str, list[str]] = {part: [] for part in plan.parts}
@@ -195,7 +229,7 @@ def _finish(
         ids[record.part].append(record.key)
     splits = plan.make_splits(ids, groups)
     entries = {name: write_split(folder, name, split, groups) for name, split in splits.items()}
-    manifest.write(folder, _content(plan, dataset, options, records, shards, entries, found))
+    manifest.write(folder, _content(plan, dataset, options, records, done.shards, entries, found))
 
 
 def write_split(folder: Path, name: str, split: Split, groups: dict[str, str]) -> dict[str, Any]:
@@ -227,6 +261,11 @@ def _duplicates(plan: Plan, records: list[Record]) -> schema.Duplicates:
 def _duplicate_warnings(found: schema.Duplicates) -> list[str]:
     clusters = {"copies of one another": found.copies, "near-duplicates of one another": found.near}
     return [f"{sum(map(len, own))} images in {len(own)} clusters are {what}" for what, own in clusters.items() if own]
+
+
+def _excluded_warnings(excluded: list[dict[str, str]]) -> list[str]:
+    kinds = Counter(kind_of(own["why"] if ": " in own["why"] else f"{own['id']}: {own['why']}") for own in excluded)
+    return [f"{n} left out: {kind}" for kind, n in kinds.items()]
 
 
 def _content(
@@ -270,6 +309,7 @@ def _content(
         "warnings": [
             *plan.warnings,
             *(f"{n} of {len(records)} images: {note}" for note, n in sorted(notes.items())),
+            *_excluded_warnings(plan.excluded),
             *_duplicate_warnings(found),
             *(f"no mask has a pixel of class {name!r}" for name in absent),
         ],

@@ -53,7 +53,7 @@ def _made(rule: str, pool: list[str], groups: dict[str, str], seed: int) -> dict
         if not numbers.isdigit():
             raise UserError(f"--rule {rule!r}: give one number of folds, for example {kind}:5")
         return folds(pool, groups if kind == "grouped-kfold" else None, int(numbers), seed)
-    ratio = parse_ratio(numbers)
+    ratio = parse_ratio(numbers, f"--rule {kind}:")
     if kind == "random":
         return {split_name(ratio, seed): random_split(pool, ratio, seed)}
     return {split_name(ratio, seed).replace("random", "grouped"): grouped_split(pool, groups, ratio, seed)}

@@ -13,6 +13,7 @@ from pathlib import Path
 from natsort import natsort_keygen
 
 from rwkvctl.base.errors import UserError
+from rwkvctl.base.files import printable
 from rwkvctl.data.convert import archives
 from rwkvctl.data.convert.raw_files import RawFile
 
@@ -43,7 +44,7 @@ class Source:
         self.top = [file for path in self.paths for file in self._on_disk(path, self._prefix(path))]
 
     def __str__(self) -> str:
-        return str(self.paths[0])
+        return printable(self.paths[0])
 
     def _prefix(self, path: Path) -> str:
         """Several sources are told apart by their names; one alone may be called anything."""
@@ -61,7 +62,7 @@ class Source:
                 if twin is file:
                     inside.append(file)
                 elif twin.size != file.size or twin.kind != "file":  # an archive that lies beside its content is fine
-                    raise UserError(f"{file}: is there a second time, {twin}; keep one of them")
+                    raise UserError(f"{file}: appears twice, also as {twin}; keep one of them")
         return plain + sorted(inside, key=lambda file: natural_key(file.path)) if inside else plain
 
     @functools.cached_property
@@ -95,7 +96,7 @@ class Source:
             relative = Path(folder).relative_to(path).as_posix()
             inside = "" if relative == "." else f"{relative}/"
             names[:] = sorted((n for n in names if not _is_junk_folder(n)), key=natural_key)
-            self._empty_folders.update(f"{prefix}{inside}{name}" for name in names)
+            self._empty_folders.update(printable(f"{prefix}{inside}{name}") for name in names)
             for name in sorted((n for n in found if not _is_junk_file(n)), key=natural_key):
                 place = Path(folder, name)
                 if place.is_symlink() and not place.resolve().is_relative_to(home):
@@ -131,9 +132,11 @@ def open_sources(paths: Sequence[Path | str]) -> Iterator[Source]:
 def _existing(source: Path) -> Path:
     source = source.expanduser().absolute()
     if not source.exists():
-        raise UserError(f"--source {source}: does not exist")
+        raise UserError(f"--source {printable(source)}: does not exist")
     if not source.is_dir() and not (source.is_file() and archives.is_archive(source.name)):
-        raise UserError(f"--source {source}: is not a folder and not an archive ({', '.join(archives.EXTENSIONS)})")
+        raise UserError(
+            f"--source {printable(source)}: is not a folder and not an archive ({', '.join(archives.EXTENSIONS)})"
+        )
     return source
 
 
@@ -156,5 +159,8 @@ def on_disk(path: Path) -> RawFile:
 
 
 def _file(home: Path, inner: str, path: str) -> RawFile:
-    status = (home / inner).stat()
-    return RawFile(path, status.st_size, str(home), inner, "file", status.st_mtime_ns, str(home / inner))
+    """Names that are not UTF-8 are read by `data` and called by what can be printed of them."""
+    place = home / inner
+    status = place.stat()
+    shown = printable(path), status.st_size, printable(home), printable(inner)
+    return RawFile(*shown, "file", status.st_mtime_ns, str(place))

@@ -280,7 +280,8 @@ def _open(data: bytes) -> Image.Image:
     except (ValueError, UnidentifiedImageError):
         raise
     except Exception as error:  # Pillow's codecs raise nearly anything on a broken file
-        raise ValueError(f"corrupt image ({type(error).__name__}: {str(error).split(chr(10))[0]})") from error
+        why = str(error).split("\n")[0].partition(" <_io.")[0]  # without the address of a buffer
+        raise ValueError(f"corrupt image ({type(error).__name__}: {why})") from error
     return image
 
 

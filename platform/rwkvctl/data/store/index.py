@@ -12,6 +12,7 @@ import contextlib
 import json
 import re
 import tarfile
+import unicodedata
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -33,14 +34,36 @@ MEMBERS = frozenset({"jpg", "png", "mask.png", "inst.png", "image.npy", "mask.np
 
 MAX_MEMBER_BYTES = 1 << 30
 
-KEY = re.compile(r"[A-Za-z0-9_-]{1,200}")
+MOST_KEY_BYTES = 200
+"""Of a key in UTF-8: with an extension it is a file name on any file system."""
+
+_ASCII_KEY = re.compile(r"[A-Za-z0-9_-]{1,200}")
+
+
+def is_key(text: str) -> bool:
+    """Whether a sample may be called so: letters, marks and digits of any script, `_` and `-`. No dot, since it ends
+    a key in WebDataset; no separator, space, control or formatting character."""
+    if text.isascii():
+        return _ASCII_KEY.fullmatch(text) is not None
+    return len(text.encode(errors="replace")) <= MOST_KEY_BYTES and all(map(is_key_letter, text))
+
+
+def is_key_letter(character: str) -> bool:
+    """Whether a key may have this character."""
+    if character.isascii():
+        return character.isalnum() or character in "_-"
+    return unicodedata.category(character)[0] in "LMN"
+
+
+def _encoded(keys: Sequence[str]) -> NDArray[np.bytes_]:
+    return np.array([key.encode() for key in keys], dtype=np.bytes_)
 
 
 @dataclass(frozen=True)
 class Index:
     """Samples in shard order; row i is one sample.
 
-    keys: (N,) bytes; shard: (N,) int32 shard number;
+    keys: (N,) UTF-8 bytes; shard: (N,) int32 shard number;
     members: extension -> (N, 3) int64 of offset, size and CRC-32, -1 where a sample has no such member.
     """
 
@@ -55,7 +78,7 @@ class Index:
         """The rows of `ids`, in their order. KeyError for the first one that is not here."""
         if not ids:
             return np.zeros(0, np.int64)
-        wanted = np.array(ids, dtype=np.bytes_)
+        wanted = _encoded(ids)
         by_key = np.argsort(self.keys, kind="stable")
         found = by_key[np.minimum(np.searchsorted(self.keys, wanted, sorter=by_key), len(self.keys) - 1)]
         absent = np.flatnonzero(self.keys[found] != wanted)
@@ -78,8 +101,8 @@ def entries_of_tar(shard: Path) -> Iterator[tuple[str, dict[str, Place]]]:
     with tarfile.open(shard, "r:") as tar, shard.open("rb") as content:
         for member in tar:
             name, _, extension = member.name.partition(".")
-            if not member.isreg() or not KEY.fullmatch(name) or extension not in MEMBERS:
-                raise ValueError(f"{shard.name} has a member {member.name!r}, which does not belong into a shard")
+            if not member.isreg() or not is_key(name) or extension not in MEMBERS:
+                raise ValueError(f"{shard.name} has a member {member.name!r}, which does not belong in a shard")
             if name != key:
                 if members:
                     yield key, members
@@ -143,7 +166,7 @@ def _load_file(name: str, content: bytes, shard_bytes: int) -> tuple[NDArray[np.
             if extension not in members:
                 members[extension] = np.full((len(lines), 3), -1, np.int64)
             members[extension][row] = place
-    return np.array(keys, dtype=np.bytes_), members
+    return _encoded(keys), members
 
 
 def _parse_line(line: bytes, shard_bytes: int) -> tuple[str, dict[str, Place]]:
@@ -151,7 +174,7 @@ def _parse_line(line: bytes, shard_bytes: int) -> tuple[str, dict[str, Place]]:
     if not isinstance(value, dict) or not isinstance(value.get("m"), dict) or not value["m"]:
         raise ValueError("not an index entry")
     key = value.get("key")
-    if not isinstance(key, str) or not KEY.fullmatch(key):
+    if not isinstance(key, str) or not is_key(key):
         raise ValueError(f"bad key {key!r}")
     members = {}
     for extension, place in value["m"].items():

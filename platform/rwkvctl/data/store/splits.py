@@ -25,12 +25,12 @@ class Split:
     seed: int | None = None
 
 
-def parse_ratio(text: str) -> tuple[int, int, int]:
-    """`"8:1:1"` -> (8, 1, 1); two numbers mean no test part."""
+def parse_ratio(text: str, option: str = "--ratio") -> tuple[int, int, int]:
+    """`"8:1:1"` -> (8, 1, 1); two numbers mean no test part. `option` is what the user gave it with."""
     match = re.fullmatch(r"(\d{1,4}):(\d{1,4})(?::(\d{1,4}))?", text.strip())
     ratio = (int(match[1]), int(match[2]), int(match[3] or 0)) if match else (0, 0, 0)
     if not ratio[0] or not ratio[1]:
-        raise UserError(f"--split {text!r}: give train:val:test as whole numbers, for example 8:1:1")
+        raise UserError(f"{option} {text!r}: give train:val:test as whole numbers, for example 8:1:1")
     return ratio
 
 
@@ -47,27 +47,27 @@ def random_split(ids: Sequence[str], ratio: tuple[int, int, int], seed: int) -> 
     """
     train_share, val_share, test_share = ratio
     rest_share = val_share + test_share
-    train, rest = _train_test_split(ids, rest_share / (train_share + rest_share), seed)
-    val, test = (rest, []) if not test_share else _train_test_split(rest, test_share / rest_share, seed)
-    if not train or not val or (test_share and not test):
+    needed = 3 if test_share else 2
+    if len(ids) < needed:
         raise UserError(
-            f"--split {':'.join(map(str, ratio))}: {len(ids)} samples leave a part empty; "
-            "add samples or change the ratio"
+            f"a split by {':'.join(map(str, ratio[:needed]))} needs at least {needed} samples, there "
+            f"{'is' if len(ids) == 1 else 'are'} {len(ids)}; add samples or give another --ratio"
         )
+    train, rest = _train_test_split(ids, rest_share / (train_share + rest_share), seed, least=needed - 1)
+    val, test = (rest, []) if not test_share else _train_test_split(rest, test_share / rest_share, seed)
     rule = f"natsorted ids; train_test_split({rest_share / (train_share + rest_share):g}, seed)" + (
         f"; rest train_test_split({test_share / rest_share:g}, seed)" if test_share else ""
     )
     return Split(rule, {"train": train, "val": val, "test": test}, seed)
 
 
-def _train_test_split(ids: Sequence[str], test_size: float, seed: int) -> tuple[list[str], list[str]]:
+def _train_test_split(ids: Sequence[str], test_size: float, seed: int, least: int = 1) -> tuple[list[str], list[str]]:
     """scikit-learn's ShuffleSplit with one iteration: the permutation's head is the test part.
 
-    RandomState is frozen by numpy's policy (NEP 19), so this stays equal for ever. Its rounding is kept too.
+    RandomState is frozen by numpy's policy (NEP 19), so this stays equal for ever. Its rounding is kept too, but where
+    it would leave the test part with fewer than `least` samples, or the other with none: there scikit-learn refuses.
     """
-    if len(ids) < 2:
-        return list(ids), []
-    n_test = math.ceil(test_size * len(ids))
+    n_test = min(max(least, math.ceil(test_size * len(ids))), len(ids) - 1)
     order = np.random.RandomState(seed).permutation(len(ids))
     return [ids[i] for i in order[n_test:]], [ids[i] for i in order[:n_test]]
 
@@ -104,7 +104,9 @@ def grouped_split(ids: Sequence[str], group_of: Mapping[str, str], ratio: tuple[
         part_of |= dict.fromkeys(members[names[i]], part)
     parts = {part: [key for key in ids if part_of[key] == part] for part in PARTS}
     if not parts["train"] or not parts["val"] or (ratio[2] and not parts["test"]):
-        raise UserError(f"{len(names)} groups leave a part of {':'.join(map(str, ratio))} empty; change the ratio")
+        raise UserError(
+            f"{len(names)} groups leave a part of {':'.join(map(str, ratio))} empty; add groups or give another --ratio"
+        )
     return Split(f"whole groups, {':'.join(map(str, ratio))} of the samples, seeded", parts, seed)
 
 

@@ -113,7 +113,7 @@ def test_other_choices_reuse_nothing(polyps: Path, tmp_path: Path, monkeypatch: 
 
 SLOW = """
 import sys, time
-from rwkvctl.data import convert
+from rwkvctl.data.convert import conversion
 from rwkvctl.data.convert.prepare import prepare
 from rwkvctl.data.store.writer import Limits
 Limits.__init__.__defaults__ = (4, 1 << 30)
@@ -149,9 +149,9 @@ def test_workers_end_with_their_parent(polyps: Path, tmp_path: Path):
     code = """
 import multiprocessing, os, time
 from concurrent.futures import ProcessPoolExecutor
-from rwkvctl.data.convert.conversion import _end_with_parent
+from rwkvctl.base.processes import end_with_parent
 if __name__ == "__main__":
-    pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_end_with_parent)
+    pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=end_with_parent)
     print(pool.submit(os.getpid).result(), flush=True)
     time.sleep(60)
 """

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import tarfile
+import unicodedata
 from pathlib import Path
 
 import h5py
@@ -98,13 +101,34 @@ def test_folder_unpaired(source: Path, tmp_path: Path):
     assert "2 problems" in refused(tmp_path, "folder", source, "masks/5.png: has no image")
 
 
-def test_all_problems_are_counted_and_the_first_named(source: Path, tmp_path: Path):
+def test_problems_are_counted_by_kind_with_three_examples_each(source: Path, tmp_path: Path):
     for n in range(1, 8):
         (source / "masks" / f"{n}.png").unlink()
+    (source / "images" / "9.jpg").unlink()
+    lines = refused(tmp_path, "folder", source, "8 problems of 2 kinds, nothing was written").splitlines()
+    assert [line.partition("source/")[2].partition(";")[0] for line in lines[1:4]] == [
+        f"images/{n}.jpg: has no mask" for n in (1, 2, 3)
+    ]
+    assert lines[4] == "  ... and 4 more like this, 7 in all"
+    assert "masks/9.png: has no image" in lines[5]
+    assert len(lines) == 6
+
+
+def test_an_unpaired_file_tells_the_rule_and_a_mask(source: Path, tmp_path: Path):
+    (source / "masks" / "3.png").rename(source / "masks" / "3_manual1.png")
+    message = refused(tmp_path, "folder", source, "2 problems")
+    assert (
+        "images/3.jpg: has no mask; a mask is called like its image or with _mask, _segmentation, _gt, _label, -mask "
+        "behind; a mask without an image is 3_manual1.png" in message
+    )
+
+
+def test_what_names_tell_is_said_before_anything_is_read(source: Path, tmp_path: Path):
+    (source / "masks" / "3.png").unlink()
     (source / "images" / "9.jpg").write_bytes(b"\xff\xd8\xff broken")
-    message = refused(tmp_path, "folder", source, "8 problems")
-    assert len(message.splitlines()) == 1 + 5 + 1
-    assert "and 3 more" in message
+    message = refused(tmp_path, "folder", source, "images/3.jpg: has no mask")
+    assert "broken" not in message
+    assert "\n" not in message
 
 
 def test_folder_duplicate(source: Path, tmp_path: Path):
@@ -137,7 +161,7 @@ def test_folder_takes_images_of_every_kind(source: Path, tmp_path: Path):
     (pictures / "6.jpg").rename(pictures / "Fräulein Ü 6.JPG")
     (masks / "6.png").rename(masks / "Fräulein Ü 6.png")
     made = prepare("folder", [source], tmp_path / "set")
-    reader = reader_for(made, ["set_0001", "set_0002", "set_0003", "set_0004", "set_0005", "set_fr_ulein_6"])
+    reader = reader_for(made, ["set_0001", "set_0002", "set_0003", "set_0004", "set_0005", "set_fräulein_ü_6"])
     assert [reader.meta(row)["orig_mode"] for row in range(3)] == ["CMYK", "I;16", "RGB"]
     assert [reader.image(row).shape for row in (0, 1, 2)] == [(48, 48, 3), (48, 48, 3), (48, 32, 3)]
     assert all(set(np.unique(reader.mask(row))) == {0, 1} for row in range(6))
@@ -145,11 +169,147 @@ def test_folder_takes_images_of_every_kind(source: Path, tmp_path: Path):
     assert "1 of 20 images: scaled from 0..65535 to 8 bits" in made.content.warnings
 
 
-def test_names_without_a_letter_of_ascii(source: Path, tmp_path: Path):
-    (source / "images" / "7.jpg").rename(source / "images" / "図.jpg")
-    assert "図.jpg: its name has no letter or digit of ASCII; rename it" in refused(
-        tmp_path, "folder", source, "2 problems"
+PATIENTS = [
+    "Müller",
+    "Möller",
+    "Иванов",
+    "Петров",
+    "王芳",
+    "李芳",
+    "काका",
+    "काकी",
+    "กำ",
+    "กิ",
+    "a+b",
+    "a b",
+    "x🙂",
+    "x🙃",
+]
+
+
+def photographs(root: Path, names: list[str], rule=lambda name: name) -> dict[str, int]:
+    """A grey image and a mask of as many rows for each name; the rows by name."""
+    rows = {name: 4 + 2 * number for number, name in enumerate(names)}
+    for name, count in rows.items():
+        mask = np.zeros((48, 48), np.uint8)
+        mask[:count] = 255
+        noise = np.random.default_rng(count).integers(0, 200, (48, 48), np.uint8)
+        noise[0] = count
+        for path, pixels in ((root / "images" / f"{name}.png", noise), (root / "masks" / f"{rule(name)}.png", mask)):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(path)
+    return rows
+
+
+def test_names_of_any_script_keep_their_letters(tmp_path: Path):
+    """Every image has the mask of its own patient, under a key of its own; macOS writes the masks' names decomposed."""
+    rows = photographs(tmp_path / "raw", PATIENTS, lambda name: unicodedata.normalize("NFD", name) + "_mask")
+    made = prepare("folder", [tmp_path / "raw"], tmp_path / "set")
+    reader = Reader(made)
+    keys = [reader.key(row) for row in range(len(reader))]
+    assert {"set_müller", "set_möller", "set_иванов", "set_王芳", "set_काका", "set_काकी", "set_กำ"} <= set(keys)
+    assert len(set(keys)) == len(PATIENTS)
+    for row in range(len(reader)):
+        stem = Path(reader.meta(row)["orig_path"]).stem
+        assert int(reader.image(row)[0, 0, 0]) == int(reader.mask(row).sum()) // 48 == rows[stem]
+    lists = json.loads((made.root / "splits" / "random811_s41.json").read_text())
+    assert sorted(lists["train"] + lists["val"] + lists["test"]) == sorted(keys)
+    with tarfile.open(made.root / "all-000000.tar") as tar:
+        assert {name.partition(".")[0] for name in tar.getnames()} == set(keys)
+
+
+def test_two_patients_are_no_pair(tmp_path: Path):
+    """Letters outside ASCII used to be lost, which made Müller's image and Möller's mask a pair."""
+    photographs(tmp_path / "raw", ["Müller"], lambda _: "Möller")
+    message = refused(tmp_path, "folder", tmp_path / "raw", "2 problems")
+    assert "Müller.png: has no mask" in message
+    assert "Möller.png: has no image" in message
+
+
+@pytest.mark.parametrize(("folder", "twin"), [("masks", "3_gt.png"), ("masks", "03_mask.png"), ("images", "03.jpg")])
+def test_pairing_never_guesses_between_two(source: Path, tmp_path: Path, folder: str, twin: str):
+    own = source / folder / ("3.jpg" if folder == "images" else "3.png")
+    if folder == "masks":
+        own = own.rename(own.with_name("3_mask.png"))
+    shutil.copy(own, source / folder / twin)
+    message = refused(tmp_path, "folder", source, "has the same id as")
+    assert twin in message
+    assert own.name in message
+
+
+def test_equal_names_in_two_patients_folders_are_no_pair(tmp_path: Path):
+    photographs(tmp_path / "raw", ["p01/1", "p01/2", "p02/1", "p02/2", "p03/1", "p03/2"])
+    made = prepare("folder", [tmp_path / "raw"], tmp_path / "set", ratio="1:1:1")
+    assert [key.decode() for key in made.index.keys] == [f"set_p0{p}_{n}" for p in (1, 2, 3) for n in (1, 2)]
+    (tmp_path / "raw" / "masks" / "p03" / "2.png").rename(tmp_path / "raw" / "masks" / "p02" / "3.png")
+    message = refused(tmp_path, "folder", tmp_path / "raw", "images/p03/2.png: has no mask")
+    assert "masks/p02/3.png: has no image" in message
+
+
+def test_long_names_become_keys(tmp_path: Path):
+    names = ["n" * 230 + str(n) for n in range(6)]
+    photographs(tmp_path / "raw", names)
+    made = prepare("folder", [tmp_path / "raw"], tmp_path / "set")
+    assert len(set(made.index.keys)) == 6
+
+
+def test_names_that_are_not_utf8_are_taken(source: Path, tmp_path: Path):
+    for folder, end in (("images", "jpg"), ("masks", "png")):
+        (source / folder / f"3.{end}").rename(source / folder / f"na\udcefve.{end}")
+    made = prepare("folder", [source], tmp_path / "set")
+    assert "set_na_xefve" in {key.decode() for key in made.index.keys}
+    reader = reader_for(made, ["set_na_xefve"])
+    assert reader.meta(0)["orig_path"] == "images/na\\xefve.jpg"
+    (source / "masks" / "na\udcefve.png").unlink()
+    assert "na\\xefve.jpg: has no mask" in refused(tmp_path, "folder", source, "no mask")
+
+
+# --allow-partial
+
+
+def test_allow_partial_leaves_faulty_samples_out(source: Path, tmp_path: Path):
+    (source / "masks" / "1.png").unlink()
+    (source / "images" / "2.jpg").unlink()
+    (source / "images" / "3.jpg").write_bytes(b"\xff\xd8\xff broken")
+    Image.fromarray(np.zeros((48, 40), np.uint8)).save(source / "masks" / "4.png")
+    made = prepare("folder", [source], tmp_path / "set", allow_partial=True)
+    assert [key.decode() for key in made.index.keys] == [f"set_{n:04d}" for n in range(5, 21)]
+    why = {own.id: own.why for own in made.content.excluded}
+    assert list(why) == ["images/1.jpg", "masks/2.png", "set_0003", "set_0004"]
+    assert why["images/1.jpg"].startswith("has no mask; ")
+    assert why["set_0003"].startswith("images/3.jpg: corrupt image")
+    assert why["set_0004"] == "masks/4.png: is 40 x 48, its image 4.jpg is 48 x 48; give them one size"
+    assert {"1 left out: has no mask", "1 left out: corrupt image"} <= set(made.content.warnings)
+    again = prepare(
+        "folder", [shutil.copytree(source, tmp_path / "elsewhere")], tmp_path / "b", name="set", allow_partial=True
     )
+    assert again.fingerprint == made.fingerprint
+
+
+def test_allow_partial_with_nothing_left(source: Path, tmp_path: Path):
+    for image in (source / "images").iterdir():
+        image.write_bytes(b"\xff\xd8\xff broken")
+    refused(tmp_path, "folder", source, "no sample can be used; the first: images/1.jpg: corrupt", allow_partial=True)
+
+
+# Small sets
+
+
+@pytest.mark.parametrize(("n", "counts"), [(3, (1, 1, 1)), (4, (2, 1, 1)), (5, (3, 1, 1)), (6, (4, 1, 1))])
+def test_every_part_of_a_small_set_has_a_sample(n: int, counts: tuple[int, int, int], tmp_path: Path):
+    photographs(tmp_path / "raw", [str(i) for i in range(n)])
+    made = prepare("folder", [tmp_path / "raw"], tmp_path / "set", seeds=[1])
+    assert tuple(len(made.ids(None, part)) for part in ("train", "val", "test")) == counts
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_too_few_samples_for_the_ratio_leave_nothing_behind(n: int, tmp_path: Path):
+    photographs(tmp_path / "raw", [str(i) for i in range(n)])
+    message = refused(
+        tmp_path, "folder", tmp_path / "raw", rf"a split by 8:1:1 needs at least 3 samples, there (is|are) {n}"
+    )
+    assert "\n" not in message
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
 
 
 @pytest.mark.parametrize("part", ["images/6.jpg", "masks/6.png"])

@@ -88,7 +88,9 @@ def test_shards_roll_over(polyps: Path, tmp_path: Path, monkeypatch: pytest.Monk
     ("options", "match"),
     [
         ({"seeds": [-1]}, "--seed"),
-        ({"split": "nine"}, "--split"),
+        ({"ratio": "nine"}, "--ratio 'nine'"),
+        ({"split": "nine"}, "--ratio 'nine'"),
+        ({"ratio": "8:1:1", "split": "7:1:2"}, "--ratio 8:1:1 and --split 7:1:2"),
         ({"name": "!!!"}, "--name"),
         ({"classes": ["one"]}, "--classes"),
     ],

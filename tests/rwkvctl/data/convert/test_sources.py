@@ -79,7 +79,7 @@ def test_archives_in_a_folder_are_folders_of_their_name(tmp_path: Path):
     write_folder(tmp_path / "in" / "part")  # unpacked beside it: the files on disk are taken
     assert content_of(tmp_path / "in") == {f"part/{name}": content for name, content in FILES.items()}
     (tmp_path / "in" / "part" / "images" / "2.png").write_bytes(b"other")
-    with pytest.raises(UserError, match=r"part.zip!/part/images/2.png: is there a second time, .*in/part/images/2.png"):
+    with pytest.raises(UserError, match=r"part.zip!/part/images/2.png: appears twice, .*in/part/images/2.png"):
         content_of(tmp_path / "in")
 
 

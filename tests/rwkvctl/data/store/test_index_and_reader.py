@@ -91,7 +91,7 @@ def test_a_hostile_tar_is_refused(tmp_path: Path, member: dict):
         info.type = member.get("type", tarfile.REGTYPE)
         info.linkname = member.get("linkname", "")
         tar.addfile(info, io.BytesIO())
-    with pytest.raises(ValueError, match="does not belong into a shard"):
+    with pytest.raises(ValueError, match="does not belong in a shard"):
         list(index.entries_of_tar(path))
 
 

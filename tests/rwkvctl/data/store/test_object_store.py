@@ -22,7 +22,7 @@ from rwkvctl.base.errors import UserError
 from rwkvctl.cli.app import main
 from rwkvctl.data.convert.formats import imagefolder
 from rwkvctl.data.convert.prepare import prepare
-from rwkvctl.data.feed import loaders, order
+from rwkvctl.data.feed import loader_processes, order
 from rwkvctl.data.feed.cases import iter_cases
 from rwkvctl.data.feed.loaders import TrainLoader
 from rwkvctl.data.feed.schedule import Schedule
@@ -121,7 +121,7 @@ def uri(door: Door, binary: Manifest) -> str:
 @pytest.fixture(autouse=True)
 def _workers_of_now(monkeypatch: pytest.MonkeyPatch) -> None:
     """The fork server may be older than this environment."""
-    monkeypatch.setattr(loaders, "_context", lambda: multiprocessing.get_context("spawn"))
+    monkeypatch.setattr(loader_processes, "_context", lambda: multiprocessing.get_context("spawn"))
 
 
 def loader(manifest: Manifest, workers: int = 0) -> TrainLoader:

@@ -60,9 +60,17 @@ def test_bad_ratio(text):
         parse_ratio(text)
 
 
-def test_too_few_samples():
-    with pytest.raises(UserError, match="leave a part empty"):
-        random_split(["a", "b", "c"], (8, 1, 1), 41)
+@pytest.mark.parametrize(("n", "ratio", "needed"), [(0, "8:1:1", 3), (2, "98:1:1", 3), (1, "9:1", 2)])
+def test_too_few_samples(n: int, ratio: str, needed: int):
+    with pytest.raises(UserError, match=f"a split by {ratio} needs at least {needed} samples"):
+        random_split(list("abc")[:n], parse_ratio(ratio), 41)
+
+
+@given(n=st.integers(3, 40), ratio=st.tuples(*[st.integers(1, 99)] * 3))
+def test_no_part_is_empty(n: int, ratio: tuple[int, int, int]):
+    parts = random_split([str(i) for i in range(n)], ratio, 41).ids
+    assert all(parts.values())
+    assert sorted(chain(*parts.values())) == sorted(str(i) for i in range(n))
 
 
 @given(sizes=st.lists(st.integers(1, 12), min_size=10, max_size=40), seed=st.integers(0, 2**32 - 1))

@@ -33,7 +33,7 @@ DATASET = Dataset(
     licence="cite; the Kaggle mirror says CC0",
     access="Cairo University (https://scholar.cu.edu.eg/?q=afahmy/pages/dataset) or Kaggle aryashah2k",
     citation="Al-Dhabyani et al., Data in Brief 28, 2020",
-    options=("split", "seeds", "busi_masks"),
+    options=("ratio", "seeds", "busi_masks"),
 )
 
 _NAME = re.compile(r"(benign|malignant|normal) \((\d+)\)(?:_mask(?:_(\d+))?)?\.png", re.IGNORECASE)
@@ -69,8 +69,8 @@ def plan(source: Source, options: Options, problems: Problems) -> Plan:
     }
 
     def make_splits(ids: Mapping[str, Sequence[str]], groups: Mapping[str, str]) -> dict[str, Split]:
-        random = random_splits(ids["all"], options.split, options.seeds)
-        return random | grouped_splits(ids["all"], groups, options.split, options.seeds)
+        random = random_splits(ids["all"], options.ratio, options.seeds)
+        return random | grouped_splits(ids["all"], groups, options.ratio, options.seeds)
 
     return pairs_plan(DATASET, options, "kaggle", parts, Above(), make_splits, warnings=warnings)
 

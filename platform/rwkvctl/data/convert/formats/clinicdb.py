@@ -41,7 +41,7 @@ DATASET = Dataset(
     licence="research use; images Hospital Clinic Barcelona, masks CVC",
     access="https://polyp.grand-challenge.org/CVCClinicDB, or Kaggle balraj98/cvcclinicdb",
     citation="Bernal et al., Computerized Medical Imaging and Graphics 43, 2015",
-    options=("split", "seeds"),
+    options=("ratio", "seeds"),
 )
 
 _FORMS = {  # the first one that a source has is taken: Kaggle's copy has two
@@ -70,8 +70,8 @@ def plan(source: Source, options: Options, problems: Problems) -> Plan:
     pairs = [Pair(numbered("cvcclinic", n), found[n], (masks[n],), group=sequence_of(int(n))) for n in names]
 
     def make_splits(ids: Mapping[str, Sequence[str]], groups: Mapping[str, str]) -> dict[str, Split]:
-        random = random_splits(ids["all"], options.split, options.seeds)
-        return random | grouped_splits(ids["all"], groups, options.split, options.seeds, name="by_sequence")
+        random = random_splits(ids["all"], options.ratio, options.seeds)
+        return random | grouped_splits(ids["all"], groups, options.ratio, options.seeds, name="by_sequence")
 
     return pairs_plan(DATASET, options, form, {"all": pairs}, Above(), make_splits, warnings=warnings)
 

@@ -31,7 +31,7 @@ DATASET = Dataset(
     licence="research use",
     access="CVC Barcelona (http://vi.cvc.uab.es/colon-qa/cvccolondb), or Kaggle longvil/cvc-colondb",
     citation="Bernal et al., Pattern Recognition 45(9), 2012",
-    options=("split", "seeds"),
+    options=("ratio", "seeds"),
 )
 
 _FORMS = {
@@ -60,8 +60,8 @@ def plan(source: Source, options: Options, problems: Problems) -> Plan:
     pairs = [Pair(numbered("cvccolon", n), found[n], (masks[n],)) for n in names]
 
     def make_splits(ids: Mapping[str, Sequence[str]], groups: Mapping[str, str]) -> dict[str, Split]:
-        random = random_splits(ids["all"], options.split, options.seeds)
-        return random | grouped_splits(ids["all"], groups, options.split, options.seeds)
+        random = random_splits(ids["all"], options.ratio, options.seeds)
+        return random | grouped_splits(ids["all"], groups, options.ratio, options.seeds)
 
     return pairs_plan(DATASET, options, form, {"all": pairs}, Above(), make_splits, warnings=warnings)
 

@@ -12,7 +12,7 @@ from rwkvctl.base.errors import UserError
 from rwkvctl.data.convert import discover
 from rwkvctl.data.convert.discover import Problems
 from rwkvctl.data.convert.formats.base import Dataset, Options, Plan
-from rwkvctl.data.convert.formats.pairs import Mask, Pair, histogram, numbered, pairs_plan
+from rwkvctl.data.convert.formats.pairs import Mask, Pair, histogram, pairs_plan
 from rwkvctl.data.convert.sources import RawFile, Source
 from rwkvctl.data.images import files as image_files
 from rwkvctl.data.images.masks import RawMask, read_mask
@@ -27,7 +27,7 @@ DATASET = Dataset(
     forms={"images+masks": "images/NAME.(jpg|png|bmp|tif) and masks/NAME[_mask].(png|jpg|bmp|tif)"},
     licence="your own",
     access="your own files",
-    options=("split", "seeds", "classes", "range"),
+    options=("ratio", "seeds", "classes", "range"),
 )
 FOLDERS = ("images", "masks")
 MASK_SUFFIXES = ("_mask", "_segmentation", "_gt", "_label", "-mask")
@@ -48,10 +48,10 @@ def plan(source: Source, options: Options, problems: Problems) -> Plan:
     num_classes = len(options.classes or DATASET.classes)
     if num_classes < 2:
         raise UserError("--classes: name at least two, the background first")
-    parse_ratio(options.split or "8:1:1")  # said before anything is read
+    parse_ratio(options.ratio or "8:1:1")  # said before anything is read
 
     def make_splits(ids: Mapping[str, Sequence[str]], groups: Mapping[str, str]) -> dict[str, Split]:
-        return random_splits(ids["all"], options.split, options.seeds)
+        return random_splits(ids["all"], options.ratio, options.seeds)
 
     rule = "{0,1}: value, else value > 127" if num_classes == 2 else f"value = class id 0..{num_classes - 1}"
     read_mask = ClassIds(num_classes)
@@ -61,32 +61,46 @@ def plan(source: Source, options: Options, problems: Problems) -> Plan:
 
 
 def _pair(source: Source, root: str, dataset: str, problems: Problems) -> list[Pair]:
-    """Pairs in natural order of their ids, with keys padded so that keys sort in the same order."""
-    found, masks = (_by_id(source.below(discover.child(source, root, name)), problems) for name in FOLDERS)
-    masks = _without_suffixes(masks, found)
-    both = discover.pair(found, masks, problems)
+    """Pairs in natural order of their ids, with keys padded so that keys sort in the same order.
+
+    With subfolders on both sides the whole path below `images/` and `masks/` must agree: equal names in the folders of
+    two patients are no pair.
+    """
+    folders = [discover.child(source, root, name) for name in FOLDERS]
+    listed = [[f for f in source.below(top) if f.suffix in image_files.EXTENSIONS] for top in folders]
+    nested = all(any(f.parent != top for f in files) for top, files in zip(folders, listed, strict=True))
+    found, every = (
+        _by_id(files, top if nested else None, problems) for top, files in zip(folders, listed, strict=True)
+    )
+    masks = _without_suffixes(every, found, problems)
+    rule = f"a mask is called like its image or with {', '.join(MASK_SUFFIXES)} behind"
+    both = discover.pair(found, masks, problems, rule + (", in a subfolder of the same name" if nested else ""))
     if not both and not problems.found:
-        problems.add(f"{source}: images/ and masks/ hold no images")
+        problems.add(f"{source}: images/ and masks/ hold no images" + (" that are pairs" if found or masks else ""))
     digits = max([4, *(len(name) for name in both if name.isdigit())])
-    prefix = discover.slug(dataset)
-    return [Pair(numbered(prefix, name, digits), found[name], (masks[name],)) for name in both]
+    keys = discover.sample_keys(dataset, both, digits)
+    return [Pair(keys[name], found[name], (masks[name],)) for name in both]
 
 
-def _by_id(files: Iterable[RawFile], problems: Problems) -> dict[str, RawFile]:
+def _by_id(files: Iterable[RawFile], top: str | None, problems: Problems) -> dict[str, RawFile]:
+    """Files by their name's id, or by those of all parts of their path below the folder `top`."""
     found: dict[str, RawFile] = {}
     for file in files:
-        if file.suffix in image_files.EXTENSIONS:
-            discover.add(found, discover.normal_id(file.stem), file, problems)
+        parents = [] if top is None else discover.relative(file, top).split("/")[:-1]
+        discover.add(found, "/".join(map(discover.normal_id, [*parents, file.stem])), file, problems)
     return found
 
 
-def _without_suffixes(masks: dict[str, RawFile], wanted: Iterable[str]) -> dict[str, RawFile]:
-    """Masks by the id of their image: `7_mask.png` is the mask of `7.png` unless there is an image `7_mask`."""
+def _without_suffixes(masks: dict[str, RawFile], wanted: Iterable[str], problems: Problems) -> dict[str, RawFile]:
+    """Masks by the id of their image: `7_mask.png` is the mask of `7.png` unless there is an image `7_mask`. Two that
+    would be the mask of one image are a problem."""
     wanted = set(wanted)
-    plain = {}
+    plain: dict[str, RawFile] = {}
     for name, file in masks.items():
-        cut = discover.normal_id(next((name.removesuffix(s) for s in MASK_SUFFIXES if name.endswith(s)), name))
-        plain[name if name in wanted or cut not in wanted or cut in masks else cut] = file
+        bare = next((name.removesuffix(s) for s in MASK_SUFFIXES if name.endswith(s)), name)
+        folder, slash, last = bare.rpartition("/")
+        cut = folder + slash + discover.normal_id(last)
+        discover.add(plain, name if name in wanted or cut not in wanted else cut, file, problems)
     return plain
 
 

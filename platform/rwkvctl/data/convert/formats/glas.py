@@ -36,7 +36,7 @@ DATASET = Dataset(
     licence="research use only",
     access="the Warwick TIA lab, by a form (https://warwick.ac.uk/fac/cross_fac/tia/data/glascontest)",
     citation="Sirinukunwattana et al., Medical Image Analysis 35, 2017",
-    options=("split", "seeds"),
+    options=("ratio", "seeds"),
 )
 
 
@@ -66,8 +66,8 @@ def plan(source: Source, options: Options, problems: Problems) -> Plan:
 
     def make_splits(ids: Mapping[str, Sequence[str]], groups: Mapping[str, str]) -> dict[str, Split]:
         """Train and val from the training images, 9 : 1; test is the official one."""
-        random = random_splits(ids["train"], options.split, options.seeds, default="9:1")
-        by_patient = grouped_splits(ids["train"], groups, options.split, options.seeds, "9:1", name="by_patient")
+        random = random_splits(ids["train"], options.ratio, options.seeds, default="9:1")
+        by_patient = grouped_splits(ids["train"], groups, options.ratio, options.seeds, "9:1", name="by_patient")
         test = [*ids["testa"], *ids["testb"]]
         return {
             name: Split(f"train_N: {split.rule}; test: testA and testB", {**split.ids, "test": test}, split.seed)

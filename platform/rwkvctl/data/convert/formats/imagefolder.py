@@ -97,4 +97,4 @@ def _list(source: Source, root: str, part: str, folder: str, classes: list[str],
 
 def _photo(file: RawFile, path: str, part: str, label: int) -> Photo:
     path_hash = hashlib.sha256(path.encode()).hexdigest()[:10]  # equal names in two folders, odd characters
-    return Photo(f"{part}_c{label:04d}_{discover.slug(file.stem)[:60]}_{path_hash}", file, path, label)
+    return Photo(f"{part}_c{label:04d}_{discover.slug(file.stem)[:40]}_{path_hash}", file, path, label)

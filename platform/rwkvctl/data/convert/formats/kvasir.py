@@ -31,7 +31,7 @@ DATASET = Dataset(
     licence="research and education, cite",
     access="https://datasets.simula.no/kvasir-seg",
     citation="Jha et al., MMM 2020",
-    options=("split", "seeds"),
+    options=("ratio", "seeds"),
 )
 BOXES = "kavsir_bboxes.json"
 
@@ -55,8 +55,8 @@ def plan(source: Source, options: Options, problems: Problems) -> Plan:
     lists = {part: _list(source, f"{part}.txt") for part in ("train", "val")}
 
     def make_splits(ids: Mapping[str, Sequence[str]], groups: Mapping[str, str]) -> dict[str, Split]:
-        splits = random_splits(ids["all"], options.split, options.seeds)
-        splits |= grouped_splits(ids["all"], groups, options.split, options.seeds)
+        splits = random_splits(ids["all"], options.ratio, options.seeds)
+        splits |= grouped_splits(ids["all"], groups, options.ratio, options.seeds)
         official = {part: [key for key in ids["all"] if key in wanted] for part, wanted in lists.items()}
         if all(official.values()):
             splits["official"] = fixed("train.txt and val.txt of the source", **official)

@@ -20,7 +20,7 @@ from rwkvctl.base.errors import BadFile, UserError
 from rwkvctl.data.convert import discover
 from rwkvctl.data.convert.discover import Problems
 from rwkvctl.data.convert.formats.base import Dataset, Options, Plan, sha256
-from rwkvctl.data.convert.formats.pairs import Levels, Pair, numbered, pairs_plan
+from rwkvctl.data.convert.formats.pairs import Levels, Pair, pairs_plan
 from rwkvctl.data.convert.formats.volumes import (
     PLANES,
     WHOLE,
@@ -50,7 +50,7 @@ DATASET = Dataset(
     },
     licence="your own",
     access="your own files",
-    options=("split", "seeds", "range"),
+    options=("ratio", "seeds", "range"),
 )
 NIFTI, ORIENTATION, IGNORE = (".nii", ".nii.gz"), "itk", "ignore"
 WINDOW = ("p0.5", "p99.5")
@@ -90,12 +90,10 @@ def plan(source: Source, options: Options, problems: Problems) -> Plan:
         raise UserError(f"{source}: images of several channel files (_0001); only one file a case is read here")
     discover.refuse_empty(source, found, DATASET.name, DATASET.forms)
     names = discover.pair(found, masks, problems)
-    prefix = discover.slug(options.dataset)
+    keys = discover.sample_keys(options.dataset, names)
     if ending in NIFTI:
-        return _plan_volumes(
-            {f"{prefix}_{name}": (found[name], masks[name]) for name in names}, labels, options, problems
-        )
-    pairs = [Pair(numbered(prefix, name), found[name], (masks[name],)) for name in names]
+        return _plan_volumes({keys[name]: (found[name], masks[name]) for name in names}, labels, options, problems)
+    pairs = [Pair(keys[name], found[name], (masks[name],)) for name in names]
     return _plan_images(pairs, root, labels, options)
 
 
@@ -132,7 +130,7 @@ def _read_json(source: Source) -> tuple[str, Labels, str]:
 
 def _plan_images(pairs: list[Pair], root: str, labels: Labels, options: Options) -> Plan:
     def make_splits(ids: Mapping[str, Sequence[str]], groups: Mapping[str, str]) -> dict[str, Split]:
-        return random_splits(ids["all"], options.split, options.seeds)
+        return random_splits(ids["all"], options.ratio, options.seeds)
 
     named = replace(options, classes=labels.classes)
     return pairs_plan(DATASET, named, "slices", {"all": pairs}, Levels(labels.ids), make_splits, root=root)
@@ -144,7 +142,7 @@ def _plan_images(pairs: list[Pair], root: str, labels: Labels, options: Options)
 def _plan_volumes(
     files: Mapping[str, tuple[RawFile, RawFile]], labels: Labels, options: Options, problems: Problems
 ) -> Plan:
-    ratio = parse_ratio(options.split or "8:1:1")
+    ratio = parse_ratio(options.ratio or "8:1:1")
     if options.seeds and len(options.seeds) > 1:
         raise UserError("--seed: slices and volumes are laid out by one split; give one seed")
     seed = (options.seeds or DEFAULT_SEEDS)[0]

@@ -164,4 +164,4 @@ def _meta() -> bytes:
         )  # fmt: skip
     buffer = io.BytesIO()
     savemat(buffer, {"synsets": synsets})
-    return buffer.getvalue()
+    return b"MATLAB 5.0 MAT-file".ljust(116) + buffer.getvalue()[116:]  # without the time of day
