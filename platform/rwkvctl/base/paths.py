@@ -4,11 +4,27 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from urllib.parse import unquote_to_bytes
 
 
 def home() -> Path:
     """`RWKVCTL_HOME`, by default `~/.rwkvctl`: config, runs, shards, tracking database, caches."""
     return Path(os.environ.get("RWKVCTL_HOME") or "~/.rwkvctl").expanduser().absolute()
+
+
+def as_text(path: str | os.PathLike[str]) -> str:
+    """A path as text for specs, results and the screen: itself, or as a file:// URI when its bytes are not UTF-8."""
+    text = os.fspath(path)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return Path(text).absolute().as_uri()
+    return text
+
+
+def from_text(text: str) -> Path:
+    """The path of `as_text`."""
+    return Path(os.fsdecode(unquote_to_bytes(text.removeprefix("file://"))) if text.startswith("file://") else text)
 
 
 def config_file() -> Path:

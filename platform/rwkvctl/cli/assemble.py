@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rwkvctl.base.errors import UserError
+from rwkvctl.base.paths import as_text
 from rwkvctl.config import settings
 from rwkvctl.config.specs import load
 from rwkvctl.config.specs.jobs import JOBS, EvaluateSpec, FinetuneSpec, PredictSpec, TrainingSpec, TuneSpec
@@ -139,12 +140,18 @@ def evaluate_spec(
     return on_machine(spec, settings.load())
 
 
-def predict_spec(model: str, inputs: list[str], out: str) -> PredictSpec:
+def predict_spec(
+    model: str, inputs: list[str], out: str, overwrite: bool = False, window: str | None = None
+) -> PredictSpec:
     """Which model, which files, where to."""
+    from rwkvctl.data.images.deep import parse_range
+
     fields = {
         "model": absolute_model(model),
-        "inputs": [settings.absolute(path) for path in inputs],
-        "out": settings.absolute(out),
+        "inputs": [as_text(settings.absolute(path)) for path in inputs],
+        "out": as_text(settings.absolute(out)),
+        "overwrite": overwrite,
+        "range": None if window is None else parse_range(window),
         "cluster": {"launcher": "process"},
     }
     spec = load.build(PredictSpec, fields, "predict")

@@ -122,11 +122,20 @@ def evaluate(
 
 def predict(
     model: Annotated[str, typer.Argument(help="A run, models:/NAME@ALIAS, or a folder with a model.")],
-    inputs: Annotated[list[str], typer.Argument(help="Images, or .npy/.h5 slices and volumes.")],
+    inputs: Annotated[list[str], typer.Argument(help="Images, NIfTI scans, .npy/.h5 slices and volumes, or folders.")],
     out: Annotated[str, typer.Option(help="Folder that the masks are written into.")],
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace files in --out that have a mask's name; never an input.")
+    ] = False,
+    range_: Annotated[
+        str | None,
+        typer.Option(
+            "--range", metavar="LOW,HIGH", help="Black and white of 16-bit images, for a model of 8-bit ones."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Write a mask for every input, at the input's own size."""
     from rwkvctl.cli import assemble, execute
 
-    execute.predict(assemble.predict_spec(model, inputs, out), as_json=as_json)
+    execute.predict(assemble.predict_spec(model, inputs, out, overwrite, range_), as_json=as_json)

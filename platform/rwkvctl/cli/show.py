@@ -37,7 +37,9 @@ def result(job: str, run_dir: Path, values: dict[str, Any]) -> None:
             console.print(trials_table(values["trials"]))
         case "predict":
             for path in values["written"]:
-                console.print(path)
+                console.print(path, markup=False)
+            for note in values["notes"]:
+                console.print(f"note: {note}", markup=False)
     if job in ("pretrain", "finetune"):
         console.print(f"model: {values['model_uri'] or values['model']}")
         console.print(f"next: rwkvctl evaluate {run_dir.name} --split test")

@@ -1,13 +1,16 @@
 """The code file of a registered segmentation model: MLflow runs it, beside a model folder, in place of a pickle.
 
-The model takes and gives text, which is what `mlflow models serve` carries without change. One string an image: the
-base64 of a PNG or JPEG for a model of kind `rgb8`, of an `.npy` file (float32 (H, W), or (D, H, W) for a volume) for
-one of kind `float`. One string comes back for each: the base64 of a PNG of class ids, or of an `.npy` file (uint8
-(D, H, W)) for a volume.
+The model takes and gives text, which is what `mlflow models serve` carries without change: the base64 of a file, as
+`rwkvctl predict` takes it. Pictures (PNG, JPEG, TIFF, BMP) and `.npy` arrays of any type of number are brought to the
+model by its own rule, see `rwkvctl.models.predict_inputs`; a model of scans also takes NIfTI (`.nii`, `.nii.gz`). One
+string comes back for each: the base64 of a PNG of class ids, of an `.npy` file (uint8 (D, H, W)) for a volume, or of
+a NIfTI file on the scan's own grid.
 
-    curl localhost:5000/invocations -H 'content-type: application/json' -d "{\"inputs\": [\"$(base64 -w0 a.png)\"]}"
+    printf '{"inputs": ["%s"]}' "$(base64 -w0 a.png)" |
+        curl -s localhost:5000/invocations -H 'content-type: application/json' -d @-
 
-In Python `rwkvctl.models.bundle.load` and `rwkvctl.models.inference` do the same on arrays.
+What cannot be segmented is answered with status 400 and one line. In Python `rwkvctl.models.bundle.load` and
+`rwkvctl.models.inference` do the same on arrays.
 """
 
 from __future__ import annotations
@@ -15,20 +18,26 @@ from __future__ import annotations
 import base64
 import binascii
 import io
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel
 from numpy.typing import NDArray
 
 from rwkvctl.base.errors import UserError
 from rwkvctl.models import bundle, inference
+from rwkvctl.models.predict_inputs import decode
+from rwkvctl.models.predict_scans import segment_scan
 
 if TYPE_CHECKING:
     from mlflow.pyfunc import PythonModelContext
 
 BUNDLE_ARTIFACT = "bundle"
+GZIP = b"\x1f\x8b"
 
 
 class SegmentationModel(PythonModel):
@@ -38,38 +47,54 @@ class SegmentationModel(PythonModel):
         """Load the model folder, on a GPU where there is one; MLflow calls this once."""
         import torch
 
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.model, self.info = bundle.load(context.artifacts[BUNDLE_ARTIFACT], self.device, kind="segmentation")
+        self.model, self.info = bundle.load(
+            context.artifacts[BUNDLE_ARTIFACT], "cuda" if torch.cuda.is_available() else "cpu"
+        )
 
     def predict(self, context: PythonModelContext, model_input: list[str], params: Any = None) -> list[str]:
-        """The mask of each image, as this module's docstring says."""
-        return [self._segment(decode(text, self.info.image_kind)) for text in model_input]
+        """The mask of each input, as this module's docstring says. MlflowException, one line, for what is none."""
+        masks = []
+        try:  # here, and not on loading: a server that cannot start shows its caller a traceback
+            bundle.require(self.info, "segmentation", "this model")
+        except UserError as error:
+            raise MlflowException.invalid_parameter_value(str(error)) from None
+        for number, text in enumerate(model_input):
+            try:
+                masks.append(self._segment(from_base64(text)))
+            except UserError as error:
+                raise MlflowException.invalid_parameter_value(f"input {number}: {error}") from None
+        return masks
 
-    def _segment(self, image: NDArray[Any]) -> str:
-        options: dict[str, Any] = {
-            "image_size": self.info.image_size,
-            "image_kind": self.info.image_kind,
-            "device": self.device,
-        }
-        if self.info.image_kind == "float" and image.ndim == 3:
-            return encode_npy(inference.segment_volume(self.model, image, **options))
-        return encode_png(inference.segment_image(self.model, image, **options))
+    def _segment(self, content: bytes) -> str:
+        if is_nifti(content):
+            return to_base64(self._segment_scan(content))
+        mask = inference.segment(self.model, self.info, decode(content, self.info).values)
+        return encode_npy(mask) if mask.ndim == 3 else encode_png(mask)
+
+    def _segment_scan(self, content: bytes) -> bytes:
+        with tempfile.TemporaryDirectory() as folder:
+            scan = Path(folder) / ("scan.nii.gz" if content.startswith(GZIP) else "scan.nii")
+            scan.write_bytes(content)
+            try:
+                return segment_scan(self.model, self.info, scan, Path(folder) / "mask").read_bytes()
+            except UserError as error:
+                raise UserError(str(error).removeprefix(f"input {scan}: ")) from None
 
 
-def decode(text: str, image_kind: str) -> NDArray[Any]:
-    """An image from its base64; UserError where it is not one of the kind."""
+def is_nifti(content: bytes) -> bool:
+    """Whether bytes are a NIfTI file, compressed or not; nothing else that is compressed is taken."""
+    return content.startswith(GZIP) or content[344:347] in (b"n+1", b"ni1") or content[4:7] == b"n+2"
+
+
+def from_base64(text: str) -> bytes:
+    """The content of a file; UserError where the text is not one."""
     try:
         content = base64.b64decode(text, validate=True)
-        if image_kind == "float":
-            return np.load(io.BytesIO(content), allow_pickle=False)
-    except (binascii.Error, ValueError, EOFError) as error:
-        raise UserError(f"input is not base64 of an image of kind {image_kind!r}: {error}") from None
-    import cv2
-
-    pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB) if content else None
-    if pixels is None:
-        raise UserError("input is base64, but not of a PNG or JPEG: send an encoded image file")
-    return np.asarray(pixels)
+    except (binascii.Error, ValueError) as error:
+        raise UserError(f"is not the base64 of a file ({error}); make it with: base64 -w0 FILE") from None
+    if not content:
+        raise UserError("is the base64 of an empty file")
+    return content
 
 
 def encode_png(mask: NDArray[np.uint8]) -> str:
@@ -78,14 +103,18 @@ def encode_png(mask: NDArray[np.uint8]) -> str:
 
     written, data = cv2.imencode(".png", mask)
     assert written
-    return base64.b64encode(data.tobytes()).decode("ascii")
+    return to_base64(data.tobytes())
 
 
 def encode_npy(array: NDArray[Any]) -> str:
     """The base64 of an `.npy` file."""
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
-    return base64.b64encode(buffer.getvalue()).decode("ascii")
+    return to_base64(buffer.getvalue())
+
+
+def to_base64(content: bytes) -> str:
+    return base64.b64encode(content).decode("ascii")
 
 
 set_model(SegmentationModel())

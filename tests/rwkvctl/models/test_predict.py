@@ -92,16 +92,18 @@ def test_a_volume_is_segmented_slice_by_slice(tmp_path: Path, suffix: str):
 
 MISTAKES: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "absent": ("float", lambda path: None, "no such file"),
-    "folder": ("float", lambda path: path.mkdir(), "no such file"),
+    "empty folder": ("float", lambda path: path.mkdir(), "a folder without JPEG, PNG, TIFF or BMP images, .npy or"),
     "no picture": ("rgb8", lambda path: path.write_bytes(b"x" * 100), "give a JPEG, PNG, TIFF or BMP file"),
     "empty": ("rgb8", lambda path: path.write_bytes(b""), "give a JPEG, PNG, TIFF or BMP file"),
-    "array for colours": ("rgb8", lambda path: write(path, half_bright(8, 8)), "takes colour images"),
+    "volume for colours": ("rgb8", lambda path: write(path, half_bright(4, 8, 8)), "takes colour images"),
+    "colours for a volume": ("float", lambda path: write(path, half_bright(40, 40, 3)), "is a colour picture"),
     "too bright": ("float", lambda path: write(path, 2 * half_bright(8, 8)), r"values must lie in \[0, 1\]"),
-    "nan": ("float", lambda path: write(path, half_bright(8, 8) * np.nan), r"values must lie in \[0, 1\]"),
+    "nan": ("float", lambda path: write(path, half_bright(8, 8) * np.nan), "holds NaN or infinite values"),
     "one axis": ("float", lambda path: write(path, half_bright(8)), r"must be numbers of shape \(H, W\)"),
     "no pixels": ("float", lambda path: write(path, np.zeros((0, 4))), r"must be numbers of shape \(H, W\)"),
     "words": ("float", lambda path: write(path, np.array([["a"]])), "must be numbers"),
-    "pickle": ("float", lambda path: np.save(path, np.array([[{}]]), allow_pickle=True), "cannot be read"),
+    "pickle": ("float", lambda path: np.save(path, np.array([[{}]]), allow_pickle=True), "holds Python objects, not"),
+    "complex": ("float", lambda path: write(path, half_bright(8, 8) * 1j), "must be numbers"),
     "no array": ("float", lambda path: path.write_bytes(b"x" * 100), "cannot be read"),
     "other h5": ("float", lambda path: h5py.File(path, "w").close(), "cannot be read"),
 }

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 from rwkv_unet import create_model
 from rwkvctl.base.errors import UserError
@@ -230,8 +231,9 @@ def test_mlflow_itself_can_run_a_version(tracking_uri: str, tmp_path: Path) -> N
     decoded = cv2.imdecode(np.frombuffer(base64.b64decode(mask), np.uint8), cv2.IMREAD_UNCHANGED)
     network, _ = bundle.load(tmp_path / "model")
     assert np.array_equal(decoded, inference.segment_image(network, image, image_size=32, image_kind="rgb8"))
-    for wrong in ("not base64!", as_text(b"not an image"), ""):
-        with pytest.raises(UserError, match="base64"):
+    wrongs = {"not base64!": "not the base64 of a file", as_text(b"x" * 99): "not an image", "": "an empty file"}
+    for wrong, said in wrongs.items():
+        with pytest.raises(MlflowException, match=f"^[^\n]*input 0: [^\n]*{said}[^\n]*$"):
             model.predict([wrong])
     assert (mlflow.get_tracking_uri(), mlflow.get_registry_uri()) == before
 
@@ -240,13 +242,22 @@ def test_mlflow_model_of_float_slices_takes_volumes(tracking_uri: str, tmp_path:
     import io
 
     model = mlflow.pyfunc.load_model(registered(tmp_path, tracking_uri, "float"))
-    volume = np.random.default_rng(0).normal(size=(3, 40, 40)).astype(np.float32)
+    volume = np.random.default_rng(0).random((3, 40, 40))
     buffer = io.BytesIO()
     np.save(buffer, volume)
     [mask] = model.predict([as_text(buffer.getvalue())])
     labels = np.load(io.BytesIO(base64.b64decode(mask)), allow_pickle=False)
     network, _ = bundle.load(tmp_path / "model")
-    assert np.array_equal(labels, inference.segment_volume(network, volume, image_size=32))
+    assert np.array_equal(labels, inference.segment_volume(network, volume.astype(np.float32), image_size=32))
+    buffer = io.BytesIO()
+    np.save(buffer, volume * 700 - 200)
+    with pytest.raises(MlflowException, match=r"input 0: values must lie in \[0, 1\]"):
+        model.predict([as_text(buffer.getvalue())])
+    buffer = io.BytesIO()
+    np.save(buffer, np.array([{}]), allow_pickle=True)
+    with pytest.raises(MlflowException, match="it holds Python objects, not numbers") as said:
+        model.predict([as_text(buffer.getvalue())])
+    assert "pickle" not in str(said.value)
 
 
 def test_nothing_of_a_version_is_a_pickle(tracking_uri: str, tmp_path: Path) -> None:

@@ -118,7 +118,12 @@ class PredictSpec(JobSpec):
     job: Literal["predict"] = "predict"
     model: str
     inputs: Annotated[list[str], Field(min_length=1)]
+    """Files, or folders whose images, arrays and scans are all meant."""
     out: str
+    overwrite: bool = False
+    """Whether masks may replace files that are in `out`; an input is never replaced."""
+    range: tuple[float, float] | None = None
+    """Black and white of images of more than 8 bits, for a model that was trained on 8-bit ones."""
 
 
 class TuneSpec(JobSpec):

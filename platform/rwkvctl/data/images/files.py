@@ -174,6 +174,15 @@ def check_image(data: bytes, max_side: int | None = None, window: deep.Range | N
     return Checked(encode_png(pixels), "png", pixels.shape[0], pixels.shape[1], mode, note)
 
 
+def deep_values(data: bytes) -> NDArray[Any] | None:
+    """The stored numbers of an image of more than 8 bits, as `deep.stored_values`; None for one of 8. ValueError for
+    what is no image, as in `check_image`."""
+    if sniff(data) and not deep.may_be_deep(data[:32]):
+        return None
+    opened = open_image(data)
+    return deep.stored_values(data, opened) if opened is None or deep.is_deep(data, opened) else None
+
+
 def _scaled(values: NDArray[Any], window: deep.Range | None) -> tuple[Pixels, str]:
     """8-bit pixels, and what was done."""
     own = deep.extent(values)
