@@ -60,7 +60,7 @@ def train(spec: FinetuneSpec, run_dir: Path) -> None:
             model, make_optimizer(model, spec.optimizer), manifest.fingerprint, spec.model_dump(mode="json")
         )
         load_checkpoint(run_dir / "checkpoints", state)
-        recorder.params(describe(model, manifest, spec.data.image_size))
+        recorder.params(described := describe(model, manifest, spec.data.image_size))
         recorder.event(
             "plan", epochs=spec.train.epochs, steps_per_epoch=loader.steps_per_epoch, step=state.position.step
         )
@@ -96,7 +96,7 @@ def train(spec: FinetuneSpec, run_dir: Path) -> None:
             better = validate(spec, manifest, model, me, state, recorder)
             recorder.checkpoint(state, best=better)
             stepper.skip_time()
-        finish(spec, manifest, model, me, run_dir, recorder)
+        finish(spec, manifest, model, me, run_dir, recorder, described)
 
 
 def make_model(spec: FinetuneSpec, manifest: Manifest, run_dir: Path) -> nn.Module:
@@ -128,7 +128,13 @@ def validate(
 
 
 def finish(
-    spec: FinetuneSpec, manifest: Manifest, model: nn.Module, me: Worker, run_dir: Path, recorder: Recorder
+    spec: FinetuneSpec,
+    manifest: Manifest,
+    model: nn.Module,
+    me: Worker,
+    run_dir: Path,
+    recorder: Recorder,
+    described: dict[str, Any],
 ) -> None:
     """Put the best weights into a model folder, with their DSC and HD95 on the validation part."""
     best = pointed_at(run_dir / "checkpoints", "best")
@@ -140,7 +146,7 @@ def finish(
     scores = score_cases(model, manifest, spec.data, part, me, hd95=True, gallery=gallery) if part else None
     if not me.is_main:
         return
-    summary = describe(model, manifest, spec.data.image_size) | {"checkpoint": best.name}
+    summary = described | {"checkpoint": best.name}
     if scores is not None:
         summary["val"] = write_scores(run_dir / "artifacts" / "val", scores)
         recorder.metrics(scores.metrics("best_val"), int(best.name.split("-")[1]))

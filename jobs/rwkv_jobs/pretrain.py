@@ -54,7 +54,7 @@ def train(spec: PretrainSpec, run_dir: Path) -> None:
             model, optimizer, manifest.fingerprint, spec.model_dump(mode="json"), ema.module if ema else None
         )
         load_checkpoint(run_dir / "checkpoints", state)
-        recorder.params(describe(model, manifest, spec.data.image_size))
+        recorder.params(described := describe(model, manifest, spec.data.image_size))
         recorder.event(
             "plan", epochs=spec.train.epochs, steps_per_epoch=loader.steps_per_epoch, step=state.position.step
         )
@@ -79,7 +79,7 @@ def train(spec: PretrainSpec, run_dir: Path) -> None:
             better = validate(spec, manifest, me, state, recorder)
             recorder.checkpoint(state, best=better)
             stepper.skip_time()
-        finish(spec, manifest, model, me, run_dir, recorder)
+        finish(spec, manifest, model, me, run_dir, recorder, described)
 
 
 def make_model(spec: PretrainSpec, manifest: Manifest) -> nn.Module:
@@ -109,7 +109,13 @@ def accuracy(spec: PretrainSpec, manifest: Manifest, me: Worker, model: nn.Modul
 
 
 def finish(
-    spec: PretrainSpec, manifest: Manifest, model: nn.Module, me: Worker, run_dir: Path, recorder: Recorder
+    spec: PretrainSpec,
+    manifest: Manifest,
+    model: nn.Module,
+    me: Worker,
+    run_dir: Path,
+    recorder: Recorder,
+    described: dict[str, Any],
 ) -> None:
     """Put the best weights (of the network or of its moving average, whichever scored higher) into a model folder."""
     best = pointed_at(run_dir / "checkpoints", "best")
@@ -127,7 +133,7 @@ def finish(
     description = {"name": spec.model.name, "num_classes": len(manifest.classes), **spec.model.overrides()}
     info = model_info(spec, manifest, description, {"run": run_dir.name, "weights": chosen})
     bundle.save(run_dir / "model", weights, info)
-    summary = describe(model, manifest, spec.data.image_size) | {"checkpoint": best.name, "weights": chosen}
+    summary = described | {"checkpoint": best.name, "weights": chosen}
     write_json(run_dir / "summary.json", summary | scores[chosen])
 
 

@@ -168,7 +168,7 @@ def test_cuda_graph() -> None:
     assert all(torch.equal(x, expected[name]) for x, name in zip(captured, NAMES, strict=True))
 
 
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA device")
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two CUDA devices")
 def test_second_device() -> None:
     args = on_gpu(2, 100, 70, device="cuda:1")
     ours = run(bi_wkv, *args)
