@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 from torch import nn
 
 from rwkvctl.base.errors import UserError
-from rwkvctl.base.files import atomic_path
-from rwkvctl.data.images import intensity
+from rwkvctl.base.files import write_bytes
+from rwkvctl.data.images import grid, intensity
 from rwkvctl.models.bundle import BundleInfo
 from rwkvctl.models.inference import segment
 
@@ -17,13 +16,21 @@ SCANS = (".nii.gz", ".nii")
 
 
 def is_scan(path: Path) -> bool:
-    return path.name.endswith(SCANS)
+    return path.name.lower().endswith(SCANS)
+
+
+def scan_stem(path: Path) -> str:
+    """The name of a scan without its ending of one or two parts."""
+    ending = next(end for end in SCANS if path.name.lower().endswith(end))
+    return path.name[: -len(ending)]
 
 
 def segment_scan(model: nn.Module, info: BundleInfo, path: Path, out: Path) -> Path:
-    """Bring a scan to what the model was trained on, and its mask back to the scan's grid."""
-    import nibabel
+    """Bring a scan to what the model was trained on, and its mask back to the scan's grid.
 
+    The scan's axes are turned to the model's (`info.orientation`), as its training data were, whatever way the file is
+    stored. The mask's file has the scan's header but for the type of its voxels.
+    """
     from rwkvctl.data.convert.sources import on_disk
     from rwkvctl.data.images import nifti
 
@@ -31,15 +38,21 @@ def segment_scan(model: nn.Module, info: BundleInfo, path: Path, out: Path) -> P
         raise UserError(f"input {path}: this model takes colour images (JPEG, PNG, TIFF, BMP), not scans")
     if info.intensity is None or info.orientation is None:
         raise UserError(f"input {path}: the model does not say how scans were prepared for it; give .npy in [0, 1]")
+    if not grid.is_orientation(info.orientation):
+        raise UserError(
+            f"input {path}: the model's orientation {info.orientation!r} is unknown; export the model again"
+        )
     try:
         scan = nifti.read(on_disk(path))
+        layout = grid.layout(scan.grid, info.orientation)
         low, high = intensity.window(scan.voxels, *info.intensity["clip"])
-        volume = intensity.scaled(nifti.turned(scan.voxels, info.orientation), low, high)
+        volume = intensity.scaled(grid.turned(scan.voxels, scan.grid, layout), low, high)
     except ValueError as error:
-        line = str(error).removeprefix(f"{path}: ").removesuffix("; replace it")
-        raise UserError(f"input {path}: {line}; give a whole NIfTI scan") from None
-    mask = nifti.turned_back(segment(model, info, volume), info.orientation)
+        line = str(error).removeprefix(f"{path}: ")
+        line = line.removesuffix("; replace it").removesuffix("; download it again")
+        remedy = "" if "; " in line else "; give a whole NIfTI scan"
+        raise UserError(f"input {path}: {line}{remedy}") from None
+    mask = grid.turned_back(segment(model, info, volume), grid.geometry(scan.grid, layout))
     target = out / path.name
-    with atomic_path(target) as temporary:
-        nibabel.save(nibabel.Nifti1Image(np.ascontiguousarray(mask), scan.grid.affine), temporary)
+    write_bytes(target, nifti.like(scan, mask, gzipped=path.name.lower().endswith(".gz")))
     return target

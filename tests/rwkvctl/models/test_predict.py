@@ -8,7 +8,6 @@ from typing import Any
 
 import cv2
 import h5py
-import nibabel
 import numpy as np
 import pytest
 import torch
@@ -16,7 +15,6 @@ from PIL import Image
 from torch import nn
 
 from rwkvctl.base.errors import UserError
-from rwkvctl.data.images import intensity, nifti
 from rwkvctl.models.bundle import BundleInfo
 from rwkvctl.models.predict import predict_files
 
@@ -134,50 +132,3 @@ def test_two_inputs_of_one_name_are_refused(tmp_path: Path):
     paths = [write(tmp_path / "x.npy", half_bright(8, 8)), write(tmp_path / "other" / "x.h5", half_bright(8, 8))]
     with pytest.raises(UserError, match="another input has the same name x"):
         predict_files(Bright().eval(), info("float"), paths, tmp_path / "out")
-
-
-# Scans --------------------------------------------------------------------------------------------------------------
-
-
-def scan(path: Path, orientation: str = "itk") -> tuple[np.ndarray, np.ndarray]:
-    """A CT of 3 slices that is bright (HU 300) for large x, on an oblique grid; returns bright voxels and affine."""
-    voxels = np.full((40, 24, 3), -200, np.int16)
-    voxels[25:] = 300
-    affine = np.array([[-0.8, 0.1, 0, 5], [0.1, 0.7, 0, -3], [0, 0, 4, 11], [0, 0, 0, 1]])
-    nibabel.save(nibabel.Nifti1Image(voxels, affine), path)
-    return voxels == 300, affine
-
-
-def for_scans(orientation: str = "itk") -> BundleInfo:
-    return info("float").model_copy(update={"intensity": intensity.rule(-125, 275), "orientation": orientation})
-
-
-@pytest.mark.parametrize("orientation", nifti.ORIENTATIONS)
-@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
-def test_a_scan_gives_a_mask_on_its_own_grid(tmp_path: Path, orientation: str, ending: str):
-    bright, affine = scan(tmp_path / f"ct{ending}")
-    model = Bright().eval()
-    [written] = predict_files(model, for_scans(orientation), [tmp_path / f"ct{ending}"], tmp_path / "masks")
-    assert written == tmp_path / "masks" / f"ct{ending}"
-    mask = nibabel.load(written)
-    assert mask.get_data_dtype() == np.uint8
-    np.testing.assert_allclose(mask.affine, affine, atol=1e-6)
-    np.testing.assert_array_equal(np.asarray(mask.dataobj), bright)
-    assert [path.name for path in (tmp_path / "masks").iterdir()] == [written.name]
-
-
-def test_scans_that_cannot_be_segmented(tmp_path: Path):
-    path = tmp_path / "ct.nii.gz"
-    scan(path)
-    with pytest.raises(UserError, match=f"input {path}: this model takes colour images"):
-        predict_files(Bright(), info("rgb8"), [path], tmp_path / "masks")
-    with pytest.raises(UserError, match="the model does not say how scans were prepared"):
-        predict_files(Bright(), info("float"), [path], tmp_path / "masks")
-    path.write_bytes(path.read_bytes()[:-30])
-    with pytest.raises(UserError, match=f"^input {path}: [^\n]*; give a whole NIfTI scan$"):
-        predict_files(Bright(), for_scans(), [path], tmp_path / "masks")
-    nibabel.save(nibabel.Nifti1Image(np.zeros((4, 4, 2), np.int16), np.eye(4)), path)
-    flat = for_scans().model_copy(update={"intensity": intensity.rule("min", "p99")})
-    with pytest.raises(UserError, match=r"has no contrast \(all voxels 0\)"):
-        predict_files(Bright(), flat, [path], tmp_path / "masks")
-    assert not (tmp_path / "masks").exists()

@@ -72,7 +72,8 @@ def layout(plan: Plan, options: Options, folder: Path) -> list[Job]:
     jobs = []
     for part, items in plan.parts.items():
         for number, group in enumerate(_grouped(items, plan.limits.get(part, Limits()))):
-            made_of = repr((PREP_VERSION, plan.form, options, tuple(plan.classes), plan.intensity, part, group))
+            settled = plan.intensity, plan.orientation  # from all files, so that one more can change them
+            made_of = repr((PREP_VERSION, plan.form, options, tuple(plan.classes), settled, part, group))
             fingerprint = hashlib.sha256(made_of.encode()).hexdigest()
             jobs.append(Job(folder, f"{part}-{number:06d}", part, group, plan.read, fingerprint, options.allow_partial))
     for part, shards in plan.adopted.items():

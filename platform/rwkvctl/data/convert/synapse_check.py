@@ -18,8 +18,9 @@ from rwkvctl.base.errors import BadFile, UserError
 from rwkvctl.data.convert import discover
 from rwkvctl.data.convert.discover import Problems
 from rwkvctl.data.convert.formats import synapse, synapse_files
+from rwkvctl.data.convert.formats.scan_pairs import whole_numbers
 from rwkvctl.data.convert.sources import RawFile, open_sources
-from rwkvctl.data.images import intensity, nifti
+from rwkvctl.data.images import grid, intensity, nifti
 
 VARIANTS: dict[str, Callable[[NDArray[Any]], NDArray[Any]]] = {
     "x, y": lambda plane: plane,
@@ -31,7 +32,10 @@ VARIANTS: dict[str, Callable[[NDArray[Any]], NDArray[Any]]] = {
     "-y, x": lambda plane: plane.T[::-1],
     "-y, -x": lambda plane: plane.T[::-1, ::-1],
 }
-"""Rows and columns of a stored slice in terms of the file's axes x and y -> how a plane [x, y] is turned to it."""
+"""Rows and columns of a stored slice in terms of the release's axes x (to the left) and y (to the front) -> how a plane
+[x, y] is turned to it."""
+RELEASE = "LAS"
+"""Where the axes of the release's files lead; a copy that is stored otherwise is brought to them."""
 
 ORIENTATION_OF = {"x, -y": "transunet", "x, y": "emcad", "y, x": "itk"}
 EXACT = 1e-5
@@ -97,8 +101,7 @@ def _compare_case(case: int, files: list[RawFile], image_file: RawFile, label_fi
     organs = [len(np.unique(own.labels)) * 10**8 + np.count_nonzero(own.labels) for own in read]
     z = int(np.argmax(organs))
     image, ids = read[z].image, order.renumber(read[z].labels)
-    volume = intensity.scaled(nifti.read(image_file).voxels, *synapse_files.WINDOW)
-    truth = synapse_files.BTCV.renumber(nifti.read(label_file).voxels)
+    volume, truth = _as_released(image_file, label_file)
     if volume.shape[2] != len(files):
         raise BadFile(f"{image_file}: has {volume.shape[2]} slices, case{case:04d} has {len(files)} npz files")
     matches = []
@@ -110,3 +113,12 @@ def _compare_case(case: int, files: list[RawFile], image_file: RawFile, label_fi
                 difference = float(np.abs(other - image).max())
                 matches.append(Match(name, reversed_z, difference, float(np.mean(other_ids == ids))))
     return Comparison(case, z, order.name, sorted(matches, key=lambda match: (match.difference, -match.labels_equal)))
+
+
+def _as_released(image_file: RawFile, label_file: RawFile) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """A raw case's values in [0, 1] and ids, along the axes of the release."""
+    image, labels = nifti.read(image_file), nifti.read(label_file)
+    place = grid.aligned(label_file, labels.grid, image_file, image.grid)
+    own = whole_numbers(label_file, place.on_image(labels.voxels))
+    volume = intensity.scaled(grid.turned(image.voxels, image.grid, RELEASE), *synapse_files.WINDOW)
+    return volume, synapse_files.BTCV.renumber(grid.turned(own, image.grid, RELEASE))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import io
 import zlib
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
@@ -12,13 +11,20 @@ from numpy.typing import NDArray
 
 from rwkvctl.base.errors import BadFile
 from rwkvctl.base.unpacking import gunzip
+from rwkvctl.data.images.grid import Grid
 
 HEADER_BYTES = 540
-"""Enough for the header of NIfTI-1 (348) and NIfTI-2 (540)."""
-
-ORIENTATIONS = {"itk": "z, y, x", "emcad": "z, x, y", "transunet": "z, x, -y"}
-"""How a stored volume's axes run in the file's: `itk` is what SimpleITK gives, the others are two public readings of
-Synapse. A model that was trained in one of them does not work in another."""
+"""Enough for the header of NIfTI-1 (348) and NIfTI-2 (540). What extensions follow it is not needed."""
+_MM = {1: 1000.0, 2: 1.0, 3: 1e-3}
+"""Units of length in a header (metre, millimetre, micrometre), in mm; without one, mm are meant."""
+LEAST_MM, MOST_MM = 1e-4, 100.0
+"""Spacings outside are no scanner's."""
+SAME_SPACING = 0.01
+"""Relative; headers are written with a few digits."""
+SAME_DIRECTION = 0.05
+"""Of direction cosines: about three degrees."""
+SHEAR = 0.01
+"""Cosine between two axes from which on a grid is called sheared: half a degree."""
 
 
 class ScanFile(Protocol):
@@ -32,23 +38,12 @@ class ScanFile(Protocol):
     def read(self) -> bytes: ...
 
 
-class Grid(NamedTuple):
-    """The affine (4, 4) of a file, from voxel [x, y, z] to mm (NIfTI's RAS), and its shape."""
-
-    affine: NDArray[np.float64]
-    shape: tuple[int, ...]
-
-    @property
-    def spacing(self) -> tuple[float, ...]:
-        """mm along x, y, z."""
-        return tuple(float(step) for step in np.linalg.norm(self.affine[:3, :3], axis=0))
-
-
 class Nifti(NamedTuple):
-    """Voxels indexed [x, y, z] and their grid; `data` are the file's bytes."""
+    """Voxels indexed [x, y, z], their grid, and the header without extensions; `data` are the file's bytes."""
 
     voxels: NDArray[Any]
     grid: Grid
+    header: Any
     data: bytes
 
 
@@ -57,95 +52,180 @@ def read_grid(file: ScanFile) -> Grid:
     try:
         with file.open() as stream:
             head = stream.read(1 << 16)
+        _refuse_no_scan(file, head)
         if head.startswith(b"\x1f\x8b"):
             head = zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(head, HEADER_BYTES)
     except (OSError, zlib.error) as error:
         raise BadFile(f"{file}: cannot be read ({error})") from error
-    return _grid(file, _image_class(file, head).header_class.from_fileobj(io.BytesIO(head), check=False))
+    return _grid(file, _header(file, head))
 
 
 def read(file: ScanFile) -> Nifti:
     """The whole file; BadFile when it is damaged or not 3-D."""
+    data = file.read()
+    _refuse_no_scan(file, data)
+    content = gunzip(data, file) if data.startswith(b"\x1f\x8b") else data
+    header = _header(file, content)
+    grid = _grid(file, header)
+    return Nifti(_voxels(file, header, content).reshape(grid.shape, order="F"), grid, header, data)
+
+
+def like(scan: Nifti, mask: NDArray[np.uint8], gzipped: bool) -> bytes:
+    """A NIfTI file of class ids [x, y, z] on the grid of `scan`: its header but for the type of the voxels, their
+    scaling and their intent."""
     import nibabel
 
-    data = file.read()
-    content = gunzip(data, file) if data.startswith(b"\x1f\x8b") else data
-    try:
-        image = _image_class(file, content).from_bytes(content)
-        voxels = np.asanyarray(image.dataobj)
-    except (OSError, ValueError, nibabel.filebasedimages.ImageFileError, gzip.BadGzipFile) as error:
-        raise BadFile(f"{file}: not a whole NIfTI file ({str(error).splitlines()[0]}); replace it") from error
-    return Nifti(voxels, _grid(file, image.header), data)
+    header = scan.header.copy()
+    header.set_data_dtype(np.uint8)
+    header.set_slope_inter(1, 0)
+    header["cal_min"] = header["cal_max"] = 0
+    header.set_intent("label")
+    header["magic"], header["vox_offset"] = header.single_magic, 0
+    made = nibabel.Nifti2Image if header["sizeof_hdr"] == HEADER_BYTES else nibabel.Nifti1Image
+    shape = header.get_data_shape()
+    content = bytes(made(np.ascontiguousarray(mask).reshape(shape), None, header).to_bytes())
+    return gzip.compress(content, mtime=0) if gzipped else content
 
 
-def _image_class(file: ScanFile, head: bytes) -> Any:
+# The header ----------------------------------------------------------------------------------------------------------
+
+
+def _refuse_no_scan(file: ScanFile, data: bytes) -> None:
+    """BadFile for what stands where a scan was meant to be."""
+    if not data:
+        raise BadFile(f"{file}: is empty; replace it")
+    if data.startswith(b"version https://git-lfs.github.com/spec/"):
+        raise BadFile(f"{file}: is a Git LFS pointer, not the scan itself; run git lfs pull where it comes from")
+
+
+def _header(file: ScanFile, head: bytes) -> Any:
+    """The header proper; BadFile where it is none of a NIfTI of real numbers."""
     import nibabel
 
     if head[344:348] in (b"n+1\0", b"ni1\0"):
-        return nibabel.Nifti1Image
-    if head[4:8] == b"n+2\0":
-        return nibabel.Nifti2Image
-    raise BadFile(f"{file}: not a NIfTI file; replace it")
+        made, size = nibabel.Nifti1Header, 348
+    elif head[4:8] == b"n+2\0":
+        made, size = nibabel.Nifti2Header, 540
+    else:
+        raise BadFile(f"{file}: not a NIfTI file; replace it")
+    try:
+        header = made(head[:size], check=False)
+        dtype = header.get_data_dtype()
+    except (ValueError, KeyError, nibabel.wrapstruct.WrapStructError, nibabel.spatialimages.HeaderDataError) as error:
+        raise BadFile(f"{file}: its NIfTI header is damaged ({str(error).splitlines()[0][:80]}); replace it") from error
+    if dtype.fields or dtype.subdtype:
+        raise BadFile(f"{file}: its voxels are colours (RGB); a scan has one number a voxel, convert it to grey values")
+    if dtype.kind not in "iuf":
+        raise BadFile(f"{file}: its voxels are of type {dtype}; a scan has one real number a voxel")
+    return header
+
+
+def _voxels(file: ScanFile, header: Any, content: bytes) -> NDArray[Any]:
+    """All voxels in the file's order, scaled as its header says. Read without nibabel's image classes, which parse
+    extensions that a scan does not need and whose errors they are."""
+    import nibabel.volumeutils
+
+    dtype, count = header.get_data_dtype(), int(np.prod(header.get_data_shape()))
+    offset = max(int(header.get_data_offset()), int(header["sizeof_hdr"]))
+    if len(content) < offset + count * dtype.itemsize:
+        raise BadFile(
+            f"{file}: not a whole NIfTI file ({len(content)} of {offset + count * dtype.itemsize} bytes); replace it"
+        )
+    try:
+        slope, inter = header.get_slope_inter()
+    except (ValueError, nibabel.spatialimages.HeaderDataError) as error:
+        raise BadFile(f"{file}: its header scales values by no number ({error}); replace it") from error
+    raw = np.frombuffer(content, dtype, count, offset)
+    return np.asarray(nibabel.volumeutils.apply_read_scaling(raw, slope, inter))
 
 
 def _grid(file: ScanFile, header: Any) -> Grid:
-    shape = tuple(int(n) for n in header.get_data_shape())
+    full = tuple(int(n) for n in header.get_data_shape())
+    shape = full
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     if len(shape) != 3 or min(shape) < 1:
-        raise BadFile(f"{file}: has shape {shape}; a volume has three axes")
-    affine = np.asarray(header.get_best_affine(), np.float64)
-    if not np.isfinite(affine).all() or min(np.linalg.norm(affine[:3, :3], axis=0)) < 1e-6:
-        raise BadFile(f"{file}: its header has no spacing; replace it by a copy that has")
-    return Grid(affine, shape)
+        several = ", it holds several volumes: save each as a file of its own" if len(shape) > 3 else ""
+        raise BadFile(f"{file}: has shape {full}; a volume has three axes{several}")
+    affine, oriented, notes = _affine(file, header)
+    unit = _MM.get(int(header["xyzt_units"]) & 7, 1.0)
+    affine = np.diag([unit, unit, unit, 1.0]) @ affine
+    steps = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    if abs(np.linalg.det(steps)) < 1e-2:
+        raise BadFile(f"{file}: two of its axes point the same way (affine {_text(affine)}); mend its header")
+    if np.abs(steps.T @ steps - np.eye(3)).max() > SHEAR:
+        notes = [*notes, "the axes are not at right angles, so that distances in mm are approximate (sheared affine)"]
+    return Grid(affine, shape, oriented, tuple(notes))
 
 
-def check_same_grid(file: ScanFile, own: Grid, other_file: ScanFile, other: Grid) -> None:
-    """BadFile when a mask does not lie on its image's grid. Origins are not compared: many masks have none."""
-    if own.shape != other.shape:
-        raise BadFile(f"{file}: has shape {own.shape}, {other_file.name} has {other.shape}; give them one grid")
-    if not np.allclose(own.spacing, other.spacing, atol=1e-3):
-        spacings = ", ".join(" x ".join(f"{step:.4g}" for step in grid.spacing) for grid in (own, other))
-        raise BadFile(f"{file}: its spacing is not that of {other_file.name} ({spacings} mm); give them one grid")
+def _affine(file: ScanFile, header: Any) -> tuple[NDArray[np.float64], bool, list[str]]:
+    """(affine in the header's own unit, whether it tells the axes, notes). The header tells the grid up to three
+    times: sform, qform and pixdim, which must agree."""
+    pixdim = np.abs(np.asarray(header["pixdim"][1:4], np.float64))
+    sform, qform = _sform(header), _qform(header)
+    notes: list[str] = []
+    if sform is None and qform is None:
+        if not _plausible(header, pixdim):
+            raise BadFile(f"{file}: its header has no spacing that a scanner has ({_mm(pixdim)}); mend its header")
+        affine = np.diag([-pixdim[0], *pixdim[1:], 1.0])  # as nibabel has it
+        return affine, False, ["the header has no orientation; the axes are taken to lead left, anterior, superior"]
+    if sform is None:
+        if not _plausible(header, pixdim):
+            raise BadFile(f"{file}: its header has no spacing that a scanner has ({_mm(pixdim)}); mend its header")
+        return qform, True, notes  # type: ignore[return-value]
+    scales = np.linalg.norm(sform[:3, :3], axis=0)
+    if qform is not None and np.abs(sform[:3, :3] / scales - qform[:3, :3] / _norms(qform)).max() > SAME_DIRECTION:
+        notes.append("sform and qform of the header point in different directions; sform is used")
+    if np.allclose(scales, pixdim, rtol=SAME_SPACING):
+        if not _plausible(header, scales):
+            raise BadFile(f"{file}: its header has no spacing that a scanner has ({_mm(scales)}); mend its header")
+        return sform, True, notes
+    both = f"sform {_mm(scales)}, pixdim {_mm(pixdim)}"
+    unit = np.allclose(scales, 1, atol=1e-3)
+    if _plausible(header, pixdim) and (unit or not _plausible(header, scales)):
+        affine = sform.copy()
+        affine[:3, :3] *= pixdim / scales
+        return (
+            affine,
+            True,
+            [*notes, f"sform and pixdim of the header disagree on the spacing; pixdim is used ({both})"],
+        )
+    if not _plausible(header, scales):
+        raise BadFile(f"{file}: its header has no spacing that a scanner has ({both}); mend its header")
+    return sform, True, [*notes, f"sform and pixdim of the header disagree on the spacing; sform is used ({both})"]
 
 
-def turned(voxels: NDArray[Any], orientation: str) -> NDArray[Any]:
-    """[x, y, z] of a file to the stored (D, H, W)."""
-    if orientation == "itk":
-        return voxels.transpose(2, 1, 0)
-    turned = voxels.transpose(2, 0, 1)
-    return turned[:, :, ::-1] if orientation == "transunet" else turned
+def _sform(header: Any) -> NDArray[np.float64] | None:
+    """The sform where there is one that is usable."""
+    affine = np.asarray(header.get_sform(), np.float64)
+    usable = int(header["sform_code"]) > 0 and np.isfinite(affine).all() and _norms(affine).min() > 0
+    return affine if usable else None
 
 
-def turned_back(volume: NDArray[Any], orientation: str) -> NDArray[Any]:
-    """The inverse of `turned`: a stored (D, H, W) to [x, y, z], to be written as NIfTI with the sample's affine."""
-    if orientation == "itk":
-        return volume.transpose(2, 1, 0)
-    volume = volume[:, :, ::-1] if orientation == "transunet" else volume
-    return volume.transpose(1, 2, 0)
+def _qform(header: Any) -> NDArray[np.float64] | None:
+    import nibabel
+
+    if int(header["qform_code"]) <= 0:
+        return None
+    try:
+        affine = np.asarray(header.get_qform(), np.float64)
+    except (ValueError, nibabel.spatialimages.HeaderDataError):
+        return None
+    return affine if np.isfinite(affine).all() and _norms(affine).min() > 0 else None
 
 
-def geometry(grid: Grid, orientation: str) -> dict[str, Any]:
-    """What a sample's json says of its grid.
-
-    `spacing_mm` is in the order of the stored axes (z, row, column); `origin` (3) and `direction` (9, by rows) are
-    NIfTI's: the affine of the file is direction * spacing along x, y, z, with origin as its last column.
-    """
-    x, y, z = grid.spacing
-    direction = grid.affine[:3, :3] / np.array(grid.spacing)
-    return {
-        "spacing_mm": [z, y, x] if orientation == "itk" else [z, x, y],
-        "origin": [float(value) for value in grid.affine[:3, 3]],
-        "direction": [float(value) for value in direction.ravel()],
-        "orientation": orientation,
-    }
+def _norms(affine: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(np.linalg.norm(affine[:3, :3], axis=0))
 
 
-def affine_of(meta: dict[str, Any]) -> NDArray[np.float64]:
-    """The affine (4, 4) of the file that a sample was made from, from its json."""
-    z, first, second = meta["spacing_mm"]
-    x, y = (second, first) if meta["orientation"] == "itk" else (first, second)
-    affine = np.eye(4)
-    affine[:3, :3] = np.array(meta["direction"]).reshape(3, 3) * np.array([x, y, z])
-    affine[:3, 3] = meta["origin"]
-    return affine
+def _plausible(header: Any, spacing: NDArray[np.float64]) -> bool:
+    mm = spacing * _MM.get(int(header["xyzt_units"]) & 7, 1.0)
+    return bool(np.isfinite(mm).all() and mm.min() >= LEAST_MM and mm.max() <= MOST_MM)
+
+
+def _mm(spacing: NDArray[np.float64]) -> str:
+    return " x ".join(f"{step:.4g}" for step in spacing)
+
+
+def _text(affine: NDArray[np.float64]) -> str:
+    return str(np.round(affine[:3, :3], 3).tolist())

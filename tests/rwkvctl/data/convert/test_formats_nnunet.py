@@ -12,8 +12,9 @@ from PIL import Image
 
 from rwkvctl.base.errors import UserError
 from rwkvctl.data.convert import synth
+from rwkvctl.data.convert.doctor import examine
 from rwkvctl.data.convert.prepare import prepare
-from rwkvctl.data.images import nifti
+from rwkvctl.data.images import grid
 from rwkvctl.data.store.reader import reader_for
 from rwkvctl.data.store.verify import verify
 
@@ -48,8 +49,8 @@ def test_volumes_are_split_by_case_and_keep_their_grid(volumes: Path, tmp_path: 
     key = made.ids(None, "test")[0]
     reader = reader_for(made, [key])
     truth = nibabel.load(next(volumes.rglob(f"labelsTr/{key.removeprefix('hearts_')}.nii.gz")))
-    np.testing.assert_array_equal(nifti.turned_back(reader.mask(0), "itk"), np.asarray(truth.dataobj))
-    np.testing.assert_allclose(nifti.affine_of(reader.meta(0)), truth.affine, atol=1e-4)
+    np.testing.assert_array_equal(grid.turned_back(reader.mask(0), reader.meta(0)), np.asarray(truth.dataobj))
+    np.testing.assert_allclose(grid.affine_of(reader.meta(0)), truth.affine, atol=1e-4)
     assert (reader.image(0).min(), reader.image(0).max()) == (0, pytest.approx(1))
 
 
@@ -76,11 +77,11 @@ def test_the_ignore_label_becomes_255(slices: Path, tmp_path: Path):
 
 def test_what_is_refused(slices: Path, tmp_path: Path):
     change_json(slices, labels={"background": 0, "whole": [1, 2]})
-    refused(slices, tmp_path, r"dataset.json: labels must be single whole numbers \(regions are not read here\)")
+    refused(slices, tmp_path, r"dataset.json: labels must be single whole numbers \(regions are not supported\)")
     change_json(slices, labels={"background": 0, "polyp": 3})
     refused(slices, tmp_path, r"dataset.json: labels must be numbered 0, 1, 2")
     change_json(slices, labels={"background": 0, "polyp": 1}, file_ending=".nrrd")
-    refused(slices, tmp_path, r"file_ending '.nrrd' is not read here")
+    refused(slices, tmp_path, r"file_ending '.nrrd' is not supported")
     change_json(slices, file_ending=".png")
     next(slices.rglob("dataset.json")).with_name("dataset.json").rename(tmp_path / "dataset.json")
     refused(slices, tmp_path, r"no dataset.json beside imagesTr/")
@@ -91,10 +92,52 @@ def test_unpaired_and_channels(volumes: Path, tmp_path: Path):
     path = synth.all_traps("nnunet")["unpaired"](volumes)
     refused(volumes, tmp_path, rf"{path.name}: has no mask")
     path.rename(path.with_name(path.name.replace("_0000", "_0001")))
-    refused(volumes, tmp_path, "images of several channel files")
+    refused(volumes, tmp_path, r"images of several channels \(MRI, first heart_\d+_0001.nii.gz\) are not supported")
 
 
 def test_a_label_that_dataset_json_does_not_name(volumes: Path, tmp_path: Path):
     change_json(volumes, labels={"background": 0, "right ventricle": 1})
     with pytest.raises(UserError, match=r"heart_\d+.nii.gz: label values \[0, 1, 2, 3\], expected 0..1"):
         prepare("nnunet", [volumes], tmp_path / "out")
+
+
+def test_what_nnunet_has_beside_its_training_images_is_said_to_be_left_out(volumes: Path, tmp_path: Path):
+    (next(volumes.rglob("dataset.json")).parent / "splits_final.json").write_text("[]")
+    made = prepare("nnunet", [volumes], tmp_path / "out")
+    assert "the 2 images of imagesTs were left out; the parts are split from imagesTr" in made.content.warnings
+    assert "splits_final.json was not used; cases are split at random, see --split and --seed" in made.content.warnings
+
+
+def test_cases_whose_names_end_like_channels(volumes: Path, tmp_path: Path):
+    for path in sorted(volumes.rglob("*Tr/heart_*.nii.gz")):
+        number = path.name.removeprefix("heart_")[:3]
+        ending = "_0000.nii.gz" if path.parent.name == "imagesTr" else ".nii.gz"
+        path.rename(path.with_name(f"x_0{number}{ending}"))
+    assert prepare("nnunet", [volumes], tmp_path / "out").content.counts["samples"] == 8 * 6 + 1 + 1
+
+
+def test_upper_case_endings(volumes: Path, tmp_path: Path):
+    for path in [*volumes.rglob("*.nii.gz")]:
+        path.rename(path.with_name(path.name.replace(".nii.gz", ".NII.GZ")))
+    assert prepare("nnunet", [volumes], tmp_path / "out").content.counts["samples"] == 8 * 6 + 1 + 1
+
+
+V1 = {"modality": {"0": "CT"}, "labels": {"0": "background", "1": "polyp"}, "training": []}
+
+
+@pytest.mark.parametrize(("content", "line"), [
+    (V1, r"has no field 'file_ending'; this is nnU-Net v1's, convert the data set with nnUNetv2_convert"),
+    ({"file_ending": ".nii.gz"}, "has no field 'labels'$"),
+    ({"file_ending": ".nii.gz", "labels": {"background": 0, "a": 1}, "dataset": {"a": {"label": "a.nii.gz"}}},
+     "its field 'dataset' lists files by path, which is not supported"),
+    ([], "is not an object with the fields of nnU-Net v2"),
+], ids=["v1", "labels", "dataset", "list"])  # fmt: skip
+def test_a_dataset_json_that_is_not_supported_says_why(volumes: Path, tmp_path: Path, content, line: str):
+    next(volumes.rglob("dataset.json")).write_text(json.dumps(content))
+    refused(volumes, tmp_path, rf"dataset.json: {line}")
+    assert any("dataset.json: " in problem for found in examine([volumes]).findings for problem in found.problems)
+
+
+def test_several_channels_are_refused_by_their_names(volumes: Path, tmp_path: Path):
+    change_json(volumes, channel_names={"0": "T1", "1": "FLAIR"})
+    refused(volumes, tmp_path, r"images of several channels \(T1, FLAIR\) are not supported; keep the files _0000")

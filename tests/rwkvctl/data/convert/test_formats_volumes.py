@@ -11,9 +11,10 @@ import pytest
 
 from rwkvctl.base.errors import UserError
 from rwkvctl.data.convert import synth
+from rwkvctl.data.convert.formats import synapse
 from rwkvctl.data.convert.prepare import prepare
 from rwkvctl.data.convert.synapse_check import compare
-from rwkvctl.data.images import intensity, nifti
+from rwkvctl.data.images import grid, intensity
 from rwkvctl.data.store.manifest import Manifest
 from rwkvctl.data.store.reader import Reader, reader_for
 from rwkvctl.data.store.verify import verify
@@ -64,7 +65,7 @@ def test_acdc_nifti_has_the_grid_of_its_files(prepared, raw):
     for row in range(len(reader)):
         meta = reader.meta(row)
         file = nibabel.load(folder / meta["orig_path"].split("/")[1])
-        np.testing.assert_allclose(nifti.affine_of(meta), file.affine, atol=1e-5)
+        np.testing.assert_allclose(grid.affine_of(meta), file.affine, atol=1e-5)
         x, y, z = file.header.get_zooms()
         np.testing.assert_allclose(meta["spacing_mm"], [z, y, x], rtol=1e-5)
         values = np.asarray(file.dataobj).transpose(2, 1, 0).astype(np.float64)
@@ -72,7 +73,7 @@ def test_acdc_nifti_has_the_grid_of_its_files(prepared, raw):
         expected = (np.minimum(values, ceiling) - values.min()) / (ceiling - values.min())
         np.testing.assert_allclose(reader.image(row), expected, atol=1e-6)
         mask = nibabel.load(str(folder / meta["orig_path"].split("/")[1]).replace(".nii.gz", "_gt.nii.gz"))
-        np.testing.assert_array_equal(nifti.turned_back(reader.mask(row), "itk"), np.asarray(mask.dataobj))
+        np.testing.assert_array_equal(grid.turned_back(reader.mask(row), meta), np.asarray(mask.dataobj))
 
 
 def test_acdc_slices_are_the_planes_of_their_volume(prepared):
@@ -177,22 +178,22 @@ def test_synapse_says_what_it_did(prepared):
 
 def test_synapse_keeps_the_grid_in_every_orientation(raw, tmp_path: Path):
     truth = nibabel.load(raw["synapse:nifti"] / "RawData/Training/label/label0005.nii.gz")
-    for orientation in nifti.ORIENTATIONS:
+    for orientation in synapse.ORIENTATIONS:
         made = prepare(
             "synapse", [raw["synapse:nifti"]], tmp_path / orientation, orientation=orientation, allow_partial=True
         )
         reader = reader_for(made, made.split_ids("holdout3")["train"])
         meta = reader.meta(0)
-        np.testing.assert_allclose(nifti.affine_of(meta), truth.affine, atol=1e-5)
+        np.testing.assert_allclose(grid.affine_of(meta), truth.affine, atol=1e-5)
         ids = np.stack([reader.mask(row) for row in range(10)])
-        liver = nifti.turned_back(ids, orientation) == 5
+        liver = grid.turned_back(ids, meta) == 5
         np.testing.assert_array_equal(liver, np.asarray(truth.dataobj) == 6)
 
 
 def test_synapse_is_strict_about_counts(raw, tmp_path: Path):
     refused("synapse", raw["synapse:transunet"], tmp_path, "training slices, 2211 were expected; complete the source")
     refused("synapse", raw["synapse:transunet"], tmp_path, "leave it out", orientation="itk", allow_partial=True)
-    refused("synapse", raw["synapse:nifti"], tmp_path, "choose one of itk, emcad, transunet", orientation="up")
+    refused("synapse", raw["synapse:nifti"], tmp_path, "choose one of transunet, itk, emcad", orientation="up")
 
 
 def test_synapse_missing_slice(source, tmp_path: Path):

@@ -22,7 +22,15 @@ from rwkvctl.base.errors import BadFile
 from rwkvctl.data.convert.discover import Problems
 from rwkvctl.data.convert.formats import acdc_nifti
 from rwkvctl.data.convert.formats.base import Dataset, Options, Plan, Sample, sha256
-from rwkvctl.data.convert.formats.volumes import Case, Volume, check_labels, check_unit_range, last_two, volume_sample
+from rwkvctl.data.convert.formats.volumes import (
+    Case,
+    Volume,
+    check_labels,
+    check_unit_range,
+    content_hash,
+    last_two,
+    volume_sample,
+)
 from rwkvctl.data.convert.sources import RawFile, Source
 from rwkvctl.data.images import intensity
 
@@ -101,7 +109,7 @@ def _find(source: Source, problems: Problems) -> list[Frame]:
         frame = frames.setdefault(key, Frame(*key))
         twin = frame.volume if match[3] is None else frame.slices.get(int(match[3]))
         if twin:
-            problems.add(f"{file}: is there a second time, {twin}; keep one of them")
+            problems.add(f"{file}: has the same name as {twin}; keep one of them")
         elif match[3] is None:
             frame.volume = file
         else:
@@ -165,6 +173,7 @@ class _Reader:
         self._dataset, self._num_classes = dataset, num_classes
         self._volume_of: Frame | None = None
         self._volume: _File | None = None
+        self._hashed, self._hash = "", ""
 
     def __call__(self, part: str, item: Frame | Plane) -> Sample:
         return self._read_plane(part, item) if isinstance(item, Plane) else self._read_volume(part, item)
@@ -195,12 +204,19 @@ class _Reader:
             self._volume_of, self._volume = frame, _load(frame.volume, ndim=3)
         return self._volume
 
+    def _volume_hash(self, frame: Frame) -> str:
+        if self._hashed != frame.key:
+            self._hashed, self._hash = frame.key, content_hash(self._volume_for(frame).image)
+        return self._hash
+
     def _sample(
         self, part: str, key: str, frame: Frame, file: _File, sources: Mapping[RawFile, str], z: int | None
     ) -> Sample:
         case = Case(frame.key, tuple(frame.files), frame.depth, f"patient{frame.patient:03d}", z_digits=2)
         named = {last_two(raw): digest for raw, digest in sources.items()}
         meta = {"z": z, "n_slices": frame.depth or None, "orig_mode": str(file.image.dtype), "mask_rule": "value"}
+        if frame.volume:
+            meta["volume_sha256"] = self._volume_hash(frame)
         volume = Volume(file.image, file.label, named, meta)
         return volume_sample(self._dataset, part, key, case, volume, self._num_classes)
 

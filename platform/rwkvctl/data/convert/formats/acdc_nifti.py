@@ -9,27 +9,21 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from rwkvctl.base.errors import BadFile
 from rwkvctl.data.convert.discover import Problems
-from rwkvctl.data.convert.formats.base import Dataset, Options, Plan, sha256
-from rwkvctl.data.convert.formats.volumes import (
-    PLANES,
-    Case,
-    Volume,
-    VolumeReader,
-    check_labels,
-    last_two,
-    planes,
-    scaled,
-)
+from rwkvctl.data.convert.formats import scan_pairs
+from rwkvctl.data.convert.formats.base import Dataset, Options, Plan
+from rwkvctl.data.convert.formats.scan_pairs import ScanPair, ScanPairLoader
+from rwkvctl.data.convert.formats.volumes import PLANES, Case, VolumeReader, planes
 from rwkvctl.data.convert.sources import RawFile, Source
-from rwkvctl.data.images import intensity, nifti
+from rwkvctl.data.images import intensity
 
 NAME = re.compile(r"patient(\d{3})_frame(\d{2})(_gt)?\.nii(?:\.gz)?", re.IGNORECASE)
 _INFO = re.compile(r"(?:.*/)?patient(\d{3})/info\.cfg", re.IGNORECASE)
-FORM, ORIENTATION, WINDOW = "nifti", "itk", ("min", "p99")
+FORM, WINDOW = "nifti", ("min", "p99")
+ORIENTATION = "itk"
+"""The release's files are LPS, so that this is the order of their voxels, and that of the h5 files."""
+LABELS = tuple((label, label) for label in range(4))
 PATIENTS_OF_THE_PAPER = range(1, 101)
 
 
@@ -45,15 +39,17 @@ def plan(source: Source, options: Options, problems: Problems, dataset: Dataset,
     testing = sorted(number for number in found if number not in PATIENTS_OF_THE_PAPER)
     warnings = [f"{len(testing)} testing patients (101-150) were left out"] if testing else []
     cases: dict[str, list[Case]] = {"train": [], "val": [], "test": []}
+    pairs: list[ScanPair] = []
     missing: list[str] = []
     for number in sorted(found.keys() - set(testing)):
         for frame in _frames(number, found[number], missing):
             try:
-                case = _case(number, frame, found[number].images[frame], found[number].masks[frame])
+                pairs.append(scan_pairs.check(found[number].images[frame], found[number].masks[frame]))
             except BadFile as error:
                 problems.add(str(error))
             else:
-                cases[part_of(number)].append(case)
+                key, patient = f"acdc_p{number:03d}_f{frame:02d}", f"patient{number:03d}"
+                cases[part_of(number)].append(pairs[-1].case(key, patient, ORIENTATION, z_digits=2))
     if not options.allow_partial:
         for what in missing:
             problems.add(f"{source}: {what}; complete the patient, or accept it with --allow-partial")
@@ -66,12 +62,12 @@ def plan(source: Source, options: Options, problems: Problems, dataset: Dataset,
         classes=dataset.classes,
         image_kind="float",
         parts={"train": planes(cases["train"]), "val": cases["val"], "test": cases["test"]},
-        read=VolumeReader(options.dataset, len(dataset.classes), _load),
+        read=VolumeReader(options.dataset, len(dataset.classes), ScanPairLoader(ORIENTATION, WINDOW, LABELS)),
         make_splits=lambda ids, groups: {},
         mask_rule="value",
         intensity=intensity.rule(*WINDOW),
         orientation=ORIENTATION,
-        warnings=warnings + missing,
+        warnings=warnings + missing + scan_pairs.warnings(pairs, ORIENTATION),
         limits={"train": PLANES},
     )
 
@@ -88,7 +84,7 @@ def _find(source: Source, problems: Problems) -> dict[int, _Patient]:
         frames = patient.masks if match[3] else patient.images
         twin = frames.setdefault(int(match[2]), file)
         if twin is not file:
-            problems.add(f"{file}: is there a second time, {twin}; keep one of them")
+            problems.add(f"{file}: has the same name as {twin}; keep one of them")
     return found
 
 
@@ -110,28 +106,3 @@ def _frames(number: int, patient: _Patient, missing: list[str]) -> list[int]:
 def _moments(info: RawFile) -> list[int]:
     text = info.read().decode("utf-8", "replace")
     return sorted({int(match[1]) for match in re.finditer(r"^\s*E[DS]\s*:\s*(\d+)", text, re.MULTILINE)})
-
-
-def _case(number: int, frame: int, image: RawFile, mask: RawFile) -> Case:
-    grid = nifti.read_grid(image)
-    nifti.check_same_grid(mask, nifti.read_grid(mask), image, grid)
-    key = f"acdc_p{number:03d}_f{frame:02d}"
-    return Case(key, (image, mask), depth=grid.shape[2], patient=f"patient{number:03d}", z_digits=2)
-
-
-def _load(case: Case) -> Volume:
-    image_file, mask_file = case.files
-    image, mask = nifti.read(image_file), nifti.read(mask_file)
-    check_labels(mask_file, mask.voxels, range(4))
-    low, high = intensity.window(image.voxels, *WINDOW)
-    return Volume(
-        image=scaled(image_file, nifti.turned(image.voxels, ORIENTATION), low, high),
-        ids=nifti.turned(mask.voxels, ORIENTATION).astype(np.uint8),
-        sources={last_two(image_file): sha256(image.data), last_two(mask_file): sha256(mask.data)},
-        meta={
-            **nifti.geometry(image.grid, ORIENTATION),
-            "orig_mode": str(image.voxels.dtype),
-            "mask_rule": "value",
-            "intensity": intensity.rule(low, high),
-        },
-    )

@@ -9,33 +9,23 @@ Of volumes, training takes slices, validation and test whole volumes; cases are 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-
-import numpy as np
+from dataclasses import replace
 
 from rwkvctl.base.errors import BadFile, UserError
 from rwkvctl.data.convert import discover
 from rwkvctl.data.convert.discover import Problems
-from rwkvctl.data.convert.formats.base import Dataset, Options, Plan, sha256
+from rwkvctl.data.convert.formats import nnunet_json, scan_pairs
+from rwkvctl.data.convert.formats.base import Dataset, Options, Plan
+from rwkvctl.data.convert.formats.nnunet_json import Description, Labels
 from rwkvctl.data.convert.formats.pairs import Levels, Pair, pairs_plan
-from rwkvctl.data.convert.formats.volumes import (
-    PLANES,
-    WHOLE,
-    Case,
-    Plane,
-    Volume,
-    VolumeReader,
-    check_labels,
-    last_two,
-    planes,
-    scaled,
-)
+from rwkvctl.data.convert.formats.scan_pairs import ScanPair, ScanPairLoader
+from rwkvctl.data.convert.formats.volumes import PLANES, WHOLE, Case, Plane, VolumeReader, planes
 from rwkvctl.data.convert.sources import RawFile, Source
 from rwkvctl.data.images import files as image_files
-from rwkvctl.data.images import intensity, nifti
+from rwkvctl.data.images import grid as grids
+from rwkvctl.data.images import intensity
 from rwkvctl.data.store.splits import DEFAULT_SEEDS, PARTS, Split, parse_ratio, random_split, random_splits, split_name
 
 DATASET = Dataset(
@@ -52,77 +42,72 @@ DATASET = Dataset(
     access="your own files",
     options=("ratio", "seeds", "range"),
 )
-NIFTI, ORIENTATION, IGNORE = (".nii", ".nii.gz"), "itk", "ignore"
+NIFTI, ORIENTATION = (".nii", ".nii.gz"), "itk"
 WINDOW = ("p0.5", "p99.5")
-
-
-@dataclass(frozen=True)
-class Labels:
-    """What dataset.json says: class names by id, and (stored value, id); nnU-Net's `ignore` becomes 255."""
-
-    classes: tuple[str, ...]
-    ids: tuple[tuple[int, int], ...]
+"""Of the volume's own values, since channels can be of any kind."""
 
 
 def recognise(source: Source) -> str | None:
-    try:
-        _, _, ending = _read_json(source)
-    except (UserError, BadFile):
+    """A folder that is not supported has a form too, so that `plan` says why."""
+    if not nnunet_json.is_there(source):
         return None
-    return "volumes" if ending in NIFTI else "slices"
+    try:
+        return "volumes" if nnunet_json.read(source).ending in NIFTI else "slices"
+    except (UserError, BadFile):
+        return "volumes"
 
 
 def plan(source: Source, options: Options, problems: Problems) -> Plan:
-    root, labels, ending = _read_json(source)
-    if ending not in NIFTI and ending not in image_files.EXTENSIONS:
-        known = ", ".join(sorted([*NIFTI, *image_files.EXTENSIONS]))
-        raise UserError(
-            f"{source}: dataset.json: file_ending {ending!r} is not read here, only {known}; convert the files"
-        )
-    pattern = re.escape(ending)
-    found = discover.by_pattern(
-        source.below(f"{root}/imagesTr".lstrip("/")), re.compile(rf"(?P<id>[^/]+)_0000{pattern}"), problems
-    )
-    masks = discover.by_pattern(
-        source.below(f"{root}/labelsTr".lstrip("/")), re.compile(rf"(?P<id>[^/]+){pattern}"), problems
-    )
-    if any(re.search(rf"_0001{pattern}$", file.name, re.IGNORECASE) for file in source.files):
-        raise UserError(f"{source}: images of several channel files (_0001); only one file a case is read here")
+    told = nnunet_json.read(source)
+    _refuse_unsupported(source, told)
+    pattern = re.escape(told.ending)
+    found = discover.by_pattern(_files(source, told, "imagesTr"), re.compile(rf"(?P<id>[^/]+)_0000{pattern}"), problems)
+    masks = discover.by_pattern(_files(source, told, "labelsTr"), re.compile(rf"(?P<id>[^/]+){pattern}"), problems)
     discover.refuse_empty(source, found, DATASET.name, DATASET.forms)
     names = discover.pair(found, masks, problems)
     keys = discover.sample_keys(options.dataset, names)
-    if ending in NIFTI:
-        return _plan_volumes({keys[name]: (found[name], masks[name]) for name in names}, labels, options, problems)
-    pairs = [Pair(keys[name], found[name], (masks[name],)) for name in names]
-    return _plan_images(pairs, root, labels, options)
+    if told.ending in NIFTI:
+        files = {keys[name]: (found[name], masks[name]) for name in names}
+        made = _plan_volumes(files, told.labels, options, problems)
+    else:
+        pairs = [Pair(keys[name], found[name], (masks[name],)) for name in names]
+        made = _plan_images(pairs, told.root, told.labels, options)
+    made.warnings += _unused(source, told)
+    return made
 
 
-def _read_json(source: Source) -> tuple[str, Labels, str]:
-    """(root, labels, file ending). UserError when there is no such folder, or its dataset.json is wrong."""
-    found = [
-        file
-        for file in source.files
-        if file.name == "dataset.json" and f"{file.parent}/imagesTr".lstrip("/") in source.folders
-    ]
-    if len(found) != 1:
-        what = "no dataset.json beside imagesTr/" if not found else f"{len(found)} nnU-Net folders"
-        raise UserError(f"{source}: {what} here; give one folder DatasetNNN_Name")
-    file = found[0]
-    try:
-        content = json.loads(file.read())
-        ending, numbers = content["file_ending"].lower(), content["labels"]
-        if not all(type(number) is int and 0 <= number < 255 for number in numbers.values()):
-            raise ValueError("labels must be single whole numbers (regions are not read here)")
-        named = {number: name for name, number in numbers.items() if name != IGNORE}
-        if sorted(named) != list(range(len(numbers) - (IGNORE in numbers))) or len(named) < 2:
-            raise ValueError("labels must be numbered 0, 1, 2, ... with the background first")
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+def _files(source: Source, told: Description, folder: str) -> list[RawFile]:
+    return source.below(f"{told.root}/{folder}".lstrip("/"))
+
+
+def _refuse_unsupported(source: Source, told: Description) -> None:
+    if told.ending not in NIFTI and told.ending not in image_files.EXTENSIONS:
+        known = ", ".join(sorted([*NIFTI, *image_files.EXTENSIONS]))
         raise UserError(
-            f"{file}: {error if isinstance(error, ValueError) else 'not as nnU-Net v2 writes it'}"
-        ) from error
-    ids = [(number, number) for number in sorted(named)]
-    ignored = [(numbers[IGNORE], 255)] if IGNORE in numbers else []
-    return file.parent, Labels(tuple(named[number] for number in sorted(named)), tuple(ids + ignored)), ending
+            f"{source}: dataset.json: file_ending {told.ending!r} is not supported, only {known}; convert the files"
+        )
+    several = re.compile(rf".*_0001{re.escape(told.ending)}", re.IGNORECASE)
+    second = next((file for file in _files(source, told, "imagesTr") if several.fullmatch(file.name)), None)
+    if second or (told.ending in NIFTI and len(told.channels) > 1):
+        names = ", ".join(told.channels)[:60]
+        first = f", first {second.name}" if second else ""
+        raise UserError(
+            f"{source}: images of several channels ({names}{first}) are not supported; keep the files _0000 and name "
+            "one channel in dataset.json"
+        )
+
+
+def _unused(source: Source, told: Description) -> list[str]:
+    """What lies in the folder and is not taken."""
+    found = []
+    test = [file for file in _files(source, told, "imagesTs") if file.name.lower().endswith(told.ending)]
+    if test:
+        labels = " and labelsTs" if _files(source, told, "labelsTs") else ""
+        found.append(f"the {len(test)} images of imagesTs{labels} were left out; the parts are split from imagesTr")
+    splits = next((file for file in source.files if file.name == "splits_final.json"), None)
+    if splits:
+        found.append(f"{splits.name} was not used; cases are split at random, see --ratio and --seed")
+    return found
 
 
 # Images -------------------------------------------------------------------------------------------------------------
@@ -146,16 +131,15 @@ def _plan_volumes(
     if options.seeds and len(options.seeds) > 1:
         raise UserError("--seed: slices and volumes are laid out by one split; give one seed")
     seed = (options.seeds or DEFAULT_SEEDS)[0]
-    cases = {}
+    pairs: dict[str, ScanPair] = {}
     for key, (image, mask) in files.items():
         try:
-            grid = nifti.read_grid(image)
-            nifti.check_same_grid(mask, nifti.read_grid(mask), image, grid)
+            pairs[key] = scan_pairs.check(image, mask)
         except BadFile as error:
             problems.add(str(error))
-        else:
-            cases[key] = Case(key, (image, mask), depth=grid.shape[2], patient=key)
     problems.raise_if_any()
+    orientation = grids.usual_layout((pair.grid for pair in pairs.values()), ORIENTATION)
+    cases = {key: pair.case(key, key, orientation) for key, pair in pairs.items()}
     split = random_split(list(cases), ratio, seed)
     parts: dict[str, list[Case] | list[Plane]] = {part: [cases[key] for key in split.ids[part]] for part in PARTS}
     parts["train"] = planes(cases[key] for key in sorted(split.ids["train"], key=discover.natural_key))
@@ -170,37 +154,11 @@ def _plan_volumes(
         classes=labels.classes,
         image_kind="float",
         parts=parts,
-        read=VolumeReader(options.dataset, len(labels.classes), Load(labels)),
+        read=VolumeReader(options.dataset, len(labels.classes), ScanPairLoader(orientation, WINDOW, labels.ids)),
         make_splits=make_splits,
         mask_rule="value",
         intensity=intensity.rule(*WINDOW),
-        orientation=ORIENTATION,
+        orientation=orientation,
+        warnings=scan_pairs.warnings(list(pairs.values()), orientation),
         limits={"train": PLANES, "val": WHOLE, "test": WHOLE},
     )
-
-
-@dataclass(frozen=True)
-class Load:
-    """Reads a case. Values are scaled by the volume's own percentiles, since channels can be of any kind."""
-
-    labels: Labels
-
-    def __call__(self, case: Case) -> Volume:
-        image_file, mask_file = case.files
-        image, mask = nifti.read(image_file), nifti.read(mask_file)
-        check_labels(mask_file, mask.voxels, [stored for stored, _ in self.labels.ids])
-        table = np.zeros(256, np.uint8)
-        for stored, own in self.labels.ids:
-            table[stored] = own
-        low, high = intensity.window(image.voxels, *WINDOW)
-        return Volume(
-            image=scaled(image_file, nifti.turned(image.voxels, ORIENTATION), low, high),
-            ids=table[nifti.turned(mask.voxels, ORIENTATION).astype(np.uint8)],
-            sources={last_two(image_file): sha256(image.data), last_two(mask_file): sha256(mask.data)},
-            meta={
-                **nifti.geometry(image.grid, ORIENTATION),
-                "orig_mode": str(image.voxels.dtype),
-                "mask_rule": "value",
-                "intensity": intensity.rule(low, high),
-            },
-        )

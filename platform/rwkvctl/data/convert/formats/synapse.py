@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 from rwkvctl.base.errors import BadFile, UserError
 from rwkvctl.data.convert import discover
 from rwkvctl.data.convert.discover import Problems
-from rwkvctl.data.convert.formats import synapse_files
+from rwkvctl.data.convert.formats import scan_pairs, synapse_files
 from rwkvctl.data.convert.formats.base import Dataset, Options, Plan
+from rwkvctl.data.convert.formats.scan_pairs import ScanPair, ScanPairLoader
 from rwkvctl.data.convert.formats.volumes import PLANES, WHOLE, Case, VolumeReader, planes
 from rwkvctl.data.convert.sources import RawFile, Source
-from rwkvctl.data.images import intensity, nifti
+from rwkvctl.data.images import intensity
 from rwkvctl.data.store.splits import Split, fixed
 
 DATASET = Dataset(
@@ -46,6 +47,9 @@ SLICES = dict(
     )
 )
 """Training case -> its number of slices, the same in both forms: the check that a case is the one it is called."""
+ORIENTATIONS = {"transunet": "transunet", "itk": "SAL", "emcad": "emcad"}
+"""`--orientation` -> how slices are stored: as TransUNet's, as SimpleITK reads the release (whose files are LAS) and
+SAMed stored them, as EMCAD's."""
 TEST_CASES = (8, 22, 38, 36, 32, 2, 29, 3, 1, 4, 25, 35)
 HOLDOUT = 3
 """So many of the last training cases validate in `holdout3`: the paper validates on its test cases."""
@@ -120,7 +124,7 @@ def _find_preprocessed(source: Source, problems: Problems) -> _Found:
         else:
             continue
         if twin is not file:
-            problems.add(f"{file}: is there a second time, {twin}; keep one of them")
+            problems.add(f"{file}: has the same name as {twin}; keep one of them")
     found.slices = {number: found.slices[number] for number in sorted(found.slices)}
     for number, own in found.slices.items():
         first, last = min(own), max(own)
@@ -149,30 +153,30 @@ def _check_lists(source: Source, found: _Found, options: Options, problems: Prob
 
 
 def _plan_raw(source: Source, options: Options, problems: Problems) -> Plan:
-    orientation = options.orientation or "transunet"
-    if orientation not in nifti.ORIENTATIONS:
-        raise UserError(f"--orientation {orientation!r}: choose one of {', '.join(nifti.ORIENTATIONS)}")
+    choice = options.orientation or "transunet"
+    if choice not in ORIENTATIONS:
+        raise UserError(f"--orientation {choice!r}: choose one of {', '.join(ORIENTATIONS)}")
+    orientation = ORIENTATIONS[choice]
     images = discover.by_pattern(source.files, IMAGE, problems)
     labels = discover.by_pattern(source.files, LABEL, problems)
     unlabeled = {name for name in images if int(name) > max(SLICES)}  # Testing/img0061..0080
     both = discover.pair({n: f for n, f in images.items() if n not in unlabeled}, labels, problems)
-    cases: dict[int, Case] = {}
+    pairs: dict[int, ScanPair] = {}
     for name in both:
-        number = int(name)
         try:
-            grid = nifti.read_grid(images[name])
-            nifti.check_same_grid(labels[name], nifti.read_grid(labels[name]), images[name], grid)
+            pairs[int(name)] = scan_pairs.check(images[name], labels[name])
         except BadFile as error:
             problems.add(str(error))
-        else:
-            cases[number] = _case(number, (images[name], labels[name]), grid.shape[2])
+    cases = {number: pair.case(*_names(number), orientation) for number, pair in pairs.items()}
     train = [cases[number] for number in SLICES if number in cases]
     test = [cases[number] for number in TEST_CASES if number in cases]
     warnings = [f"{len(unlabeled)} cases without labels were left out"] if unlabeled else []
     warnings += _check_complete(source, train, test, options, problems)
-    reader = VolumeReader(options.dataset, len(DATASET.classes), synapse_files.Raw(orientation))
+    warnings += scan_pairs.warnings(list(pairs.values()), orientation)
+    order = synapse_files.BTCV
+    load = ScanPairLoader(orientation, synapse_files.WINDOW, order.all_pairs, f"labels of {order.name}")
     return _plan(
-        "nifti", train, test, reader, warnings,
+        "nifti", train, test, VolumeReader(options.dataset, len(DATASET.classes), load), warnings,
         mask_rule=f"labels of BTCV: {synapse_files.BTCV}", orientation=orientation,
     )  # fmt: skip
 
@@ -181,7 +185,13 @@ def _plan_raw(source: Source, options: Options, problems: Problems) -> Plan:
 
 
 def _case(number: int, files: tuple[RawFile, ...], depth: int) -> Case:
-    return Case(f"synapse_c{number:04d}", files, depth, patient=f"case{number:04d}")
+    key, patient = _names(number)
+    return Case(key, files, depth, patient)
+
+
+def _names(number: int) -> tuple[str, str]:
+    """(sample key, patient) of a case."""
+    return f"synapse_c{number:04d}", f"case{number:04d}"
 
 
 def _check_complete(

@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 
 from rwkvctl.base.errors import BadFile
 from rwkvctl.data.convert.formats.base import sha256
-from rwkvctl.data.convert.formats.volumes import Case, Volume, check_labels, check_unit_range, last_two, scaled
+from rwkvctl.data.convert.formats.volumes import Case, Volume, check_labels, check_unit_range, last_two
 from rwkvctl.data.convert.sources import RawFile
-from rwkvctl.data.images import nifti
 
 WINDOW = (-125.0, 275.0)
 """Hounsfield units of soft tissue that become [0, 1], for all cases the same."""
@@ -32,10 +31,14 @@ class LabelOrder:
     def __str__(self) -> str:
         return ", ".join(f"{stored}: {own}" for stored, own in self.pairs)
 
+    @property
+    def all_pairs(self) -> tuple[tuple[int, int], ...]:
+        """(stored label, TransUNet's id) of every label, 0 for what TransUNet leaves out."""
+        own = dict(self.pairs)
+        return tuple((stored, own.get(stored, 0)) for stored in range(self.highest + 1))
+
     def renumber(self, labels: NDArray[Any]) -> NDArray[np.uint8]:
-        table = np.zeros(self.highest + 1, np.uint8)
-        for stored, own in self.pairs:
-            table[stored] = own
+        table = np.array([own for _, own in self.all_pairs], np.uint8)
         return table[labels.astype(np.uint8)]
 
 
@@ -87,25 +90,6 @@ class Preprocessed:
         sources = {last_two(file): own.sha256 for file, own in zip(case.files, read, strict=True)}
         meta = {"orig_mode": str(image.dtype), "mask_rule": f"labels of {self.order.name}"}
         return Volume(image.astype(np.float32), self.order.renumber(labels), sources, meta)
-
-
-@dataclass(frozen=True)
-class Raw:
-    """Reads a case of the raw release: window, mapping and orientation as TransUNet's files have them."""
-
-    orientation: str
-
-    def __call__(self, case: Case) -> Volume:
-        image_file, label_file = case.files
-        image, labels = nifti.read(image_file), nifti.read(label_file)
-        check_labels(label_file, labels.voxels, range(BTCV.highest + 1))
-        meta = {"orig_mode": str(image.voxels.dtype), "mask_rule": "labels of BTCV"}
-        return Volume(
-            image=scaled(image_file, nifti.turned(image.voxels, self.orientation), *WINDOW),
-            ids=BTCV.renumber(nifti.turned(labels.voxels, self.orientation)),
-            sources={last_two(image_file): sha256(image.data), last_two(label_file): sha256(labels.data)},
-            meta=meta | nifti.geometry(image.grid, self.orientation),
-        )
 
 
 class Arrays(NamedTuple):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -77,7 +78,9 @@ class VolumeReader:
         case = item.case if isinstance(item, Plane) else item
         if self._last is None or self._last[0] != case.key:
             self._last = None  # before the next one is in memory
-            self._last = case.key, self._load(case)
+            loaded = self._load(case)
+            meta = {**loaded.meta, "volume_sha256": content_hash(loaded.image)}
+            self._last = case.key, replace(loaded, meta=meta)
         volume = self._last[1]
         if len(volume.image) != case.depth:
             raise BadFile(f"{case.files[0]}: has {len(volume.image)} slices, its header says {case.depth}")
@@ -114,6 +117,14 @@ def volume_sample(dataset: str, part: str, key: str, case: Case, volume: Volume,
     }
     members = {"image.npy": encode_npy(image), "mask.npy": encode_npy(ids)}
     return Sample(key, members, meta, dict(volume.sources), (ids.shape[-2], ids.shape[-1]), pixels)
+
+
+def content_hash(image: NDArray[np.float32]) -> str:
+    """SHA-256 of a stored volume's shape and values: the same for one scan under two names, packed or not, in whatever
+    orientation its files are stored."""
+    digest = hashlib.sha256(f"{image.shape}".encode())
+    digest.update(np.ascontiguousarray(image, "<f4").data)
+    return digest.hexdigest()
 
 
 def scaled(file: RawFile, voxels: NDArray[Any], low: float, high: float) -> NDArray[np.float32]:

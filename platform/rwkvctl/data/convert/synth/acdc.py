@@ -26,7 +26,7 @@ def write_nifti(folder: Path, n: int, size: int, seed: int) -> None:
         systole = int(rng.integers(6, 13))
         name = f"patient{number:03d}"
         own = folder / "database" / part / name
-        affine = np.diag([*[round(rng.uniform(0.7, 1.95), 4)] * 2, float(rng.choice([5, 10])), 1])
+        affine = np.diag([*[-round(rng.uniform(0.7, 1.95), 4)] * 2, float(rng.choice([5, 10])), 1])  # ITK's axes
         cine = []
         for frame in range(1, systole + 2):
             squeeze = 1 - 0.25 * np.sin(np.pi / 2 * (frame - 1) / (systole - 1))
