@@ -19,12 +19,6 @@ def is_scan(path: Path) -> bool:
     return path.name.lower().endswith(SCANS)
 
 
-def scan_stem(path: Path) -> str:
-    """The name of a scan without its ending of one or two parts."""
-    ending = next(end for end in SCANS if path.name.lower().endswith(end))
-    return path.name[: -len(ending)]
-
-
 def segment_scan(model: nn.Module, info: BundleInfo, path: Path, out: Path) -> Path:
     """Bring a scan to what the model was trained on, and its mask back to the scan's grid.
 

@@ -105,7 +105,7 @@ def test_what_nnunet_has_beside_its_training_images_is_said_to_be_left_out(volum
     (next(volumes.rglob("dataset.json")).parent / "splits_final.json").write_text("[]")
     made = prepare("nnunet", [volumes], tmp_path / "out")
     assert "the 2 images of imagesTs were left out; the parts are split from imagesTr" in made.content.warnings
-    assert "splits_final.json was not used; cases are split at random, see --split and --seed" in made.content.warnings
+    assert "splits_final.json was not used; cases are split at random, see --ratio and --seed" in made.content.warnings
 
 
 def test_cases_whose_names_end_like_channels(volumes: Path, tmp_path: Path):

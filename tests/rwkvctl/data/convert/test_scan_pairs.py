@@ -125,7 +125,7 @@ def cases(n: int = 3, **more) -> dict[str, tuple[nibabel.Nifti1Image, nibabel.Ni
 
 
 def prepared(tree: Path, tmp_path: Path, name: str = "out") -> Manifest:
-    return prepare("nnunet", [tree], tmp_path / name, name="set", split="1:1:1")
+    return prepare("nnunet", [tree], tmp_path / name, name="set", ratio="1:1:1")
 
 
 def test_a_mask_stored_rps_beside_an_image_in_ras(tmp_path: Path):
