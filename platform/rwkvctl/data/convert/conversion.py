@@ -46,6 +46,8 @@ class Record:
     note: str
     labeled: bool
     phash: str | None
+    volume: str | None = None
+    """SHA-256 of the voxels of the volume that it is, or is a slice of."""
 
 
 @dataclass(frozen=True)
@@ -261,4 +263,5 @@ def _record(part: str, sample: Sample) -> Record:
         note=meta.get("image_note", ""),
         labeled=meta["labeled"],
         phash=meta.get("phash"),
+        volume=meta.get("volume_sha256"),
     )

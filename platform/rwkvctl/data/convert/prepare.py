@@ -248,9 +248,13 @@ def write_split(folder: Path, name: str, split: Split, groups: dict[str, str]) -
 
 
 def _duplicates(plan: Plan, records: list[Record]) -> schema.Duplicates:
-    """Among images; the slices of a volume have one file and one hash, and are one patient anyway."""
+    """Among images by their bytes and looks; among volumes, whose slices are one patient anyway, by their voxels."""
     if plan.image_kind == "float":
-        return schema.Duplicates()
+        firsts = {(r.volume, r.group): r for r in reversed(records) if r.volume}  # one sample a volume and patient
+        return schema.Duplicates(
+            copies=duplicates.clusters_of_copies({r.key: str(r.volume) for r in reversed(firsts.values())}),
+            rule="copies: volumes of equal voxels, of each the first sample",
+        )
     return schema.Duplicates(
         copies=duplicates.clusters_of_copies({r.key: r.sha256 for r in records}),
         near=duplicates.clusters_of_near({r.key: r.phash for r in records if r.phash}),

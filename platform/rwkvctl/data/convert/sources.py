@@ -34,13 +34,15 @@ class Source:
     """Everything that was given as `--source`.
 
     top: the files as they lie on disk, archives among them unopened; files: the same with archives as folders, and
-    folders: the paths of all folders, empty ones too (listed when they are first asked for). Orders are natural.
+    folders: the paths of all folders, empty ones too (listed when they are first asked for). Orders are natural. links:
+    the paths of links that are not followed.
     """
 
     def __init__(self, paths: Sequence[Path], spool: Path):
         self.paths = [_existing(path) for path in paths]
         self._spool = spool
         self._empty_folders: set[str] = set()  # and all others on disk
+        self.links: list[str] = []
         self.top = [file for path in self.paths for file in self._on_disk(path, self._prefix(path))]
 
     def __str__(self) -> str:
@@ -97,9 +99,11 @@ class Source:
             inside = "" if relative == "." else f"{relative}/"
             names[:] = sorted((n for n in names if not _is_junk_folder(n)), key=natural_key)
             self._empty_folders.update(printable(f"{prefix}{inside}{name}") for name in names)
+            self.links += [printable(f"{prefix}{inside}{name}") for name in names if Path(folder, name).is_symlink()]
             for name in sorted((n for n in found if not _is_junk_file(n)), key=natural_key):
                 place = Path(folder, name)
                 if place.is_symlink() and not place.resolve().is_relative_to(home):
+                    self.links.append(printable(f"{prefix}{inside}{name}"))
                     continue
                 if place.is_file():
                     yield _file(path, f"{inside}{name}", f"{prefix}{inside}{name}")

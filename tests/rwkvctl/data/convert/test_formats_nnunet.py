@@ -141,3 +141,16 @@ def test_a_dataset_json_that_is_not_supported_says_why(volumes: Path, tmp_path: 
 def test_several_channels_are_refused_by_their_names(volumes: Path, tmp_path: Path):
     change_json(volumes, channel_names={"0": "T1", "1": "FLAIR"})
     refused(volumes, tmp_path, r"images of several channels \(T1, FLAIR\) are not supported; keep the files _0000")
+
+
+@pytest.mark.parametrize("what", ["files", "folder"])
+def test_links_out_of_the_folder_are_named(volumes: Path, tmp_path: Path, what: str):
+    images = next(volumes.rglob("imagesTr"))
+    elsewhere = images.rename(tmp_path / "elsewhere")
+    if what == "folder":
+        images.symlink_to(elsewhere)
+    else:
+        images.mkdir()
+        for path in elsewhere.iterdir():
+            (images / path.name).symlink_to(path)
+    refused(volumes, tmp_path, r"imagesTr.* is a link out of the folder, (1|10) in all; links are not followed")

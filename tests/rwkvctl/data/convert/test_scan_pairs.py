@@ -191,3 +191,7 @@ def test_a_volume_has_one_hash_under_any_name_and_orientation(tmp_path: Path):
         hashes.setdefault(reader.meta(row)["case_id"], set()).add(reader.meta(row)["volume_sha256"])
     assert all(len(own) == 1 for own in hashes.values())
     assert hashes["set_c_1"] == hashes["set_c_2"] != hashes["set_c_0"]
+    assert [{key[: len("set_c_1")] for key in own} for own in made.content.duplicates.copies] == [
+        {"set_c_1", "set_c_2"}
+    ]
+    assert "2 images in 1 clusters are copies of one another" in made.content.warnings

@@ -86,6 +86,12 @@ def _refuse_unsupported(source: Source, told: Description) -> None:
         raise UserError(
             f"{source}: dataset.json: file_ending {told.ending!r} is not supported, only {known}; convert the files"
         )
+    inside = tuple(f"{told.root}/{folder}".lstrip("/") for folder in ("imagesTr", "labelsTr"))
+    if linked := [path for path in source.links if path.startswith(inside)]:
+        raise UserError(
+            f"{source}: {linked[0]} is a link out of the folder, {len(linked)} in all; links are not followed, put "
+            "copies (cp -rL) in their place"
+        )
     several = re.compile(rf".*_0001{re.escape(told.ending)}", re.IGNORECASE)
     second = next((file for file in _files(source, told, "imagesTr") if several.fullmatch(file.name)), None)
     if second or (told.ending in NIFTI and len(told.channels) > 1):
