@@ -1,4 +1,4 @@
-"""Every data set's path in full: its synthetic download, prepared and verified, trains for an epoch with its recipe."""
+"""Every data set from its synthetic download, prepared and verified, to a model trained and scored with its recipe."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TREES = {  # data set: number of samples in its tree
 }  # fmt: skip
 RECIPES = {"folder": "binary", "nnunet": "multiclass"}
 SHORTER = {name: ["optimizer.warmup_epochs=0"] for name in ("imagefolder", "imagenet")} | {
-    "fugc": ["train.epoch_steps=3", "consistency.batch_size=4"]
+    "fugc": ["consistency.batch_size=4"]
 }
 
 
@@ -32,7 +32,7 @@ def test_from_download_to_model(name: str, tmp_path: Path, capsys: pytest.Captur
     assert verify(manifest.root, deep=True).problems == []
     job = "pretrain" if manifest.task == "classification" else "finetune"
     own = [f"data.path={manifest.root}", f"data.dataset={name}", f"name={name}", "cluster.launcher=process"]
-    settings = [*own, *COMMON, *TINY[job], "train.epochs=1", *SHORTER.get(name, [])]
+    settings = [*own, *COMMON, *TINY[job], "train.epochs=1", "train.epoch_steps=1", *SHORTER.get(name, [])]
     assert guarded(job, RECIPES.get(name, name), settings) == 0, capsys.readouterr().err
 
 
