@@ -5,26 +5,28 @@ python -m rwkv_jobs.evaluate RUN_FOLDER
 
 from __future__ import annotations
 
-import contextlib
 import json
 from pathlib import Path
 from typing import Any
 
 from rwkv_jobs.launch import launch
 from rwkv_jobs.recorder import Recorder
-from rwkv_jobs.scoring import Gallery, count_accuracy, named, score_cases, write_scores
+from rwkv_jobs.scoring import Gallery, count_accuracy, score_cases, write_cases
 from rwkv_jobs.worker import worker
 from rwkv_unet import fuse_for_inference
 from rwkvctl.base.errors import UserError
 from rwkvctl.base.files import write_json
+from rwkvctl.base.lineage import code_version
 from rwkvctl.config.specs.jobs import EvaluateSpec
 from rwkvctl.config.specs.parts import DataSpec
+from rwkvctl.data.store import overlap
 from rwkvctl.data.store.manifest import Manifest
 from rwkvctl.data.store.shard_check import check_shards
-from rwkvctl.models import bundle
-from rwkvctl.registry import references
+from rwkvctl.models import bundle, same_data
+from rwkvctl.registry import measured, references
+from rwkvctl.registry.release import SUMMARY, note_scores
 from rwkvctl.runs.journal import say
-from rwkvctl.training.metrics import flat_metrics
+from rwkvctl.training.metrics import tracked
 
 KINDS: dict[str, bundle.Kind] = {"segmentation": "segmentation", "classification": "classifier"}
 """The kind of model that the task of a data set needs."""
@@ -41,19 +43,29 @@ def run(spec: EvaluateSpec, run_dir: Path) -> dict[str, Any]:
     """Copy the model into the run, score it on all workers, and hand back the summary."""
     references.copy_model(spec.model, run_dir / "model", spec)
     launch(score, spec, run_dir)
-    summary = json.loads((run_dir / "summary.json").read_text())
-    note_on_versions(spec, run_dir, summary)
+    summary = json.loads((run_dir / SUMMARY).read_text())
+    say_overlap(run_dir, measured.Measured.model_validate(summary["measured"]))
+    note_on_versions(spec, run_dir)
     return {"model": spec.model, "part": spec.part, **summary}
 
 
-def note_on_versions(spec: EvaluateSpec, run_dir: Path, summary: dict[str, Any]) -> None:
+def note_on_versions(spec: EvaluateSpec, run_dir: Path) -> None:
     """Put the scores on the registered versions with these weights, where promotion gates look for them."""
-    values = flat_metrics(summary, spec.part) if "classes" in summary else named(summary, spec.part)
-    with contextlib.suppress(Exception):  # the scores are on disk: a tracking server must not fail the evaluation
-        from rwkvctl.registry.register import record_metrics
-
-        for uri in record_metrics(run_dir / "model", values, tracking_uri=spec.tracking.uri or ""):
+    try:
+        for uri in note_scores(run_dir, spec.tracking.uri or ""):
             say(run_dir, f"scores noted on {uri}")
+    except Exception as error:  # the scores are on disk: a tracking server must not fail the evaluation
+        reason = " ".join(str(error).split())[:150]
+        say(run_dir, f"scores not noted in the registry ({reason}); do it later with: rwkvctl sync {run_dir.name}")
+
+
+def say_overlap(run_dir: Path, where: measured.Measured) -> None:
+    """A line where scores are no test of the model."""
+    if where.trained_on is None:
+        say(run_dir, "whether these cases were trained on is not known: the model's training data is not where it was")
+    elif where.trained_on:
+        text = f"{where.trained_on} of {where.cases} {where.part} cases were trained on: these scores are no test"
+        say(run_dir, f"{text}, and no gate counts them")
 
 
 def data_of(spec: EvaluateSpec, model: Path) -> tuple[Manifest, DataSpec, bundle.BundleInfo]:
@@ -64,35 +76,67 @@ def data_of(spec: EvaluateSpec, model: Path) -> tuple[Manifest, DataSpec, bundle
         raise UserError(f"model {spec.model}: does not say which data it was trained on; give --data")
     manifest = Manifest.load(path)
     bundle.require(info, KINDS[manifest.task], f"data {path} is for {manifest.task}, and model {spec.model}")
-    if manifest.classes != info.classes:
-        raise UserError(
-            f"data {path}: has the classes {', '.join(manifest.classes)}, "
-            f"the model has {', '.join(info.classes)}; give other --data"
-        )
-    split = spec.split or info.extra.get("split") or manifest.default_split
+    same_data.check(manifest, info)
+    split = spec.split or split_for(manifest, info)
     check_shards(manifest, manifest.ids(split, spec.part))
     data = DataSpec(dataset=manifest.dataset, path=str(path), split=split, image_size=info.image_size, workers=0)
     return manifest, data, info
 
 
+def split_for(manifest: Manifest, info: bundle.BundleInfo) -> str:
+    """The split that the model was trained on; of other data, where there is none of that name, the default."""
+    own = measured.split_of(info)
+    return (
+        own if own and (own in manifest.splits or manifest.fingerprint == info.fingerprint) else manifest.default_split
+    )
+
+
+def measured_on(spec: EvaluateSpec, manifest: Manifest, split: str, info: bundle.BundleInfo) -> measured.Measured:
+    """What is scored, and how much of it the model was trained on."""
+    ids = manifest.ids(split, spec.part)
+    trained = training_part(manifest, info)
+    return measured.Measured(
+        dataset=manifest.dataset,
+        fingerprint=manifest.fingerprint,
+        split=split,
+        part=spec.part,
+        cases=len(ids),
+        trained_on=None if trained is None else len(overlap.trained_on(*trained, manifest, ids)),
+        code=code_version(),
+    )
+
+
+def training_part(manifest: Manifest, info: bundle.BundleInfo) -> tuple[Manifest, list[str]] | None:
+    """The data set that a model was trained on and the ids that it saw; None where they are not to be had any more."""
+    split, path = measured.split_of(info), info.extra.get("data")
+    try:
+        own = manifest if manifest.fingerprint == info.fingerprint else Manifest.load(str(path or ""))
+        if own.fingerprint != info.fingerprint:
+            return None
+        return own, own.ids(split or None, "train")
+    except UserError:
+        return None
+
+
 def score(spec: EvaluateSpec, run_dir: Path) -> None:
     """What every worker runs."""
     with worker(spec.cluster) as me, Recorder(me, run_dir) as recorder:
-        manifest, data, _ = data_of(spec, run_dir / "model")
+        manifest, data, info = data_of(spec, run_dir / "model")
         model = fuse_for_inference(bundle.load(run_dir / "model", device=me.device)[0])
         if manifest.task == "classification":
             summary: dict[str, Any] = count_accuracy(model, manifest, data, spec.part, me, batch=64)
-            values = named(summary, spec.part)
         else:
             folder = run_dir / "artifacts" / spec.part
-            scores = score_cases(
-                model, manifest, data, spec.part, me, hd95=True, gallery=Gallery(folder / "overlays", spec.overlays)
-            )
-            values = scores.metrics(spec.part)
-            summary = write_scores(folder, scores) if me.is_main else {}
+            gallery = Gallery(folder / "overlays", spec.overlays)
+            scores = score_cases(model, manifest, data, spec.part, me, hd95=True, gallery=gallery)
+            summary = scores.summary
+            if me.is_main:
+                write_cases(folder, scores)
         if me.is_main:
-            recorder.metrics(values, 0)
-            write_json(run_dir / "summary.json", summary)
+            where = measured_on(spec, manifest, data.split or manifest.default_split, info)
+            recorder.metrics(tracked(summary, spec.part), 0)
+            write_json(run_dir / SUMMARY, summary | {"measured": measured.as_fields(where)})
+            recorder.artifact(run_dir / SUMMARY, spec.part)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from rwkv_jobs.fit import run_training
 from rwkv_jobs.model_summary import describe, model_info
 from rwkv_jobs.optimizer import make_optimizer
 from rwkv_jobs.recorder import Recorder
-from rwkv_jobs.scoring import Gallery, score_cases, write_scores
+from rwkv_jobs.scoring import Gallery, score_cases, write_cases
 from rwkv_jobs.stepper import Stepper, training_form
 from rwkv_jobs.worker import Worker, autocast, worker
 from rwkvctl.base.files import write_json
@@ -28,6 +28,7 @@ from rwkvctl.data.store.manifest import Manifest
 from rwkvctl.models import build as networks
 from rwkvctl.models import bundle
 from rwkvctl.registry import encoder_weights, references
+from rwkvctl.registry.release import SUMMARY
 from rwkvctl.runs.journal import say
 from rwkvctl.training.checkpoint import TrainState, load_checkpoint, pointed_at, read_checked
 from rwkvctl.training.losses import segmentation_loss
@@ -148,13 +149,15 @@ def finish(
         return
     summary = described | {"checkpoint": best.name}
     if scores is not None:
-        summary["val"] = write_scores(run_dir / "artifacts" / "val", scores)
+        summary["val"] = scores.summary
+        write_cases(run_dir / "artifacts" / "val", scores)
         recorder.metrics(scores.metrics("best_val"), int(best.name.split("-")[1]))
     description = {"name": spec.model.name, "num_classes": networks.outputs(manifest.classes), **spec.model.overrides()}
     split = spec.data.split or manifest.default_split
     info = model_info(spec, manifest, description, {"run": run_dir.name, "split": split, "data": spec.data.path})
     bundle.save(run_dir / "model", model.state_dict(), info)
-    write_json(run_dir / "summary.json", summary)
+    write_json(run_dir / SUMMARY, summary)
+    recorder.artifact(run_dir / SUMMARY, "")
 
 
 if __name__ == "__main__":

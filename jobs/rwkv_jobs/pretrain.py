@@ -28,6 +28,7 @@ from rwkvctl.data.feed.model_input import to_input
 from rwkvctl.data.store.manifest import Manifest
 from rwkvctl.models import build as networks
 from rwkvctl.models import bundle
+from rwkvctl.registry.release import SUMMARY
 from rwkvctl.training.checkpoint import TrainState, load_checkpoint, pointed_at, read_checked
 
 
@@ -131,10 +132,12 @@ def finish(
     weights = load_file(best / f"{chosen}.safetensors")
     recorder.metrics(named(scores[chosen], "best_val"), int(best.name.split("-")[1]))
     description = {"name": spec.model.name, "num_classes": len(manifest.classes), **spec.model.overrides()}
-    info = model_info(spec, manifest, description, {"run": run_dir.name, "weights": chosen})
+    own = {"split": spec.data.split or manifest.default_split, "data": spec.data.path}
+    info = model_info(spec, manifest, description, {"run": run_dir.name, "weights": chosen, **own})
     bundle.save(run_dir / "model", weights, info)
     summary = described | {"checkpoint": best.name, "weights": chosen}
-    write_json(run_dir / "summary.json", summary | scores[chosen])
+    write_json(run_dir / SUMMARY, summary | scores[chosen])
+    recorder.artifact(run_dir / SUMMARY, "")
 
 
 if __name__ == "__main__":

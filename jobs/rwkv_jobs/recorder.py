@@ -33,6 +33,10 @@ class Recorder:
         if self.active:
             self.journal.params(values)
 
+    def artifact(self, path: Path, artifact_path: str) -> None:
+        if self.active:
+            self.journal.artifact(path, artifact_path)
+
     def event(self, kind: str, **fields: object) -> None:
         if self.active:
             self.journal.event(kind, **fields)

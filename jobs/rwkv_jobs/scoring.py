@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rwkv_jobs.worker import Worker, autocast
-from rwkvctl.base.files import write_bytes, write_json
+from rwkvctl.base.files import write_bytes
 from rwkvctl.config.specs.parts import DataSpec
 from rwkvctl.data.feed.cases import Case, iter_cases
 from rwkvctl.data.feed.loaders import ClassificationEvalLoader
@@ -151,13 +151,11 @@ def count_hits(logits: Tensor, targets: Tensor) -> Tensor:
     return torch.stack([hits[:, 0].sum(), hits.sum(), images]).double()
 
 
-def write_scores(folder: Path, scores: Scores) -> dict[str, Any]:
-    """`cases.csv` (a row per case and class) and `summary.json`; returns the summary."""
+def write_cases(folder: Path, scores: Scores) -> None:
+    """`cases.csv`: a row for every case and class. Their means belong into the run's `summary.json`."""
     rows = metrics.case_rows(scores.cases, scores.classes)
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write_bytes(folder / "cases.csv", text.getvalue().encode())
-    write_json(folder / "summary.json", scores.summary)
-    return scores.summary

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,9 @@ def models(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             channels=manifest.channels,
             dataset=name,
             fingerprint=manifest.fingerprint,
-            extra={"data": str(shards / name)},
+            intensity=manifest.content.intensity,
+            orientation=manifest.content.orientation,
+            extra={"data": str(shards / name), "split": manifest.default_split},
         )
         bundle.save(folder / name, model.state_dict(), info)
     return folder
@@ -150,6 +153,69 @@ def test_mistakes_leave_no_run(
     assert said in line
     assert not run_dir.exists()
     assert mlflow_runs(jobs.home) == []
+
+
+def test_a_gate_counts_the_models_own_test_part_and_says_what_was_trained_on(
+    jobs: Jobs, models: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    from rwkvctl.data.convert.prepare import prepare
+    from rwkvctl.data.convert.synth import phantom
+    from rwkvctl.registry.promote import promote
+    from rwkvctl.registry.register import register
+    from rwkvctl.registry.release import note_scores
+    from rwkvctl.registry.versions import show
+
+    uri = f"sqlite:///{jobs.home / 'mlflow.db'}"
+    own = new(jobs, "own", models / "polyps")
+    assert guarded("evaluate", str(own), []) == 0
+    register(own, models / "polyps", "net", tracking_uri=uri)
+    phantom.write_polyps(tmp_path / "polyps", n=16, size=40)  # the same images
+    again = prepare("folder", [tmp_path / "polyps"], tmp_path / "again", seeds=[7])
+    train, test = Manifest.load(shards / "polyps").ids(None, "train"), again.ids(None, "test")
+    shared = len({key.rsplit("_", 1)[1] for key in train} & {key.rsplit("_", 1)[1] for key in test})
+    assert shared > 0
+    capsys.readouterr()
+    other = new(jobs, "other", models / "polyps", data=str(again.root))
+    assert guarded("evaluate", str(other), []) == 0
+    said = f"{shared} of {len(test)} test cases were trained on: these scores are no test"
+    assert said in "".join(capsys.readouterr())
+    assert result(other)["measured"]["trained_on"] == shared
+    assert result(own)["measured"]["trained_on"] == 0
+    [version] = show("net", uri)
+    assert version.metrics == {}
+    assert sum(key.startswith("elsewhere.") and key.endswith("/test/dsc_strict/mean") for key in version.tags) == 1
+    with pytest.raises(ValueError, match="measured on other data only"):
+        promote("net", 1, "champion", gates=["dsc_strict>=0"], tracking_uri=uri)
+    assert note_scores(own, uri) == ["models:/net/1"]
+    [version] = show("net", uri)
+    assert version.metrics["test/dsc_strict/mean"] == result(own)["mean"]["dsc_strict"]
+    assert json.loads(version.tags["measured.test"])["cases"] == 2
+    assert promote("net", 1, "champion", gates=["dsc_strict>=0"], tracking_uri=uri)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("image_kind", "float", "has images of kind rgb8, the model has float"),
+        ("channels", 1, "has channels: 3, the model has 1"),
+        ("intensity", {"clip": [-125, 275], "scale": "x"}, "has the intensity rule none, the model has {"),
+        ("orientation", "RAS", "has the orientation none, the model has RAS"),
+        (
+            "classes",
+            ["background", "kidney"],
+            "has the classes background, foreground, the model has background, kidney",
+        ),
+    ],
+)
+def test_data_of_another_kind_than_the_models_is_refused_by_field(
+    jobs: Jobs, models: Path, tmp_path: Path, field: str, value: Any, said: str
+):
+    other = shutil.copytree(models / "polyps", tmp_path / "other")
+    content = json.loads((other / "model.json").read_text()) | {field: value, "fingerprint": "beef" * 16}
+    (other / "model.json").write_text(json.dumps(content))
+    spec = run_folder.read_spec(new(jobs, "eval", other))
+    with pytest.raises(ValueError, match=re.escape(said)):
+        evaluate.check(spec, jobs.runs / "eval")  # type: ignore[arg-type]
 
 
 @pytest.mark.slow

@@ -14,3 +14,14 @@ def git_commit() -> str:
     except FileNotFoundError:
         return "unknown"
     return found.stdout.strip() if found.returncode == 0 else "unknown"
+
+
+def code_version() -> str:
+    """Version and commit of this program, as `0.1.0 (1f3c...)`."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        number = version("rwkvctl")
+    except PackageNotFoundError:  # run from a source tree
+        number = "unknown"
+    return f"{number} ({git_commit()[:12]})"

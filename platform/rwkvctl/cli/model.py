@@ -53,6 +53,8 @@ def show(name: str, as_json: Json = False) -> None:
         print(f"{name}/{version.version}  aliases: {', '.join(version.aliases) or '-'}  run {version.run_id}")
         for key, value in sorted((version.tags | {k: str(v) for k, v in version.metrics.items()}).items()):
             print(f"  {key}: {value}")
+        for note in version.notes:
+            print(f"  note: {note}")
 
 
 @app.command()
@@ -190,13 +192,14 @@ def plot(
     versions = versions_of(name, tracking_uri())
     points = [
         figures.Point(
-            version.tags["run"],
+            version.tags.get("run", f"{name}/{version.version}"),
             version.metrics[metric],
             int(version.tags["macs_paper"]),
             int(version.tags["parameters"]),
         )
         for version in versions
-        if metric in version.metrics and "macs_paper" in version.tags
+        if metric in version.metrics
+        and all(version.tags.get(key, "").isdigit() for key in ("macs_paper", "parameters"))
     ]
     if not points:
         raise UserError(f"{name}: no version has {metric}; score them first with: rwkvctl evaluate RUN --split test")

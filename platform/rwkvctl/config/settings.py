@@ -12,11 +12,11 @@ from typing import Annotated, Any
 import yaml
 from pydantic import Field, ValidationError
 
-from rwkvctl.base import paths
+from rwkvctl.base import paths, uris
 from rwkvctl.base.errors import UserError
 from rwkvctl.base.files import write_bytes
 from rwkvctl.base.paths import config_file, home
-from rwkvctl.config.specs.base import Spec, problems
+from rwkvctl.config.specs.base import Address, Spec, problems
 
 ENVIRONMENT = {
     "address": "RAY_ADDRESS",
@@ -32,15 +32,15 @@ PATHS = ("data_root", "storage", "cache_dir")
 class Settings(Spec):
     """The settings of this machine; every field has a default that works on a laptop."""
 
-    address: str | None = None
+    address: Address | None = None
     """Ray cluster: `host:port`, `ray://host:port` or `http://host:8265`; null starts Ray on this machine."""
-    tracking_uri: str = Field(default_factory=lambda: f"sqlite:///{home() / 'mlflow.db'}")
-    """MLflow server or database."""
-    data_root: str = Field(default_factory=lambda: str(home() / "data"))
+    tracking_uri: Address = Field(default_factory=lambda: f"sqlite:///{home() / 'mlflow.db'}")
+    """MLflow server or database; credentials are read from the environment (MLFLOW_TRACKING_USERNAME, PGPASSWORD)."""
+    data_root: Address = Field(default_factory=lambda: str(home() / "data"))
     """Every prepared data set has its place here: `<data_root>/<dataset>`."""
-    storage: str = Field(default_factory=lambda: str(home() / "runs"))
+    storage: Address = Field(default_factory=lambda: str(home() / "runs"))
     """Where runs are kept; a cluster needs a folder that all its nodes see."""
-    cache_dir: str = Field(default_factory=lambda: str(paths.cache_dir()))
+    cache_dir: Address = Field(default_factory=lambda: str(paths.cache_dir()))
     """Where shards of object stores are kept on this machine."""
     cache_gb: Annotated[float, Field(gt=0)] = 100
     """Gigabytes that they may take; the longest unused ones are deleted first."""
@@ -51,7 +51,7 @@ class Settings(Spec):
 def load() -> Settings:
     """The settings in force: defaults, then the file, then the environment."""
     values = read_file()
-    values |= {key: os.environ[name] for key, name in ENVIRONMENT.items() if os.environ.get(name)}
+    values |= {key: uris.to_environment(name) for key, name in ENVIRONMENT.items() if os.environ.get(name)}
     try:
         settings = Settings.model_validate(values)
     except ValidationError as error:

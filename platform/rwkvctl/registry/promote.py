@@ -10,7 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rwkvctl.base.errors import UserError
-from rwkvctl.registry.versions import FINGERPRINT_TAG, METRIC_TAG, aliases_of, find_version, suggest
+from rwkvctl.registry import measured
+from rwkvctl.registry.measured import METRIC_TAG
+from rwkvctl.registry.versions import FINGERPRINT_TAG, aliases_of, find_version, metrics_of, suggest
 from rwkvctl.runs.mlflow_client import connect
 
 if TYPE_CHECKING:
@@ -27,7 +29,8 @@ def promote(name: str, version: int, alias: str, *, gates: Sequence[str] = (), t
     Args:
         gates: such as `dsc_strict>=0.8`, or `dsc_strict>champion` to compare with the version that the alias `champion`
             points to (passed where it points to none). A metric is looked for among the version's own, then among those
-            of its run, under its name and then as `test/<name>/mean`.
+            of its training run, under its name and then as `test/<name>/mean`. It counts only if it was measured on
+            the model's own data and split, and on no case that was trained on.
 
     Raises:
         UserError: no such model or version, a gate that cannot be read or that the version does not pass; then no alias
@@ -47,7 +50,7 @@ def _check_gate(client: MlflowClient, gate: str, candidate: ModelVersion, aliase
     if parts is None:
         raise UserError(f"gate {gate!r}: write METRIC>=NUMBER or METRIC>ALIAS, with >=, >, <= or <")
     metric, sign, bound = parts["metric"], parts["sign"], parts["bound"]
-    value = _metric(client, candidate, metric)
+    value, _ = _metric(client, candidate, metric)
     limit, what = _limit(client, gate, candidate, metric, bound, aliases)
     if limit is None:
         return f"{metric} = {value:.6g}: no {bound} yet to compare with"
@@ -80,16 +83,51 @@ def _limit(
             f"gate {gate!r}: version {candidate.version} and {bound} (version {other.version}) come from different "
             f"data ({ours[:12]} and {theirs[:12]}), so their metrics cannot be compared: retrain one of them"
         )
-    value = _metric(client, other, metric)
+    (value, theirs_on), (_, ours_on) = _metric(client, other, metric), _metric(client, candidate, metric)
+    if ours_on != theirs_on:
+        raise UserError(
+            f"gate {gate!r}: {metric} was measured on {ours_on} for version {candidate.version} and on {theirs_on} for "
+            f"{bound} (version {other.version}), so the two cannot be compared: evaluate both on one split"
+        )
     return value, f"{value:.6g} of {bound} (version {other.version})"
 
 
-def _metric(client: MlflowClient, version: ModelVersion, metric: str) -> float:
-    own = {key.removeprefix(METRIC_TAG): value for key, value in version.tags.items() if key.startswith(METRIC_TAG)}
-    of_run = client.get_run(version.run_id).data.metrics if version.run_id else {}
+def _metric(client: MlflowClient, version: ModelVersion, metric: str) -> tuple[float, str]:
+    """A metric of a version that a gate may rely on, and the split and cases that it was measured on."""
+    where, command = (
+        f"{version.name} version {version.version}",
+        f"rwkvctl evaluate models:/{version.name}/{version.version}",
+    )
+    own, notes = metrics_of(version.tags)
+    of_run = _metrics_of_run(client, version)
     for name in (metric, f"test/{metric}/mean"):
-        for source in (own, of_run):
-            if name in source:
-                return float(source[name])
-    near = suggest(metric, sorted({*own, *of_run}), "rwkvctl evaluate")
-    raise UserError(f"{version.name} version {version.version} has no metric {metric!r}; {near}")
+        if odd := [note for note in notes if f"tag {METRIC_TAG}{name} " in note]:
+            raise UserError(f"{where}: {odd[0]}")
+        if name in own:
+            note = measured.check_for_gate(version.tags, name, where, command)
+            cases = "" if note.cases is None else f", {note.cases} cases"
+            return own[name], f"split {note.split or 'unknown'}{cases}"
+        if name in of_run:
+            return float(of_run[name]), "its training run"
+    for name in (metric, f"test/{metric}/mean"):
+        if places := measured.elsewhere(version.tags, name):
+            raise UserError(
+                f"{where}: {name} was measured on other data only ({', '.join(places[:3])}), and gates count the "
+                f"model's own data and split; run: {command}"
+            )
+    near = suggest(metric, sorted({*own, *of_run}), command)
+    raise UserError(f"{where} has no metric {metric!r}; {near}")
+
+
+def _metrics_of_run(client: MlflowClient, version: ModelVersion) -> dict[str, float]:
+    """What the training run of a version logged; nothing where `mlflow gc` has removed the run."""
+    from mlflow.exceptions import MlflowException
+
+    if not version.run_id:
+        return {}
+    try:
+        return dict(client.get_run(version.run_id).data.metrics)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return {}

@@ -1,8 +1,9 @@
 """A model folder as a version of a registered model.
 
 A version is an MLflow model that is run from a code file (`registry.pyfunc_model`) over a model folder; it is kept with
-the run that made it. Its tags say where it comes from (spec, data fingerprint, git commit, MACs) and, as
-`metric.<name>`, how good it is. Every function takes the tracking URI; none changes MLflow's global settings.
+the run that made it. Its tags say where it comes from (spec, data fingerprint, git commit, MACs) and how good it is,
+with what that was measured on (`registry.measured`). Every function takes the tracking URI; none changes MLflow's
+global settings.
 """
 
 from __future__ import annotations
@@ -17,8 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rwkvctl.base.errors import UserError
+from rwkvctl.base.lineage import code_version
 from rwkvctl.models import bundle
-from rwkvctl.registry.versions import FINGERPRINT_TAG, METRIC_TAG, PATH_TAG, WEIGHTS_TAG
+from rwkvctl.registry import measured
+from rwkvctl.registry.measured import Measured
+from rwkvctl.registry.versions import FINGERPRINT_TAG, PATH_TAG, SPLIT_TAG, WEIGHTS_TAG, versions_of
 from rwkvctl.runs import journal
 from rwkvctl.runs.mlflow_client import connect, find_run
 
@@ -45,7 +49,7 @@ def register(
         run: an MLflow run id, or the directory of a run that has been synced.
         bundle_folder: as `rwkvctl.models.bundle.save` writes it.
         tags: what else the version should say: spec, git commit, MACs (anything but text is written as JSON).
-        metrics: how good the weights are, for gates; the names of the run's metrics are best.
+        metrics: how good the training found the weights to be, on its own data (`val/dsc_strict/mean`).
     """
     if not _NAME.fullmatch(name):
         raise UserError(f"model name {name!r}: use letters, digits, '_', '-' and '.' only")
@@ -54,7 +58,7 @@ def register(
     client = connect(tracking_uri)
     run_id = _run_id(client, run)
     _ensure_model(client, name)
-    for made in client.search_model_versions(f"name='{name}'"):
+    for made in versions_of(client, name):
         if made.run_id == run_id and made.tags.get(WEIGHTS_TAG) == info.weights_sha256:
             return int(made.version)
     path = f"model-{info.weights_sha256[:12]}"
@@ -70,16 +74,19 @@ def register(
     return int(made.version)
 
 
-def record_metrics(
-    bundle_folder: str | os.PathLike[str], metrics: Mapping[str, float], *, tracking_uri: str
+def record_scores(
+    bundle_folder: str | os.PathLike[str], values: Mapping[str, float], where: Measured, *, tracking_uri: str
 ) -> list[str]:
-    """Note metrics on every version that has the weights of a model folder, for gates; returns their URIs."""
-    weights = bundle.read_info(bundle_folder).weights_sha256
+    """Note scores, and what they were measured on, on every version that has the weights of a model folder.
+
+    Returns the URIs of the versions.
+    """
+    info = bundle.read_info(bundle_folder)
     client = connect(tracking_uri)
-    found = list(client.search_model_versions(f"tags.`{WEIGHTS_TAG}` = '{weights}'"))
+    found = list(client.search_model_versions(f"tags.`{WEIGHTS_TAG}` = '{info.weights_sha256}'"))
     for version in found:
-        for key, value in metrics.items():
-            client.set_model_version_tag(version.name, str(version.version), f"{METRIC_TAG}{key}", repr(float(value)))
+        for key, value in measured.tags(info, where, values).items():
+            client.set_model_version_tag(version.name, str(version.version), key, value)
     return [f"models:/{version.name}/{version.version}" for version in found]
 
 
@@ -128,13 +135,14 @@ def _version_tags(
         WEIGHTS_TAG: info.weights_sha256,
         FINGERPRINT_TAG: info.fingerprint,
         PATH_TAG: f"{path}/artifacts/{folder}",
+        SPLIT_TAG: measured.split_of(info),
         "dataset": info.dataset,
         "kind": info.kind,
         "model": info.model,
         "image_size": info.image_size,
     }
-    measured = {f"{METRIC_TAG}{key}": repr(float(value)) for key, value in metrics.items()}
-    return {key: _text(value) for key, value in {**own, **tags, **measured}.items()}
+    scores = measured.training_tags(info, metrics, code_version())
+    return {key: _text(value) for key, value in {**own, **tags, **scores}.items()}
 
 
 def _text(value: Any) -> str:

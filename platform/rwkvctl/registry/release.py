@@ -1,4 +1,8 @@
-"""From a finished training run to a version of a registered model, at once or when a server is there."""
+"""From a finished run to the registry, at once or when a server is there: a training's model becomes a version, an
+evaluation's scores are noted on the versions that have the weights.
+
+Both read `summary.json` of the run's folder, the one place where a run keeps its scores.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +12,10 @@ from typing import Any
 
 from rwkvctl.base.files import write_json
 from rwkvctl.base.lineage import git_commit
-from rwkvctl.config.specs.jobs import FinetuneSpec, PretrainSpec, TrainingSpec
+from rwkvctl.config.specs.jobs import EvaluateSpec, FinetuneSpec, PretrainSpec, TrainingSpec
+from rwkvctl.registry.measured import Measured
 from rwkvctl.runs import folder as run_folder
-from rwkvctl.training.metrics import flat_metrics
+from rwkvctl.training import metrics
 
 SUMMARY = "summary.json"
 
@@ -44,22 +49,33 @@ def release(run_dir: Path, tracking_uri: str) -> str | None:
         registered_name(spec),
         tracking_uri=tracking_uri,
         tags=tags,
-        metrics=validation_metrics(summary),
+        metrics=metrics.tracked(summary.get("val", summary), "val"),
     )
     return f"models:/{registered_name(spec)}/{version}"
 
 
-def validation_metrics(summary: dict[str, Any]) -> dict[str, float]:
-    """The scores of a summary under the names that the run has them by."""
-    if "val" in summary:
-        return flat_metrics(summary["val"], "val")
-    return {f"val/{key}": summary[key] for key in ("top1", "top5") if key in summary}
+def note_scores(run_dir: Path, tracking_uri: str) -> list[str]:
+    """Put an evaluation's scores on the registered versions with its weights; returns their URIs.
+
+    Raises what MLflow raises. Doing it again changes nothing.
+    """
+    from rwkvctl.registry.register import record_scores
+
+    summary: dict[str, Any] = json.loads((run_dir / SUMMARY).read_text())
+    where = Measured.model_validate(summary["measured"])
+    values = metrics.tracked(summary, where.part)
+    return record_scores(run_dir / "model", values, where, tracking_uri=tracking_uri)
 
 
 def release_later(run_dir: Path, tracking_uri: str) -> str | None:
-    """Register the model of a finished run that could not be registered at its end, and note it in its result."""
+    """What a finished run could not do at its end: register its model, and say so in its result, or note its scores."""
     result = run_folder.result(run_dir)
-    if result is None or result.get("model_uri") or not (run_dir / SUMMARY).exists():
+    if result is None or not (run_dir / SUMMARY).exists():
+        return None
+    if isinstance(run_folder.read_spec(run_dir), EvaluateSpec):
+        note_scores(run_dir, tracking_uri)
+        return None
+    if result.get("model_uri"):
         return None
     uri = release(run_dir, tracking_uri)
     if uri is not None:

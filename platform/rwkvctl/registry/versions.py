@@ -1,13 +1,19 @@
-"""What a registry holds: models, their versions and aliases. Nothing here changes anything."""
+"""What a registry holds: models, their versions and aliases. Nothing here changes anything.
+
+Other programs keep models in the same registry, under any name and with any tags; people edit tags by hand. What is
+not ours is passed over or noted, and never keeps the rest from being shown.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from rwkvctl.base.errors import UserError
 from rwkvctl.base.suggestions import did_you_mean
+from rwkvctl.registry.measured import METRIC_TAG
 from rwkvctl.runs.mlflow_client import connect
 
 if TYPE_CHECKING:
@@ -17,7 +23,7 @@ if TYPE_CHECKING:
 WEIGHTS_TAG = "weights_sha256"
 FINGERPRINT_TAG = "fingerprint"
 PATH_TAG = "rwkvctl.bundle"  # Where the model folder lies among the run's artifacts.
-METRIC_TAG = "metric."
+SPLIT_TAG = "split"
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,8 @@ class Version:
     """ms since 1970."""
     tags: dict[str, str]
     metrics: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    """What is odd about it, a line each."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +57,7 @@ def list_models(tracking_uri: str) -> list[Model]:
     client = connect(tracking_uri)
     models = []
     for name in model_names(client):
-        numbers = [int(version.version) for version in client.search_model_versions(f"name='{name}'")]
+        numbers = [int(version.version) for version in versions_of(client, name)]
         aliases = {alias: int(number) for alias, number in client.get_registered_model(name).aliases.items()}
         models.append(Model(name, len(numbers), max(numbers, default=None), aliases))
     return models
@@ -59,19 +67,38 @@ def show(name: str, tracking_uri: str) -> list[Version]:
     """The versions of a registered model, the newest first; UserError with near matches if there is none."""
     client = connect(tracking_uri)
     aliases = aliases_of(client, name)
-    versions = [_version(found, aliases) for found in client.search_model_versions(f"name='{name}'")]
+    versions = [_version(found, aliases) for found in versions_of(client, name)]
     return sorted(versions, key=lambda version: -version.version)
 
 
 def all_versions(tracking_uri: str) -> list[Version]:
     """Every version of every registered model that has the spec of its training in its tags."""
     client = connect(tracking_uri)
-    found = [version for name in model_names(client) for version in client.search_model_versions(f"name='{name}'")]
-    return [_version(version, {}) for version in found if "spec" in version.tags]
+    return [_version(version, {}) for version in _search(client, None) if "spec" in version.tags]
+
+
+def versions_of(client: MlflowClient, name: str) -> list[ModelVersion]:
+    """All versions of a model. MLflow's filters know no way to write some names (`bob's "best"`): those are
+    compared here."""
+    query = f"name='{name}'" if re.fullmatch(r"[\w .-]+", name) else None
+    return [version for version in _search(client, query) if version.name == name]
+
+
+def _search(client: MlflowClient, query: str | None) -> list[ModelVersion]:
+    found: list[ModelVersion] = []
+    token = None
+    while True:
+        page = client.search_model_versions(query, page_token=token)
+        found += page
+        if not (token := page.token):
+            return found
 
 
 def _version(found: ModelVersion, aliases: Mapping[str, int]) -> Version:
     number = int(found.version)
+    metrics, notes = metrics_of(found.tags)
+    if PATH_TAG not in found.tags:
+        notes.append("made by another program than rwkvctl: what it scored and comes from is not known")
     return Version(
         name=found.name,
         version=number,
@@ -79,12 +106,22 @@ def _version(found: ModelVersion, aliases: Mapping[str, int]) -> Version:
         aliases=sorted(alias for alias, target in aliases.items() if target == number),
         created=found.creation_timestamp,
         tags={key: value for key, value in found.tags.items() if not key.startswith(METRIC_TAG)},
-        metrics={
-            key.removeprefix(METRIC_TAG): float(value)
-            for key, value in found.tags.items()
-            if key.startswith(METRIC_TAG)
-        },
+        metrics=metrics,
+        notes=notes,
     )
+
+
+def metrics_of(tags: Mapping[str, str]) -> tuple[dict[str, float], list[str]]:
+    """The metrics among a version's tags, and a line for each that is no number."""
+    metrics: dict[str, float] = {}
+    notes: list[str] = []
+    for key, value in tags.items():
+        if key.startswith(METRIC_TAG):
+            try:
+                metrics[key.removeprefix(METRIC_TAG)] = float(value)
+            except ValueError:
+                notes.append(f"tag {key} is {value[:40]!r}, not a number: left out; rwkvctl evaluate writes it again")
+    return metrics, notes
 
 
 def model_names(client: MlflowClient) -> list[str]:
@@ -110,7 +147,7 @@ def suggest(word: str, choices: Sequence[str], command: str) -> str:
 
 
 def find_version(client: MlflowClient, name: str, version: int) -> ModelVersion:
-    numbers = sorted(int(found.version) for found in client.search_model_versions(f"name='{name}'"))
+    numbers = sorted(int(found.version) for found in versions_of(client, name))
     if version not in numbers:
         known = ", ".join(map(str, numbers)) or "none"
         raise UserError(f"model {name!r} has no version {version}; it has {known}")

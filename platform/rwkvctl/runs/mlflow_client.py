@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
+from rwkvctl.base import uris
 from rwkvctl.base.errors import UserError
 from rwkvctl.base.paths import home
 
@@ -33,7 +34,11 @@ ENVIRONMENT = {
 
 
 def connect(tracking_uri: str) -> MlflowClient:
-    """A client for the tracking server or database, with short time-outs unless the environment sets others."""
+    """A client for the tracking server or database, with short time-outs unless the environment sets others.
+
+    UserError for a URI with a password in it, which would be written down with the run.
+    """
+    uris.check(tracking_uri, "tracking server")
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient

@@ -198,6 +198,16 @@ def flat_metrics(summary: Mapping[str, Any], prefix: str = "test") -> dict[str, 
     }
 
 
+def tracked(summary: Mapping[str, Any], prefix: str) -> dict[str, float]:
+    """The scores of a run's `summary.json` under the names that tracking and registry have them by.
+
+    summary: of a segmentation model as `summarise` returns it, or with `top1` and `top5` of a classifier.
+    """
+    if "classes" in summary:
+        return flat_metrics(summary, prefix)
+    return {f"{prefix}/{key}": summary[key] for key in ("top1", "top5") if key in summary}
+
+
 def metric_name_part(text: str) -> str:
     """`text` as one part of an MLflow metric name: letters, digits, `_-.` and spaces; no nesting slash."""
     return re.sub(r"[^0-9A-Za-z_\-. ]+", "_", text).strip(" .")[:120]

@@ -19,9 +19,10 @@ from rwkv_unet import create_model
 from rwkvctl.base.errors import UserError
 from rwkvctl.models import bundle, inference
 from rwkvctl.registry.download import downloaded
+from rwkvctl.registry.measured import Measured
 from rwkvctl.registry.promote import promote
-from rwkvctl.registry.register import register
-from rwkvctl.registry.versions import Model, list_models, show
+from rwkvctl.registry.register import record_scores, register
+from rwkvctl.registry.versions import Model, all_versions, list_models, show
 from rwkvctl.runs.journal import Journal
 from rwkvctl.runs.sync import Syncer
 
@@ -44,6 +45,7 @@ def model_folder(folder: Path, seed: int = 0, *, kind: str = "rgb8", fingerprint
         channels=3,
         dataset="phantom",
         fingerprint=fingerprint,
+        extra={"split": "random-41"},
     )
     bundle.save(folder, create_model("rwkv_unet_t", num_classes=2).state_dict(), info)
     return folder
@@ -204,6 +206,138 @@ def test_metrics_of_other_data_are_not_compared(two_versions: str, tmp_path: Pat
     assert register(run, folder, "net", tracking_uri=two_versions) == 3
     with pytest.raises(UserError, match="come from different data"):
         promote("net", 3, "champion", gates=["dsc_strict>champion"], tracking_uri=two_versions)
+
+
+OWN = {"dataset": "phantom", "fingerprint": "f00d" * 16, "split": "random-41", "part": "test", "cases": 12}
+DSC = "test/dsc_strict/mean"
+
+
+def scored(uri: str, model: Path, dsc: float, **where: object) -> None:
+    record_scores(model, {DSC: dsc}, Measured(**(OWN | {"trained_on": 0} | where)), tracking_uri=uri)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("where", [{"fingerprint": "beef" * 16, "dataset": "easy"}, {"split": "random-42"}])
+def test_scores_of_other_data_or_another_split_open_no_gate(
+    two_versions: str, registry_of_two: Path, where: dict[str, str]
+) -> None:
+    model = registry_of_two / "model1"
+    scored(two_versions, model, 0.61)
+    scored(two_versions, model, 0.97, **where)
+    version = show("net", two_versions)[1]
+    assert version.metrics == {DSC: 0.61}
+    found = Measured(**(OWN | where))  # type: ignore[arg-type]
+    place = f"{found.dataset}-{found.fingerprint[:8]}/{found.split}"
+    assert version.tags[f"elsewhere.{place}/{DSC}"] == "0.97"
+    note = json.loads(version.tags[f"measured.{place}/test"])
+    assert (note["cases"], note["split"]) == (12, where.get("split", "random-41"))
+    with pytest.raises(UserError, match=r"dsc_strict = 0\.61 is not >= 0\.9"):
+        promote("net", 1, "champion", gates=["dsc_strict>=0.9"], tracking_uri=two_versions)
+    with pytest.raises(UserError, match="has no metric"):
+        promote("net", 1, "champion", gates=[f"elsewhere.{place}/{DSC}>=0.9"], tracking_uri=two_versions)
+    assert promote("net", 1, "champion", gates=["dsc_strict>=0.6"], tracking_uri=two_versions)
+
+
+def test_a_model_that_was_scored_elsewhere_only_is_told_so(tracking_uri: str, tmp_path: Path) -> None:
+    run = synced_run(tmp_path / "run", tracking_uri)
+    register(run, model_folder(tmp_path / "model"), "net", tracking_uri=tracking_uri)
+    scored(tracking_uri, tmp_path / "model", 0.97, fingerprint="beef" * 16)
+    with pytest.raises(UserError, match=r"measured on other data only \(phantom-beefbeef/random-41\)") as caught:
+        promote("net", 1, "champion", gates=["dsc_strict>=0.9"], tracking_uri=tracking_uri)
+    assert str(caught.value).endswith("run: rwkvctl evaluate models:/net/1")
+
+
+@pytest.mark.parametrize(
+    ("trained_on", "said"), [(3, "3 of its 12 cases were trained on"), (None, "an unknown number of its 12 cases")]
+)
+def test_cases_that_were_trained_on_open_no_gate(
+    two_versions: str, registry_of_two: Path, trained_on: int | None, said: str
+) -> None:
+    scored(two_versions, registry_of_two / "model1", 0.97, trained_on=trained_on)
+    with pytest.raises(UserError, match=f"is no test: {said}"):
+        promote("net", 1, "champion", gates=["dsc_strict>=0.1"], tracking_uri=two_versions)
+
+
+def test_a_metric_without_a_note_or_that_is_no_number_opens_no_gate(two_versions: str, registry_of_two: Path) -> None:
+    client = MlflowClient(two_versions, registry_uri=two_versions)
+    client.set_model_version_tag("net", "1", f"metric.{DSC}", "0.99")  # by hand
+    with pytest.raises(UserError, match="does not say what it was measured on, so no gate reads it; run: rwkvctl eval"):
+        promote("net", 1, "champion", gates=["dsc_strict>=0.1"], tracking_uri=two_versions)
+    client.set_model_version_tag("net", "1", f"metric.{DSC}", "good")
+    newest, oldest = show("net", two_versions)
+    assert (newest.notes, oldest.metrics) == ([], {})
+    assert oldest.notes == [f"tag metric.{DSC} is 'good', not a number: left out; rwkvctl evaluate writes it again"]
+    with pytest.raises(UserError, match=r"net version 1: tag metric\.test/dsc_strict/mean is 'good', not a number"):
+        promote("net", 1, "champion", gates=["dsc_strict>=0.1"], tracking_uri=two_versions)
+    scored(two_versions, registry_of_two / "model1", 0.7)
+    assert promote("net", 1, "champion", gates=["dsc_strict>=0.1"], tracking_uri=two_versions)
+
+
+def test_versions_that_were_scored_on_other_cases_are_not_compared(two_versions: str, registry_of_two: Path) -> None:
+    scored(two_versions, registry_of_two / "model1", 0.7)
+    scored(two_versions, registry_of_two / "model2", 0.8, cases=11)
+    promote("net", 1, "champion", tracking_uri=two_versions)
+    with pytest.raises(UserError, match="on split random-41, 11 cases for version 2 and on split random-41, 12 cases"):
+        promote("net", 2, "champion", gates=["dsc_strict>champion"], tracking_uri=two_versions)
+
+
+FOREIGN = ["bob's model", 'the "best"', "both ' and \"", "back`tick", "semi; colon", "50% -- off", "naïve net"]
+
+
+def test_other_programs_models_keep_ours_from_nothing(two_versions: str, registry_of_two: Path) -> None:
+    client = MlflowClient(two_versions, registry_uri=two_versions)
+    for name in FOREIGN:
+        client.create_registered_model(name)
+        client.create_model_version(name, source=str(registry_of_two), tags={"metric.auc": "high"})
+    assert {model.name: model.versions for model in list_models(two_versions)} == dict.fromkeys(FOREIGN, 1) | {"net": 2}
+    for name in FOREIGN:
+        [version] = show(name, two_versions)
+        assert "made by another program than rwkvctl" in version.notes[-1]
+        promote(name, 1, "champion", tracking_uri=two_versions)
+        with pytest.raises(UserError, match=r"files at .*, made by another program; rwkvctl runs models that its own"):
+            downloaded(f"models:/{name}@champion", two_versions)
+    assert [version.name for version in all_versions(two_versions)] == []  # none has the spec of a training
+
+
+def test_a_version_that_another_client_made_of_our_model_runs(two_versions: str, registry_of_two: Path) -> None:
+    client = MlflowClient(two_versions, registry_uri=two_versions)
+    ours = client.get_model_version("net", "2")
+    client.create_registered_model("copy")
+    client.create_model_version("copy", source=ours.source, run_id=ours.run_id)
+    folder = downloaded("models:/copy/1", two_versions)
+    assert bundle.load(folder)[1] == bundle.read_info(registry_of_two / "model2")
+
+
+def test_another_programs_mlflow_model_says_what_it_is(two_versions: str, tmp_path: Path) -> None:
+    made = mlflow.models.Model(flavors={"sklearn": {"pickled_model": "model.pkl"}, "python_function": {"env": "x"}})
+    (tmp_path / "forest").mkdir()
+    made.save(str(tmp_path / "forest" / "MLmodel"))
+    client = MlflowClient(two_versions, registry_uri=two_versions)
+    client.create_registered_model("forest")
+    client.create_model_version("forest", source=(tmp_path / "forest").as_uri())
+    with pytest.raises(
+        UserError, match="models:/forest/1: is an MLflow model of kind sklearn, made by another program"
+    ):
+        downloaded("models:/forest/1", two_versions)
+
+
+def test_a_version_whose_run_is_gone_is_one_line(tracking_uri: str, tmp_path: Path) -> None:
+    run = synced_run(tmp_path / "run", tracking_uri, **{DSC: 0.7})
+    register(run, model_folder(tmp_path / "model"), "net", tracking_uri=tracking_uri)
+    client = MlflowClient(tracking_uri, registry_uri=tracking_uri)
+    run_id = client.get_model_version("net", "1").run_id
+    artifacts = Path(client.get_run(run_id).info.artifact_uri.removeprefix("file://"))
+    client.delete_run(run_id)
+    client._tracking_client.store._hard_delete_run(run_id)  # as `mlflow gc` does, with the files
+    shutil.rmtree(artifacts)
+    [version] = show("net", tracking_uri)
+    assert version.run_id == run_id
+    with pytest.raises(
+        UserError, match=rf"models:/net/1: the files of this version cannot be had \(.*run {run_id}"
+    ) as it:
+        downloaded("models:/net/1", tracking_uri)
+    assert len(str(it.value)) < 300
+    with pytest.raises(UserError, match="net version 1 has no metric 'dsc_strict'"):
+        promote("net", 1, "champion", gates=["dsc_strict>=0.1"], tracking_uri=tracking_uri)
 
 
 def test_unknown_version_is_not_promoted(two_versions: str) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from rwkvctl.base.suggestions import did_you_mean
+from rwkvctl.base.uris import mask, refuse_secrets
+
+Address = Annotated[str, AfterValidator(refuse_secrets)]
+"""A path or URI that is written down with the spec, in places that others read: it must hold no secret."""
 
 
 class Spec(BaseModel):
@@ -39,15 +43,15 @@ def describe(item: Any, spec: type[Spec]) -> str:
     if item["type"] == "missing":
         return f"{path}: missing"
     if item["type"] in ("dict_type", "model_type", "model_attributes_type"):
-        return f"{path}: must be a mapping of fields, got {item['input']!r}"
+        return f"{path}: must be a mapping of fields, got {mask(repr(item['input']))}"
     if item["type"] in ("list_type", "tuple_type"):
-        return f"{path}: must be a list, got {item['input']!r}"
+        return f"{path}: must be a list, got {mask(repr(item['input']))}"
     if item["type"] == "too_short" and not item["input"]:
         return f"{path}: must not be empty"
     message = item["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     if not path:
         return message
-    given = "" if isinstance(item["input"], dict) else f", got {item['input']!r}"
+    given = "" if isinstance(item["input"], dict) else f", got {mask(repr(item['input']))}"
     return f"{path}: {message[0].lower()}{message[1:]}{given}"
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from rwkvctl.config.specs.augment import ClassificationAugment, SegmentationAugment
-from rwkvctl.config.specs.base import Spec
+from rwkvctl.config.specs.base import Address, Spec
 from rwkvctl.config.specs.parts import (
     ClusterSpec,
     ConsistencySpec,
@@ -30,7 +30,7 @@ class JobSpec(Spec):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = None
     """Name of the run; null makes one of the job, the data set and the time."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 42
-    storage: str | None = None
+    storage: Address | None = None
     """Folder that runs are kept in; null is the machine's setting."""
     cluster: ClusterSpec = ClusterSpec()
     tracking: TrackingSpec = TrackingSpec()
@@ -104,7 +104,7 @@ class EvaluateSpec(JobSpec):
     job: Literal["evaluate"] = "evaluate"
     model: str
     """A run, `models:/name@alias`, or a folder with a model."""
-    data: str | None = None
+    data: Address | None = None
     """Folder with shards; null takes those that the model was trained on."""
     split: str | None = None
     part: Literal["val", "test"] = "test"
@@ -138,8 +138,8 @@ class TuneSpec(JobSpec):
     """Trials at once; null is as many as there are CPUs (or GPUs) for."""
     metric: Literal["dsc_strict", "dsc_official"] = "dsc_strict"
     """What is maximised on the validation part."""
-    study_storage: str | None = None
-    """Database of the Optuna study; null is SQLite in the run's folder."""
+    study_storage: Address | None = None
+    """Database of the Optuna study; null is SQLite in the run's folder. Its password comes from the environment."""
 
 
 JOBS: dict[str, type[JobSpec]] = {

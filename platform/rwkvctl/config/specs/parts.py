@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, Field, field_validator
 
-from rwkvctl.config.specs.base import Spec
+from rwkvctl.config.specs.base import Address, Spec
 
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -45,7 +45,7 @@ class ModelSpec(Spec):
     drop_path: Share | None = None
     options: dict[str, Any] = Field(default_factory=dict)
     """Other arguments of the model's class, as `dims` of unet, `img_size` of monai:UNETR."""
-    encoder_weights: str | None = None
+    encoder_weights: Address | None = None
     """Where the encoder starts: a pretraining run, `models:/name@alias`, or a folder with a model; null is random."""
 
     @field_validator("decoder_kernel_size")
@@ -76,7 +76,7 @@ class DataSpec(Spec):
 
     dataset: str | None = None
     """Name of the data set, also its place under the data root when `path` is null; null takes the manifest's."""
-    path: str | None = None
+    path: Address | None = None
     split: str | None = None
     """Name of a split in the manifest; null takes the manifest's default."""
     image_size: Positive = 224
@@ -148,7 +148,7 @@ class ClusterSpec(Spec):
 
     launcher: Literal["ray", "process"] = "ray"
     """process: in the calling process (also under torchrun); needs neither Ray nor MLflow."""
-    address: str | None = None
+    address: Address | None = None
     """Ray cluster; null starts Ray on this machine."""
     workers: Positive | None = None
     """Training workers over all nodes; null is one (on a cluster: nodes x GPUs per node)."""
@@ -162,8 +162,8 @@ class ClusterSpec(Spec):
 class TrackingSpec(Spec):
     """Where metrics and models go."""
 
-    uri: str | None = None
-    """MLflow server; null is SQLite under the home."""
+    uri: Address | None = None
+    """MLflow server; null is SQLite under the home. Credentials come from the environment, never from here."""
     experiment: str = "rwkvctl"
     parent: str | None = None
     """MLflow run id of the run that this one belongs to."""

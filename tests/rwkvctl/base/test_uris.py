@@ -1,0 +1,75 @@
+"""Secrets in URIs are found in every place where tools put them, and nothing else is taken for one."""
+
+from __future__ import annotations
+
+import pytest
+
+from rwkvctl.base import uris
+from rwkvctl.base.errors import UserError
+
+WITH = {
+    "postgresql://ann:hunter2@db.lab:5432/mlflow": "postgresql://ann:***@db.lab:5432/mlflow",
+    "postgresql+psycopg2://ann:p@ss/wo:rd@db/mlflow": "postgresql+psycopg2://ann:***@db/mlflow",
+    "mysql+pymysql://ann:a?b@db/x": "mysql+pymysql://ann:***@db/x",
+    "https://ann:hunter2@mlflow.lab/": "https://ann:***@mlflow.lab/",
+    "https://:hunter2@mlflow.lab": "https://:***@mlflow.lab",
+    "https://dapi0123456789abcdef0123@mlflow.lab": "https://***@mlflow.lab",
+    "https://mlflow.lab/?token=hunter2&x=1": "https://mlflow.lab/?token=***&x=1",
+    "postgresql://db/x?user=ann&password=hunter2": "postgresql://db/x?user=ann&password=***",
+    "s3://key:hunter2@bucket/x": "s3://key:***@bucket/x",
+    "https://s.lab/x?X-Amz-Signature=abc&X-Amz-Security-Token=d": (
+        "https://s.lab/x?X-Amz-Signature=***&X-Amz-Security-Token=***"
+    ),
+}
+WITHOUT = [
+    "sqlite:////home/ann@lab/mlflow.db", "http://127.0.0.1:5000", "https://mlflow.lab:443/a@b", "head:6379",
+    "postgresql://ann@db:5432/mlflow", "postgresql://db:5432/mlflow?application_name=a@b&sslmode=require", 
+    "shards/acdc",
+    "s3://bucket/data?region=eu&author=ann", "http://head:8265/?x=a@b", "postgresql://ann:***@db/x",
+    "models:/net@champion",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("uri", "shown"), WITH.items())
+def test_secrets_are_masked_and_refused_without_being_shown(uri: str, shown: str) -> None:
+    assert uris.mask(uri) == shown
+    assert uris.mask(f"cannot reach '{uri}' now") == f"cannot reach '{shown}' now"
+    with pytest.raises(UserError, match=r"^--to .*: must hold no password or token; (set|keep) ") as caught:
+        uris.check(uri, "--to")
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("uri", WITHOUT)
+def test_what_has_no_secret_stays(uri: str) -> None:
+    assert uris.mask(uri) == uri
+    assert uris.refuse_secrets(uri) == uri
+
+
+@pytest.mark.parametrize(
+    ("uri", "plain", "variables"),
+    [
+        ("https://ann:p%40ss@mlflow.lab/x", "https://mlflow.lab/x",
+         {"MLFLOW_TRACKING_USERNAME": "ann", "MLFLOW_TRACKING_PASSWORD": "p@ss"}),
+        ("postgresql://ann:p@db/x?sslmode=require", "postgresql://ann@db/x?sslmode=require", {"PGPASSWORD": "p"}),
+        ("http://mlflow.lab", "http://mlflow.lab", {}),
+    ],
+)  # fmt: skip
+def test_a_variable_loses_its_secret_to_those_that_clients_read(
+    uri: str, plain: str, variables: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "PGPASSWORD")
+    for name in names:
+        monkeypatch.setenv(name, "x")  # so that it is restored
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    assert uris.to_environment("MLFLOW_TRACKING_URI") == plain
+    import os
+
+    assert {name: os.environ[name] for name in names if name in os.environ} == variables
+    assert os.environ["MLFLOW_TRACKING_URI"] == plain
+
+
+def test_a_variable_whose_secret_has_no_other_place_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://mlflow.lab?token=hunter2")
+    with pytest.raises(UserError, match=r"^MLFLOW_TRACKING_URI \(https://mlflow.lab\?token=\*\*\*\): must hold no"):
+        uris.to_environment("MLFLOW_TRACKING_URI")
