@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import shutil
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ from rwkvctl.base.lineage import git_commit
 from rwkvctl.config.specs.jobs import JobSpec, PredictSpec
 from rwkvctl.launch import preflight
 from rwkvctl.runs import folder as run_folder
-from rwkvctl.runs.journal import Journal
+from rwkvctl.runs.journal import Journal, say
 from rwkvctl.runs.lease import LeaseLost, RunLease
 from rwkvctl.runs.sync import Syncer
 
@@ -44,11 +43,13 @@ def drive(spec: JobSpec, run_dir: Path) -> dict[str, Any]:
         # The lease waits for workers that outlived a killed driver, and refuses a run that another job is writing.
         with RunLease(run_dir) as lease, Journal(run_dir / run_folder.JOURNAL, lease=lease) as journal:
             start(journal, spec, run_dir)
-        with tracked(spec, run_dir):
+        with tracked(spec, run_dir) as syncer:
             result = job.run(spec, run_dir)
             with Journal(run_dir / run_folder.JOURNAL) as journal:
                 record_artifacts(journal, run_dir)
-        result = result | {"run": run_dir.name, "run_id": run_folder.mlflow_run_id(run_dir)}
+        for uri in [] if result.get("model_uri") else filter(None, [syncer.outcomes.get("model_uri")]):
+            say(run_dir, f"registered {uri}")
+        result = result | syncer.outcomes | {"run": run_dir.name, "run_id": run_folder.mlflow_run_id(run_dir)}
         write_json(run_dir / run_folder.RESULT, result)
     return result
 
@@ -76,15 +77,15 @@ def start(journal: Journal, spec: JobSpec, run_dir: Path) -> None:
 
 
 @contextmanager
-def tracked(spec: JobSpec, run_dir: Path) -> Iterator[None]:
+def tracked(spec: JobSpec, run_dir: Path) -> Iterator[Syncer]:
     """Send the journal to MLflow while the block runs, and how it ended."""
     syncer = Syncer(run_dir, spec.tracking.uri or "", spec.tracking.experiment, parent=spec.tracking.parent)
-    with contextlib.suppress(Exception):  # the background thread tries again, and says what is wrong
-        syncer.push()
     syncer.start()
+    # A database is there at once, so that trials find their sweep; a server that does not answer holds nothing up.
+    syncer.settle(5.0 if (spec.tracking.uri or "").startswith("http") else 120.0)
     status: str | None = "FAILED"
     try:
-        yield
+        yield syncer
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"

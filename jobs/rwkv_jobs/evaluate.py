@@ -6,6 +6,7 @@ python -m rwkv_jobs.evaluate RUN_FOLDER
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from rwkvctl.data.store.shard_check import check_shards
 from rwkvctl.models import bundle, same_data
 from rwkvctl.registry import measured, references
 from rwkvctl.registry.release import SUMMARY, note_scores
+from rwkvctl.runs import sync
 from rwkvctl.runs.journal import say
 from rwkvctl.training.metrics import tracked
 
@@ -51,12 +53,13 @@ def run(spec: EvaluateSpec, run_dir: Path) -> dict[str, Any]:
 
 def note_on_versions(spec: EvaluateSpec, run_dir: Path) -> None:
     """Put the scores on the registered versions with these weights, where promotion gates look for them."""
-    try:
-        for uri in note_scores(run_dir, spec.tracking.uri or ""):
-            say(run_dir, f"scores noted on {uri}")
-    except Exception as error:  # the scores are on disk: a tracking server must not fail the evaluation
-        reason = " ".join(str(error).split())[:150]
-        say(run_dir, f"scores not noted in the registry ({reason}); do it later with: rwkvctl sync {run_dir.name}")
+    syncer = sync.running(run_dir)
+    assert syncer is not None, "the driver sends the journal while a job runs"
+    if not syncer.do("noted_on", partial(note_scores, run_dir, spec.tracking.uri or "")):
+        text = f"scores not noted in the registry yet ({syncer.reason}); tried again as the run ends, or later with"
+        say(run_dir, f"{text}: rwkvctl sync {run_dir.name}")
+    for uri in syncer.outcomes.get("noted_on", []):
+        say(run_dir, f"scores noted on {uri}")
 
 
 def say_overlap(run_dir: Path, where: measured.Measured) -> None:

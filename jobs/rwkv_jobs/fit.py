@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rwkv_jobs.launch import launch
 from rwkvctl.config.specs.jobs import TrainingSpec
 from rwkvctl.registry.release import SUMMARY, release
+from rwkvctl.runs import sync
 from rwkvctl.runs.journal import say
 
 
@@ -21,13 +23,19 @@ def run_training(train: Callable[[Any, Path], None], spec: TrainingSpec, run_dir
 
 
 def register(spec: TrainingSpec, run_dir: Path) -> str | None:
-    """A version of the registered model; None, with a line that says so, where MLflow cannot be had."""
-    try:
-        uri = release(run_dir, spec.tracking.uri or "")
-    except Exception as error:  # the model is on disk: a tracking server must not fail the training
-        reason = " ".join(str(error).split())[:200]
-        say(run_dir, f"not registered ({reason}); register it later with: rwkvctl sync {run_dir.name}")
+    """A version of the registered model; None, with a line that says so, where MLflow cannot be had.
+
+    The thread that sends the metrics does it, once they are sent; what it cannot do yet it tries again until the run
+    ends, and the driver says so.
+    """
+    uri = spec.tracking.uri or ""
+    syncer = sync.running(run_dir)
+    assert syncer is not None, "the driver sends the journal while a job runs"
+    if not syncer.do("model_uri", partial(release, run_dir, uri)):
+        text = f"not registered yet ({syncer.reason}); tried again as the run ends, or later with: rwkvctl sync"
+        say(run_dir, f"{text} {run_dir.name}")
         return None
-    if uri is not None:
-        say(run_dir, f"registered {uri}")
-    return uri
+    found: str | None = syncer.outcomes["model_uri"]
+    if found is not None:
+        say(run_dir, f"registered {found}")
+    return found

@@ -21,6 +21,8 @@ from rwkvctl.data.store.manifest import Manifest
 from rwkvctl.models import bundle
 from rwkvctl.models.inference import segment_image
 from rwkvctl.runs import folder as run_folder
+from rwkvctl.runs.journal import Journal
+from rwkvctl.runs.sync import Syncer
 from rwkvctl.training import metrics
 
 from .conftest import Jobs, mlflow_history, mlflow_runs
@@ -155,6 +157,13 @@ def test_mistakes_leave_no_run(
     assert mlflow_runs(jobs.home) == []
 
 
+def synced(folder: Path, uri: str) -> Path:
+    """A run that MLflow knows."""
+    Journal(folder / "journal.jsonl").close()
+    Syncer(folder, uri, "e").push()
+    return folder
+
+
 def test_a_gate_counts_the_models_own_test_part_and_says_what_was_trained_on(
     jobs: Jobs, models: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -168,7 +177,8 @@ def test_a_gate_counts_the_models_own_test_part_and_says_what_was_trained_on(
     uri = f"sqlite:///{jobs.home / 'mlflow.db'}"
     own = new(jobs, "own", models / "polyps")
     assert guarded("evaluate", str(own), []) == 0
-    register(own, models / "polyps", "net", tracking_uri=uri)
+    training = synced(tmp_path / "training", uri)
+    register(training, models / "polyps", "net", tracking_uri=uri)
     phantom.write_polyps(tmp_path / "polyps", n=16, size=40)  # the same images
     again = prepare("folder", [tmp_path / "polyps"], tmp_path / "again", seeds=[7])
     train, test = Manifest.load(shards / "polyps").ids(None, "train"), again.ids(None, "test")

@@ -42,14 +42,15 @@ def sync(
     from rwkvctl.config import settings
     from rwkvctl.registry.release import release_later
     from rwkvctl.runs import folder as run_folder
-    from rwkvctl.runs.sync import sync_run
+    from rwkvctl.runs.sync import or_failed, sync_run
 
     machine = settings.load()
     folder = run_folder.find(run, machine.storage)
     tracking = run_folder.read_spec(folder).tracking
     uri = to or tracking.uri or machine.tracking_uri
     sent = sync_run(folder, uri, tracking.experiment)
-    registered = release_later(folder, uri)
+    with or_failed(folder.name, uri):
+        registered = release_later(folder, uri)
     print(f"{folder.name}: MLflow run {sent.run_id} at {uri}: {sent.metrics} metrics, {sent.artifacts} artifacts")
     if registered is not None:
         print(f"registered {registered}")

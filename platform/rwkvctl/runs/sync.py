@@ -14,12 +14,14 @@ import logging
 import os
 import re
 import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from rwkvctl.base.errors import UserError
+from rwkvctl.base.errors import JobFailedError, UserError
 from rwkvctl.base.files import write_json
+from rwkvctl.base.uris import mask
 from rwkvctl.runs import journal
 from rwkvctl.runs.mlflow_client import RUN_TAG, connect, experiment_id, find_run, when_free
 
@@ -86,8 +88,15 @@ class Syncer:
         self._pushing = threading.Lock()
         self._client: MlflowClient | None = None
         self._state: dict[str, Any] = {}
-        self._stop = threading.Event()
+        self._stop, self._wake = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
+        self._turn = threading.Condition()
+        self._turns = self._failures = 0
+        self._tasks: dict[str, Callable[[], Any]] = {}
+        self.outcomes: dict[str, Any] = {}
+        """What the tasks that were given to `do` have returned, by name."""
+        self.reason = ""
+        """Why the last turn of the background thread failed, in a line."""
 
     @property
     def run_id(self) -> str | None:
@@ -118,40 +127,85 @@ class Syncer:
 
     def start(self, interval: float = 5.0) -> None:
         """Push every `interval` seconds in the background; failures are one warning, then it tries again."""
+        _running[self.run_dir] = self
+        self._wake.set()  # the first turn is now
         self._thread = threading.Thread(target=self._run, args=(interval,), name="mlflow-sync", daemon=True)
         self._thread.start()
+
+    def settle(self, timeout: float) -> None:
+        """Wait for the first turn of the background thread, well or not, but no longer than `timeout` seconds."""
+        with self._turn:
+            self._turn.wait_for(lambda: self._turns > 0, timeout)
+
+    def do(self, name: str, task: Callable[[], Any], timeout: float = 600.0) -> bool:
+        """Have the background thread do `task` once all is sent, and again after every later push until it succeeds.
+
+        Waits for its `outcomes[name]`, but not for a server that does not answer: then False, `reason` says why, and
+        the thread goes on trying until the syncer is closed.
+        """
+        self._tasks[name] = task
+        self._wake.set()
+        with self._turn:
+            self._turn.wait_for(lambda: name in self.outcomes or self._failures > 0, timeout)
+        return name in self.outcomes
 
     def close(self, timeout: float = 30.0) -> bool:
         """Push a last time and stop, within `timeout` seconds; says whether MLflow has all that the journal has."""
         self._stop.set()
+        self._wake.set()
         if self._thread is None:
             self.start()
         assert self._thread is not None
         self._thread.join(timeout)
+        _running.pop(self.run_dir, None)
         if self._all_sent():
             return True
         log.warning("MLflow has not got all of %s: run `rwkvctl sync %s` later", self._journal, self.run_dir)
         return False
 
     def _run(self, interval: float) -> None:
-        failures = 0
+        down = False
         while True:
-            last = self._stop.wait(min(interval * 2**failures, max(interval, 60.0)))
+            self._wake.wait(min(interval * 2**self._failures, max(interval, 60.0)))
+            self._wake.clear()
+            last, reason = self._stop.is_set(), ""
             try:
                 self.push()
-                if failures:
-                    log.warning("MLflow at %s is back: all metrics have been sent", self.tracking_uri)
-                failures = 0
+                if down:
+                    log.warning("MLflow at %s is back: all metrics have been sent", mask(self.tracking_uri))
+                down = False
+                reason = self._do_tasks()
             except ModuleNotFoundError as error:
                 log.warning("metrics stay in %s: %s", self._journal, error)
+                self._end_turn(str(error))
                 return
             except Exception as error:  # Whatever a server can do wrong must not reach the training.
-                if not failures:
+                reason = first_line(error)
+                if not down:
                     text = "MLflow at %s: %s; metrics wait in the journal"
-                    log.warning(text, self.tracking_uri, _first_line(error))
-                failures = min(failures + 1, 10)
+                    log.warning(text, mask(self.tracking_uri), reason)
+                down = True
+            self._end_turn(reason)
             if last:
                 return
+
+    def _end_turn(self, reason: str) -> None:
+        with self._turn:
+            self._failures = min(self._failures + 1, 10) if reason else 0
+            self.reason = reason
+            self._turns += 1
+            self._turn.notify_all()
+
+    def _do_tasks(self) -> str:
+        """Do what waits; returns why the last of those that failed did."""
+        reason = ""
+        for name in list(self._tasks):
+            try:
+                self.outcomes[name] = self._tasks[name]()
+                del self._tasks[name]
+            except Exception as error:  # as above; it is tried again after the next push
+                reason = first_line(error)
+        return reason
 
     def _all_sent(self) -> bool:
         if not self._journal.exists():
@@ -285,11 +339,35 @@ def sync_run(run_dir: str | os.PathLike[str], tracking_uri: str, experiment: str
 
     Raises:
         UserError: there is no journal in `run_dir`.
+        JobFailedError: MLflow could not take it, for whatever reason; nothing is lost.
     """
     directory = Path(run_dir)
     if not (directory / journal.JOURNAL_NAME).exists():
         raise UserError(f"{directory}: no {journal.JOURNAL_NAME} here: name the directory of a run")
-    return Syncer(directory, tracking_uri, experiment).push(from_start=True)
+    with or_failed(directory.name, tracking_uri):
+        return Syncer(directory, tracking_uri, experiment).push(from_start=True)
+
+
+@contextlib.contextmanager
+def or_failed(run: str, tracking_uri: str) -> Iterator[None]:
+    """Whatever MLflow raises in the block as JobFailedError in one line; UserError stays what it is."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise JobFailedError(
+            f"run {run}: MLflow at {mask(tracking_uri)[:80]} did not take it ({first_line(error)}); nothing is lost: "
+            "try again, or give another server with --to"
+        ) from error
+
+
+_running: dict[Path, Syncer] = {}
+
+
+def running(run_dir: str | os.PathLike[str]) -> Syncer | None:
+    """The syncer of this process that sends a run's journal in the background, if one does."""
+    return _running.get(Path(run_dir).absolute())
 
 
 def _sort(entries: list[dict[str, Any]]) -> _Pending:
@@ -328,5 +406,12 @@ def _to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+CAUSES = ("timed out", "Connection refused", "Name or service not known", "Temporary failure in name resolution")
+"""What matters of a connection's error, which urllib3 puts behind 200 characters of addresses."""
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, short, in one line and without secrets."""
+    text = mask(" ".join(str(error).split()))
+    cause = next((cause for cause in CAUSES if cause in text), None)
+    return cause.lower() if cause and "HTTPConnectionPool" in text else text[:150] or type(error).__name__

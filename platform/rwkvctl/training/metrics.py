@@ -7,6 +7,10 @@ HD95 0; HD95 is in voxels (the paper prints mm).
 `strict` counts nothing that has no answer: where both are empty the case is left out; where one is empty
 the DSC is 0 and HD95 does not exist, which is counted as `undefined_hd95`. HD95 is in voxels and, where the
 spacing is known, in mm.
+
+HD95 itself is defined in two ways. `hd95_...` is medpy's, as in the authors' code: the 95th percentile of the distances
+from either surface to the other, pooled. `hd95_max_...` is that of MONAI and MetricsReloaded: the larger of the two
+directed percentiles. It can be several times the first.
 """
 
 from __future__ import annotations
@@ -31,6 +35,8 @@ FIGURES = {
     "dsc_strict": "strict_dsc",
     "hd95_vox_strict": "strict_hd95_vox",
     "hd95_mm_strict": "strict_hd95_mm",
+    "hd95_max_vox_strict": "strict_hd95_max_vox",
+    "hd95_max_mm_strict": "strict_hd95_max_mm",
 }
 
 
@@ -45,6 +51,8 @@ class ClassScore:
     strict_hd95_vox: float | None
     strict_hd95_mm: float | None
     note: Note = ""
+    strict_hd95_max_vox: float | None = None
+    strict_hd95_max_mm: float | None = None
 
 
 def score_case(
@@ -100,9 +108,10 @@ def _score_class(
     dsc = dice(pred, truth)
     if not hd95:
         return ClassScore(class_id, dsc, None, dsc, None, None)
-    voxels = hausdorff95(pred, truth)
-    mm = None if spacing_mm is None else hausdorff95(pred, truth, spacing_mm)
-    return ClassScore(class_id, dsc, voxels, dsc, voxels, mm)
+    surfaces = surfaces_of(pred, truth)
+    voxels, voxels_max = percentiles95(*surfaces)
+    mm, mm_max = (None, None) if spacing_mm is None else percentiles95(*surfaces, spacing_mm)
+    return ClassScore(class_id, dsc, voxels, dsc, voxels, mm, strict_hd95_max_vox=voxels_max, strict_hd95_max_mm=mm_max)
 
 
 def dice(pred: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
@@ -111,16 +120,46 @@ def dice(pred: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
     return float(2.0 * both / (np.count_nonzero(pred) + np.count_nonzero(truth)))
 
 
-def hausdorff95(pred: NDArray[np.bool_], truth: NDArray[np.bool_], spacing_mm: Sequence[float] | None = None) -> float:
-    """The 95th percentile of the symmetric surface distances, in voxels or, with a spacing, in mm.
+def surfaces_of(pred: NDArray[np.bool_], truth: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """The surface voxels of two masks that are not empty, in the box around both (30 times faster on 150 x 512 x 512).
 
-    medpy's value, bit for bit, but on the box around both masks (30 times faster on 150 x 512 x 512). The box
-    needs no margin: medpy's erosion takes what lies outside an array for background, which it is.
+    As in medpy, a voxel is of the surface if one of its face neighbours is outside. The box needs no margin: the
+    erosion takes what lies outside an array for background, which it is.
     """
-    from medpy.metric.binary import hd95
+    from scipy.ndimage import binary_erosion, generate_binary_structure
 
     box = bounding_box(pred | truth)
-    return float(hd95(pred[box], truth[box], voxelspacing=spacing_mm))
+    faces = generate_binary_structure(pred.ndim, 1)
+    inside = (np.ascontiguousarray(mask[box]) for mask in (pred, truth))
+    first, second = (mask ^ binary_erosion(mask, structure=faces) for mask in inside)
+    return first, second
+
+
+def percentiles95(
+    first: NDArray[np.bool_], second: NDArray[np.bool_], spacing_mm: Sequence[float] | None = None
+) -> tuple[float, float]:
+    """HD95 of two surfaces in voxels or, with a spacing, in mm: (pooled, the larger of the directed ones).
+
+    The first is medpy's value, bit for bit; the second that of MONAI and MetricsReloaded.
+    """
+    there, back = _distances(first, second, spacing_mm), _distances(second, first, spacing_mm)
+    pooled = np.percentile(np.hstack((there, back)), 95)
+    return float(pooled), float(max(np.percentile(there, 95), np.percentile(back, 95)))
+
+
+def _distances(
+    start: NDArray[np.bool_], goal: NDArray[np.bool_], spacing_mm: Sequence[float] | None
+) -> NDArray[np.float64]:
+    """From every voxel of one surface to the nearest of the other."""
+    from scipy.ndimage import distance_transform_edt
+
+    found: NDArray[np.float64] = distance_transform_edt(~goal, sampling=spacing_mm)[start]
+    return found
+
+
+def hausdorff95(pred: NDArray[np.bool_], truth: NDArray[np.bool_], spacing_mm: Sequence[float] | None = None) -> float:
+    """medpy's HD95 of two masks that are not empty, in voxels or, with a spacing, in mm."""
+    return percentiles95(*surfaces_of(pred, truth), spacing_mm)[0]
 
 
 def bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, ...]:

@@ -6,20 +6,23 @@ import json
 import logging
 import math
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 
-from rwkvctl.base.errors import UserError
+from rwkvctl.base.errors import JobFailedError, UserError
 from rwkvctl.runs import mlflow_client, sync
 from rwkvctl.runs.journal import Journal
-from rwkvctl.runs.sync import Syncer, sync_run
+from rwkvctl.runs.sync import Syncer, running, sync_run
 
 
 def journal_of(run_dir: Path, steps: range = range(5)) -> Journal:
@@ -396,3 +399,86 @@ def test_server_that_is_killed_and_comes_back_gets_everything_once(
         assert Path(copied).read_text() == "case,dsc\n"
     finally:
         server.stop()
+
+
+@pytest.fixture
+def silent_server() -> Iterator[str]:
+    """A server that accepts every connection and never says a word."""
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+def test_a_server_that_accepts_and_never_answers_holds_nothing_up(
+    silent_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with Journal(tmp_path / "journal.jsonl") as journal:
+        journal.metrics({"a": 1.0}, step=1)
+    syncer = Syncer(tmp_path, silent_server, "e")
+    syncer.start()
+    assert running(tmp_path) is syncer
+    syncer.settle(0.1)  # the job begins
+    assert not syncer.do("registered", lambda: pytest.fail("it was never reached"))
+    assert "timed out" in syncer.reason.lower()
+    assert syncer.close(timeout=60) is False
+    assert running(tmp_path) is None
+    assert syncer.outcomes == {}
+
+
+def test_what_could_not_be_done_is_done_when_the_server_is_back(
+    migrated_database: Path, tracking_uri: str, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    with Journal(run / "journal.jsonl") as journal:
+        journal.metrics({"a": 1.0}, step=1)
+    (tmp_path / "server").write_text("a file where the database's folder should be")
+    syncer = Syncer(run, f"sqlite:///{tmp_path / 'server' / 'mlflow.db'}", "e")
+    syncer.start(interval=60)
+    assert not syncer.do("answer", lambda: syncer.run_id)
+    (tmp_path / "server").unlink()
+    (tmp_path / "server").mkdir()
+    shutil.copy(migrated_database, tmp_path / "server" / "mlflow.db")
+    assert syncer.close(timeout=120) is True
+    assert syncer.outcomes == {"answer": syncer.run_id}
+    assert syncer.run_id
+
+
+def test_a_task_that_fails_is_tried_again_and_metrics_are_not_blamed(
+    tracking_uri: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run, ready = tmp_path / "run", threading.Event()
+
+    def task() -> str:
+        if not ready.is_set():
+            raise ValueError("not\nyet")
+        return "done"
+
+    Journal(run / "journal.jsonl").close()
+    syncer = Syncer(run, tracking_uri, "e")
+    syncer.start(interval=60)
+    assert not syncer.do("task", task)
+    assert syncer.reason == "not yet"
+    ready.set()
+    assert syncer.close(timeout=120) is True
+    assert syncer.outcomes == {"task": "done"}
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "sqlite:////proc/x/ml.db", "foo://bar"])
+def test_a_sync_that_cannot_be_is_one_line_and_loses_nothing(tmp_path: Path, uri: str) -> None:
+    with Journal(tmp_path / "run" / "journal.jsonl") as journal:
+        journal.metrics({"a": 1.0}, step=1)
+    before = (tmp_path / "run" / "journal.jsonl").read_bytes()
+    with pytest.raises(JobFailedError, match=rf"^run run: MLflow at {uri} did not take it \(.*\); nothing") as it:
+        sync_run(tmp_path / "run", uri)
+    assert len(str(it.value)) < 320
+    assert "\n" not in str(it.value)
+    assert (tmp_path / "run" / "journal.jsonl").read_bytes() == before
+
+
+def test_a_password_in_the_uri_is_refused_before_anything_is_sent(tmp_path: Path) -> None:
+    Journal(tmp_path / "run" / "journal.jsonl").close()
+    with pytest.raises(UserError, match=r"tracking server postgresql://ann:\*\*\*@db/x: must hold no password"):
+        sync_run(tmp_path / "run", "postgresql://ann:hunter2@db/x")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["journal.jsonl"]

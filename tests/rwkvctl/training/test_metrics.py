@@ -84,6 +84,35 @@ def test_spacing_scales_each_axis() -> None:
     assert score.official_hd95 == 5.0
 
 
+def test_the_larger_directed_percentile_in_a_published_case() -> None:
+    """MetricsReloaded's own test of HD95 (figure 20 of its paper): one stray pixel beside a square of 3 x 3."""
+    truth = np.zeros((14, 14), np.uint8)
+    truth[9:12, 9:12] = 1
+    pred = truth.copy()
+    pred[1, 1] = 1
+    for masks in ((pred, truth), (truth, pred)):
+        [score] = metrics.score_case(*masks, 2, (2.0, 2.0))
+        assert (score.strict_hd95_vox, score.strict_hd95_max_vox) == pytest.approx((2.2627, 6.7882), abs=1e-4)
+        assert (score.strict_hd95_mm, score.strict_hd95_max_mm) == pytest.approx((4.5255, 13.5765), abs=1e-4)
+    assert score.strict_hd95_vox == score.official_hd95 == hd95(pred, truth)
+    summary = metrics.summarise({"a": [score]}, ["background", "square"])
+    assert summary["mean"]["hd95_max_vox_strict"] == score.strict_hd95_max_vox
+    assert metrics.flat_metrics(summary)["test/hd95_max_mm_strict/mean"] == score.strict_hd95_max_mm
+
+
+@pytest.mark.parametrize("spacing", [None, (3.0, 0.7, 0.5)])
+def test_the_larger_directed_percentile_is_that_of_all_pairs(spacing: tuple[float, ...] | None) -> None:
+    from scipy.spatial.distance import cdist
+
+    rng = np.random.default_rng(5)
+    pred, truth = (rng.random((2, 6, 12, 11)) > 0.9).astype(np.uint8)  # sparse: every voxel is of the surface
+    [score] = metrics.score_case(pred, truth, 2, spacing)
+    pairs = cdist(np.argwhere(pred) * (spacing or 1.0), np.argwhere(truth) * (spacing or 1.0))
+    expected = max(np.percentile(pairs.min(axis=1), 95), np.percentile(pairs.min(axis=0), 95))
+    ours = score.strict_hd95_max_vox if spacing is None else score.strict_hd95_max_mm
+    assert ours == pytest.approx(expected)
+
+
 def test_without_hd95_no_distance_is_made_up() -> None:
     pred = np.eye(5, dtype=np.uint8)
     for truth in (pred, np.zeros_like(pred)):

@@ -164,7 +164,7 @@ class TrackingSpec(Spec):
 
     uri: Address | None = None
     """MLflow server; null is SQLite under the home. Credentials come from the environment, never from here."""
-    experiment: str = "rwkvctl"
+    experiment: Annotated[str, Field(min_length=1, max_length=500)] = "rwkvctl"
     parent: str | None = None
     """MLflow run id of the run that this one belongs to."""
     register_as: str | None = None
