@@ -40,6 +40,14 @@ BUNDLE_ARTIFACT = "bundle"
 GZIP = b"\x1f\x8b"
 
 
+class Refusal(MlflowException):
+    """One line, which stays one: MLflow's server would put the whole input, megabytes of base64, in front of it."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name != "message" or not hasattr(self, "message"):
+            super().__setattr__(name, value)
+
+
 class SegmentationModel(PythonModel):
     """A model folder behind MLflow's `predict`."""
 
@@ -57,12 +65,12 @@ class SegmentationModel(PythonModel):
         try:  # here, and not on loading: a server that cannot start shows its caller a traceback
             bundle.require(self.info, "segmentation", "this model")
         except UserError as error:
-            raise MlflowException.invalid_parameter_value(str(error)) from None
+            raise Refusal.invalid_parameter_value(str(error)) from None
         for number, text in enumerate(model_input):
             try:
                 masks.append(self._segment(from_base64(text)))
             except UserError as error:
-                raise MlflowException.invalid_parameter_value(f"input {number}: {error}") from None
+                raise Refusal.invalid_parameter_value(f"input {number}: {error}") from None
         return masks
 
     def _segment(self, content: bytes) -> str:
