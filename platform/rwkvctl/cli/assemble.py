@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import typer
+
 from rwkvctl.base.errors import UserError
 from rwkvctl.base.paths import as_text
 from rwkvctl.config import settings
@@ -35,6 +37,8 @@ def training_spec(
     if resume not in (None, "auto") and recipe is None and data is None and not assignments:
         return None
     machine = settings.load()
+    if recipe and data:
+        _say_if_not_its_own(job, recipe, data)
     recipe = recipe or pick_recipe(job, data)
     fields = load.read_recipe(recipe)
     if fields.get("job") != job:
@@ -52,7 +56,8 @@ def training_spec(
 
 
 def pick_recipe(job: str, data: str | None) -> str:
-    """The recipe for a data set when none is named: its own, or the one for data of its kind."""
+    """The recipe for a data set when none is named: that of what was prepared, or the one for data of its kind. Which
+    and why is said on standard error."""
     if data is None:
         if job == "pretrain":
             return "imagenet"
@@ -60,11 +65,28 @@ def pick_recipe(job: str, data: str | None) -> str:
     from rwkvctl.data.store.manifest import Manifest
 
     manifest = Manifest.load(data)
-    if manifest.dataset in load.recipe_names(job):
-        return manifest.dataset
-    if job == "pretrain":
-        return "imagefolder"
-    return "binary" if len(manifest.classes) == 2 else "multiclass"
+    form = manifest.content.source.format
+    if form in load.recipe_names(job):
+        name, why = form, f"{data} was prepared from {form}"
+    elif job == "pretrain":
+        name, why = "imagefolder", f"{data} was prepared from {form}, which has no recipe of its own"
+    else:
+        name = "binary" if len(manifest.classes) == 2 else "multiclass"
+        why = f"{data} was prepared from {form}, which has no recipe of its own, with {len(manifest.classes)} classes"
+    typer.echo(f"recipe {name}: {why}", err=True)
+    return name
+
+
+def _say_if_not_its_own(job: str, recipe: str, data: str) -> None:
+    """A recipe that was named is used. That the data has one of its own is worth a line."""
+    from rwkvctl.data.store.manifest import Manifest
+
+    try:
+        form = Manifest.load(data).content.source.format
+    except UserError:  # said with more help when the job is checked
+        return
+    if form != recipe and form in load.recipe_names(job):
+        typer.echo(f"recipe {recipe}: as you said; {data} was prepared from {form}, whose own is {form}", err=True)
 
 
 def tune_spec(

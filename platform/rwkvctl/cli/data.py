@@ -46,6 +46,10 @@ def prepare(
     seed: Annotated[
         list[int] | None, typer.Option(help="Seed of a random split; may be repeated [default: 41 1029 3407]")
     ] = None,
+    groups: Annotated[
+        str | None,
+        typer.Option(help="What is one patient: none, or a pattern for the patient in a path [default: found]"),
+    ] = None,
     classes: Annotated[str | None, typer.Option(help="Names by mask value, background first: a,b,c")] = None,
     orientation: Annotated[
         str | None, typer.Option(help="Of raw Synapse slices: transunet, itk or emcad [default: transunet]")
@@ -86,6 +90,7 @@ def prepare(
             ratio=ratio,
             split=split,
             seeds=seed or None,
+            groups=groups,
             orientation=orientation,
             busi_masks=busi_masks,
             max_side=max_side,
@@ -341,6 +346,8 @@ def _summary(manifest: Manifest) -> dict[str, Any]:
         "fingerprint": manifest.fingerprint,
         "default_split": manifest.default_split,
         "splits": {name: entry.model_dump(exclude={"sha256"}) for name, entry in manifest.splits.items()},
+        "duplicates": content.duplicates.model_dump(),
+        "excluded": [own.model_dump() for own in content.excluded],
         "warnings": content.warnings,
         "stats": content.stats,
     }
@@ -360,6 +367,9 @@ def _show(manifest: Manifest, as_json: bool) -> None:
         print(line)
     for name in manifest.splits:
         print(f"  split        {_split_line(manifest, name)}")
+    print(f"  duplicates   {_duplicates_line(manifest)}")
+    if manifest.content.excluded:
+        print(f"  left out     {len(manifest.content.excluded)}, listed in the manifest")
     if manifest.quarantined:
         print(f"  quarantine   {_samples(manifest.quarantined)} damaged and left out")
     for warning in summary["warnings"]:
@@ -374,6 +384,14 @@ def _split_line(manifest: Manifest, name: str) -> str:
     default = " (default)" if name == manifest.default_split else ""
     leaks = f"; {entry.leak_groups_shared} groups leak" if entry.leak_groups_shared else ""
     return f"{name}{default}: {counts}{leaks}"
+
+
+def _duplicates_line(manifest: Manifest) -> str:
+    found = manifest.content.duplicates
+    copies = f"{sum(map(len, found.copies))} copies in {len(found.copies)} clusters"
+    if found.near is None:
+        return f"{copies}; near-duplicates were not looked for among {manifest.image_kind} volumes"
+    return f"{copies}; {sum(map(len, found.near))} near-duplicates in {len(found.near)} clusters"
 
 
 def _balance(summary: dict[str, Any]) -> list[str]:

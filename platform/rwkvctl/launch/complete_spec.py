@@ -36,10 +36,10 @@ def with_weights(spec: AnyTraining) -> AnyTraining:
 
 
 def dataset_of(path: str) -> str:
-    """The name that a prepared data set calls itself."""
+    """What a prepared data set is, for registry names and studies."""
     from rwkvctl.data.store.manifest import Manifest
 
-    return Manifest.load(path).dataset
+    return Manifest.load(path).identity
 
 
 def on_machine(spec: AnySpec, machine: settings.Settings) -> AnySpec:

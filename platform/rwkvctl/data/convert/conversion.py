@@ -46,6 +46,7 @@ class Record:
     note: str
     labeled: bool
     phash: str | None
+    case: str | None = None
     volume: str | None = None
     """SHA-256 of the voxels of the volume that it is, or is a slice of."""
 
@@ -263,5 +264,6 @@ def _record(part: str, sample: Sample) -> Record:
         note=meta.get("image_note", ""),
         labeled=meta["labeled"],
         phash=meta.get("phash"),
+        case=meta.get("case_id"),
         volume=meta.get("volume_sha256"),
     )

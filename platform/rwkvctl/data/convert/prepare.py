@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import shutil
 import unicodedata
@@ -22,7 +23,10 @@ from rwkvctl.data.convert.discover import Problems, kind_of, slug
 from rwkvctl.data.convert.formats.base import Dataset, Options, Plan
 from rwkvctl.data.convert.sources import Source, open_sources
 from rwkvctl.data.store import duplicates, manifest, schema
+from rwkvctl.data.store.index import Index
+from rwkvctl.data.store.index import load as load_index
 from rwkvctl.data.store.manifest import Manifest
+from rwkvctl.data.store.same_picture import LEAST, Thumbnail, same_picture, thumbnail
 from rwkvctl.data.store.splits import PARTS, Split
 
 MOST_SIZES_SHOWN = 20
@@ -39,6 +43,7 @@ def prepare(
     ratio: str | None = None,
     split: str | None = None,
     seeds: Sequence[int] | None = None,
+    groups: str | None = None,
     orientation: str | None = None,
     busi_masks: str | None = None,
     max_side: int | None = None,
@@ -64,6 +69,7 @@ def prepare(
         dataset=_dataset_name(name, out, form.DATASET),
         allow_partial=allow_partial,
         ratio=ratio,
+        groups=groups,
         split=split,
         seeds=None if seeds is None else tuple(dict.fromkeys(seeds)),
         classes=tuple(classes) if classes else None,
@@ -126,7 +132,7 @@ def _dataset_name(given: str | None, out: Path, dataset: Dataset) -> str:
 
 
 def _check_options(options: Options, dataset: Dataset) -> None:
-    for field in ("ratio", "split", "seeds", "classes", "orientation", "busi_masks", "max_side", "range"):
+    for field in ("ratio", "groups", "split", "seeds", "classes", "orientation", "busi_masks", "max_side", "range"):
         if getattr(options, field) is not None and field not in dataset.options:
             flag = "--" + field.replace("seeds", "seed").replace("_", "-")
             raise UserError(f"{flag}: {dataset.name} has no such choice; leave it out")
@@ -222,8 +228,8 @@ def _finish(
     if not records:
         first = f"; the first: {plan.excluded[0]['why']}" if plan.excluded else ""
         raise UserError(f"{source}: no sample can be used{first}")
-    found = _duplicates(plan, records)
-    groups = duplicates.leak_groups({r.key: r.group for r in records}, [*found.copies, *found.near])
+    found = _duplicates(plan, done, folder)
+    groups = duplicates.leak_groups({r.key: r.group for r in records}, [*found.copies, *(found.near or [])])
     ids: dict[str, list[str]] = {part: [] for part in plan.parts}
     for record in records:
         ids[record.part].append(record.key)
@@ -247,23 +253,56 @@ def write_split(folder: Path, name: str, split: Split, groups: dict[str, str]) -
     }
 
 
-def _duplicates(plan: Plan, records: list[Record]) -> schema.Duplicates:
+def _duplicates(plan: Plan, done: Converted, folder: Path) -> schema.Duplicates:
     """Among images by their bytes and looks; among volumes, whose slices are one patient anyway, by their voxels."""
+    records = done.records
     if plan.image_kind == "float":
-        firsts = {(r.volume, r.group): r for r in reversed(records) if r.volume}  # one sample a volume and patient
+        firsts = {r.case: r for r in reversed(records) if r.volume}  # one sample a volume
         return schema.Duplicates(
             copies=duplicates.clusters_of_copies({r.key: str(r.volume) for r in reversed(firsts.values())}),
-            rule="copies: volumes of equal voxels, of each the first sample",
+            near=None,
+            rule="copies: volumes of equal voxels, of each the first sample; near: not looked for among volumes",
         )
     return schema.Duplicates(
         copies=duplicates.clusters_of_copies({r.key: r.sha256 for r in records}),
-        near=duplicates.clusters_of_near({r.key: r.phash for r in records if r.phash}),
-        rule=f"copies: equal bytes; near: pHash, at most {duplicates.MOST_BITS} of 64 bits differ",
+        near=duplicates.clusters_of_near({r.key: r.phash for r in records if r.phash}, _Pictures(folder, done).same),
+        rule=f"copies: equal bytes; near: pHash, at most {duplicates.MOST_BITS} of 64 bits differ, and the fine "
+        f"structure correlates by {LEAST}",
     )
 
 
+class _Pictures:
+    """The images in the finished shards, by key, for those that may be near-duplicates."""
+
+    def __init__(self, folder: Path, done: Converted):
+        self._folder, self._shards = folder, done.shards
+        self._thumbnail = functools.lru_cache(maxsize=4096)(self._read)
+
+    def same(self, first: str, second: str) -> bool:
+        return same_picture(self._thumbnail(first), self._thumbnail(second))
+
+    @functools.cached_property
+    def _index(self) -> tuple[Index, dict[str, int]]:
+        names = [(shard["name"].removesuffix(".tar"), shard["bytes"]) for shard in self._shards]
+        files = [(stem, (self._folder / "index" / f"{stem}.idx").read_bytes(), size) for stem, size in names]
+        index = load_index(files)
+        return index, {key.decode(): row for row, key in enumerate(index.keys)}
+
+    def _read(self, key: str) -> Thumbnail:
+        index, rows = self._index
+        row = rows[key]
+        offset, size, _ = next(
+            map(int, index.members[kind][row])
+            for kind in ("jpg", "png")
+            if kind in index.members and index.members[kind][row, 0] >= 0
+        )
+        with (self._folder / self._shards[int(index.shard[row])]["name"]).open("rb") as shard:
+            shard.seek(offset)
+            return thumbnail(shard.read(size))
+
+
 def _duplicate_warnings(found: schema.Duplicates) -> list[str]:
-    clusters = {"copies of one another": found.copies, "near-duplicates of one another": found.near}
+    clusters = {"copies of one another": found.copies, "near-duplicates of one another": found.near or []}
     return [f"{sum(map(len, own))} images in {len(own)} clusters are {what}" for what, own in clusters.items() if own]
 
 

@@ -16,4 +16,4 @@ def leak_groups_of(manifest: Manifest) -> dict[str, str]:
 def with_duplicates(manifest: Manifest, own: dict[str, str | None]) -> dict[str, str]:
     """The groups that samples name themselves, joined by the manifest's clusters of duplicates."""
     found = manifest.content.duplicates
-    return duplicates.leak_groups(own, [*found.copies, *found.near])
+    return duplicates.leak_groups(own, [*found.copies, *(found.near or [])])

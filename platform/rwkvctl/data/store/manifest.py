@@ -97,6 +97,13 @@ class Manifest:
         return self.content.dataset
 
     @property
+    def identity(self) -> str:
+        """What was prepared, wherever it lies and whatever name it was given: synapse. Images of one's own are known by
+        the data set's name."""
+        source = self.content.source
+        return source.format if source.expected else self.content.dataset
+
+    @property
     def task(self) -> Literal["segmentation", "classification"]:
         return self.content.task
 

@@ -66,7 +66,8 @@ class Duplicates(Spec):
     """Images that are the same (copies) or nearly so (perceptual hashes a few bits apart): clusters of ids."""
 
     copies: list[list[str]] = Field(default_factory=list)
-    near: list[list[str]] = Field(default_factory=list)
+    near: list[list[str]] | None = None
+    """None: near-duplicates were not looked for; the rule says why."""
     rule: str = ""
 
 

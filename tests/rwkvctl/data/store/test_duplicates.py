@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import shutil
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -66,6 +68,56 @@ def test_hashes_of_other_pictures_differ(polyps: Path):
     Image.open(polyps / "images" / "1.jpg").save(buffer, "PNG")
     first = int(image_files.perceptual_hash((polyps / "images" / "1.jpg").read_bytes()), 16)
     assert (first ^ int(image_files.perceptual_hash(buffer.getvalue()), 16)).bit_count() <= duplicates.MOST_BITS
+
+
+def test_every_pair_of_near_hashes_is_a_candidate_and_no_other():
+    """The search by parts of the hashes finds what comparing all pairs finds."""
+    rng = np.random.default_rng(3)
+    hashes = rng.integers(0, 1 << 63, 300, np.uint64)
+    for number in range(100, 300):  # 0 to 6 bits from an earlier one
+        flips = rng.choice(64, rng.integers(0, 7), replace=False)
+        hashes[number] = hashes[rng.integers(0, 100)] ^ np.bitwise_or.reduce(
+            np.uint64(1) << flips.astype(np.uint64), initial=np.uint64(0)
+        )
+    asked: set[tuple[str, str]] = set()
+
+    def never(first: str, second: str) -> bool:
+        pair = (min(first, second), max(first, second))
+        assert pair not in asked
+        asked.add(pair)
+        return False
+
+    named = {f"{number:03d}": f"{int(value):016x}" for number, value in enumerate(hashes)}
+    assert duplicates.clusters_of_near(named, never) == []
+    near = {
+        (a, b)
+        for a, b in itertools.combinations(named, 2)
+        if (int(named[a], 16) ^ int(named[b], 16)).bit_count() <= duplicates.MOST_BITS
+    }
+    assert asked == near
+    everything = duplicates.clusters_of_near(named, lambda a, b: True)
+    assert sum(map(len, everything)) == len({key for pair in near for key in pair})
+
+
+def test_near_duplicates_are_looked_for_among_many_images():
+    """Beyond 50,000, of which nothing was looked for once; 3,000 of them have one hash."""
+    rng = np.random.default_rng(1)
+    hashes = rng.integers(0, 1 << 63, 60_000, np.uint64)
+    hashes[1::20] = hashes[1]
+    hashes[58_000] = hashes[4] ^ np.uint64(0b1011)
+    named = {f"{number:05d}": f"{int(value):016x}" for number, value in enumerate(hashes)}
+    found = duplicates.clusters_of_near(named, lambda a, b: True)
+    assert ["00004", "58000"] in found
+    assert max(map(len, found)) == 3_000
+
+
+def test_photographs_of_classes_are_compared_too(textures: Path, tmp_path: Path):
+    source = Path(shutil.copytree(textures, tmp_path / "raw"))
+    first = sorted((source / "train" / "texture_00").iterdir())[0]
+    Image.open(first).save(source / "val" / "texture_00" / "again.jpg", quality=60)
+    made = prepare("imagefolder", [source], tmp_path / "set")
+    assert [len(own) for own in made.content.duplicates.near or []] == [2]
+    assert made.splits["official"].leak_groups_shared == 1
 
 
 # Splits that are added later

@@ -47,6 +47,7 @@ class Options:
     dataset: str
     allow_partial: bool = False
     ratio: str | None = None
+    groups: str | None = None
     split: str | None = None
     seeds: tuple[int, ...] | None = None
     classes: tuple[str, ...] | None = None

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rwkvctl.base.errors import UserError
-from rwkvctl.data.convert import discover
+from rwkvctl.data.convert import discover, grouping
 from rwkvctl.data.convert.discover import Problems
 from rwkvctl.data.convert.formats.base import Dataset, Options, Plan
 from rwkvctl.data.convert.formats.pairs import Mask, Pair, histogram, pairs_plan
 from rwkvctl.data.convert.sources import RawFile, Source
 from rwkvctl.data.images import files as image_files
 from rwkvctl.data.images.masks import RawMask, read_mask
-from rwkvctl.data.store.splits import Split, parse_ratio, random_splits
+from rwkvctl.data.store.splits import Split, grouped_splits, parse_ratio, random_splits
 
 DATASET = Dataset(
     name="folder",
@@ -27,7 +27,7 @@ DATASET = Dataset(
     forms={"images+masks": "images/NAME.(jpg|png|bmp|tif) and masks/NAME[_mask].(png|jpg|bmp|tif)"},
     licence="your own",
     access="your own files",
-    options=("ratio", "seeds", "classes", "range"),
+    options=("ratio", "groups", "seeds", "classes", "range"),
 )
 FOLDERS = ("images", "masks")
 MASK_SUFFIXES = ("_mask", "_segmentation", "_gt", "_label", "-mask")
@@ -50,13 +50,28 @@ def plan(source: Source, options: Options, problems: Problems) -> Plan:
         raise UserError("--classes: name at least two, the background first")
     parse_ratio(options.ratio or "8:1:1")  # said before anything is read
 
+    top = discover.child(source, root, FOLDERS[0])
+    paths = {pair.key: discover.relative(pair.image, top).rpartition(".")[0] for pair in pairs}
+    found = grouping.proposed(paths, options.groups)
+    if found:
+        pairs = [replace(pair, group=found.of.get(pair.key)) for pair in pairs]
+
     def make_splits(ids: Mapping[str, Sequence[str]], groups: Mapping[str, str]) -> dict[str, Split]:
-        return random_splits(ids["all"], options.ratio, options.seeds)
+        random = random_splits(ids["all"], options.ratio, options.seeds)
+        return (grouped_splits(ids["all"], groups, options.ratio, options.seeds) if found else {}) | random
 
     rule = "{0,1}: value, else value > 127" if num_classes == 2 else f"value = class id 0..{num_classes - 1}"
     read_mask = ClassIds(num_classes)
     return pairs_plan(
-        DATASET, options, "images+masks", {"all": pairs}, read_mask, make_splits, root=root, mask_rule=rule
+        DATASET,
+        options,
+        "images+masks",
+        {"all": pairs},
+        read_mask,
+        make_splits,
+        root=root,
+        mask_rule=rule,
+        warnings=[found.note()] if found else [],
     )
 
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 
 from rwkvctl.base.errors import UserError
-from rwkvctl.data.convert import discover
+from rwkvctl.data.convert import discover, grouping
 from rwkvctl.data.convert.discover import Problems, relative
 from rwkvctl.data.convert.formats.base import Dataset, Options, Plan
 from rwkvctl.data.convert.formats.photos import LIMITS, Photo, PhotoReader, official_splits, shuffled
@@ -25,7 +26,7 @@ DATASET = Dataset(
     forms={"imagefolder": "train/CLASS/* and val/CLASS/* or test/CLASS/*"},
     licence="your own",
     access="your own files",
-    options=("range",),
+    options=("groups", "range"),
 )
 
 
@@ -56,6 +57,15 @@ def plan(source: Source, options: Options, problems: Problems) -> Plan:
         for name in ("train", "val", "test")
         if name in folders
     }
+    every = {photo.key: photo for photos in parts.values() for photo in photos}
+    stems = {key: photo.path.rpartition("/")[2].rpartition(".")[0] for key, photo in every.items()}
+    found = grouping.proposed(stems, options.groups)
+    if found and len(set(found.of.values())) > len(classes):  # else the names tell the class
+        parts = {
+            part: [replace(photo, group=found.of.get(photo.key)) for photo in photos] for part, photos in parts.items()
+        }
+    else:
+        found = None
     return Plan(
         form="imagefolder",
         task="classification",
@@ -64,6 +74,7 @@ def plan(source: Source, options: Options, problems: Problems) -> Plan:
         parts=parts,
         read=PhotoReader(options.dataset, tuple(classes)),
         make_splits=official_splits,
+        warnings=[found.note(splits=False)] if found else [],
         limits=dict.fromkeys(parts, LIMITS),
     )
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from rwkvctl.base.errors import BadFile, UserError
-from rwkvctl.data.convert import discover
+from rwkvctl.data.convert import discover, grouping
 from rwkvctl.data.convert.discover import Problems
 from rwkvctl.data.convert.formats import nnunet_json, scan_pairs
 from rwkvctl.data.convert.formats.base import Dataset, Options, Plan
@@ -26,7 +26,18 @@ from rwkvctl.data.convert.sources import RawFile, Source
 from rwkvctl.data.images import files as image_files
 from rwkvctl.data.images import grid as grids
 from rwkvctl.data.images import intensity
-from rwkvctl.data.store.splits import DEFAULT_SEEDS, PARTS, Split, parse_ratio, random_split, random_splits, split_name
+from rwkvctl.data.store.duplicates import leak_groups
+from rwkvctl.data.store.splits import (
+    DEFAULT_SEEDS,
+    PARTS,
+    Split,
+    grouped_split,
+    grouped_splits,
+    parse_ratio,
+    random_split,
+    random_splits,
+    split_name,
+)
 
 DATASET = Dataset(
     name="nnunet",
@@ -40,7 +51,7 @@ DATASET = Dataset(
     },
     licence="your own",
     access="your own files",
-    options=("ratio", "seeds", "range"),
+    options=("ratio", "groups", "seeds", "range"),
 )
 NIFTI, ORIENTATION = (".nii", ".nii.gz"), "itk"
 WINDOW = ("p0.5", "p99.5")
@@ -70,8 +81,10 @@ def plan(source: Source, options: Options, problems: Problems) -> Plan:
         files = {keys[name]: (found[name], masks[name]) for name in names}
         made = _plan_volumes(files, told.labels, options, problems)
     else:
-        pairs = [Pair(keys[name], found[name], (masks[name],)) for name in names]
-        made = _plan_images(pairs, told.root, told.labels, options)
+        of_patients = grouping.proposed({keys[name]: name for name in names}, options.groups)
+        own = of_patients.of if of_patients else {}
+        pairs = [Pair(keys[name], found[name], (masks[name],), group=own.get(keys[name])) for name in names]
+        made = _plan_images(pairs, of_patients, told.root, told.labels, options)
     made.warnings += _unused(source, told)
     return made
 
@@ -119,12 +132,17 @@ def _unused(source: Source, told: Description) -> list[str]:
 # Images -------------------------------------------------------------------------------------------------------------
 
 
-def _plan_images(pairs: list[Pair], root: str, labels: Labels, options: Options) -> Plan:
+def _plan_images(
+    pairs: list[Pair], of_patients: grouping.Groups | None, root: str, labels: Labels, options: Options
+) -> Plan:
     def make_splits(ids: Mapping[str, Sequence[str]], groups: Mapping[str, str]) -> dict[str, Split]:
-        return random_splits(ids["all"], options.ratio, options.seeds)
+        random = random_splits(ids["all"], options.ratio, options.seeds)
+        return (grouped_splits(ids["all"], groups, options.ratio, options.seeds) if of_patients else {}) | random
 
     named = replace(options, classes=labels.classes)
-    return pairs_plan(DATASET, named, "slices", {"all": pairs}, Levels(labels.ids), make_splits, root=root)
+    notes = [of_patients.note()] if of_patients else []
+    levels = Levels(labels.ids)
+    return pairs_plan(DATASET, named, "slices", {"all": pairs}, levels, make_splits, root=root, warnings=notes)
 
 
 # Volumes ------------------------------------------------------------------------------------------------------------
@@ -138,6 +156,14 @@ def _plan_volumes(
         raise UserError("--seed: slices and volumes are laid out by one split; give one seed")
     seed = (options.seeds or DEFAULT_SEEDS)[0]
     pairs: dict[str, ScanPair] = {}
+    of_patients = grouping.proposed(
+        {key: re.sub(r"_0000\.[^/]*$", "", image.name) for key, (image, _) in files.items()}, options.groups
+    )
+    own: dict[str, str | None] = {key: of_patients.of.get(key) if of_patients else None for key in files}
+    copies = grouping.equal_files({key: image for key, (image, _) in files.items()})
+    patient_of = leak_groups(own, copies)
+    notes = [of_patients.note()] if of_patients else []
+    notes += [f"{len(keys)} volumes are copies of one another: {', '.join(keys[:3])}" for keys in copies]
     for key, (image, mask) in files.items():
         try:
             pairs[key] = scan_pairs.check(image, mask)
@@ -145,14 +171,17 @@ def _plan_volumes(
             problems.add(str(error))
     problems.raise_if_any()
     orientation = grids.usual_layout((pair.grid for pair in pairs.values()), ORIENTATION)
-    cases = {key: pair.case(key, key, orientation) for key, pair in pairs.items()}
-    split = random_split(list(cases), ratio, seed)
+    cases = {key: pair.case(key, patient_of[key], orientation) for key, pair in pairs.items()}
+    patients = {key: patient_of[key] for key in cases}
+    together = len(set(patients.values())) < len(cases)
+    split = grouped_split(list(cases), patients, ratio, seed) if together else random_split(list(cases), ratio, seed)
+    name = split_name(ratio, seed).replace("random", "grouped" if together else "random")
     parts: dict[str, list[Case] | list[Plane]] = {part: [cases[key] for key in split.ids[part]] for part in PARTS}
     parts["train"] = planes(cases[key] for key in sorted(split.ids["train"], key=discover.natural_key))
 
     def make_splits(ids: Mapping[str, Sequence[str]], groups: Mapping[str, str]) -> dict[str, Split]:
         lists = {part: list(ids[part]) for part in PARTS}
-        return {split_name(ratio, seed): Split(f"cases: {split.rule}; train: their slices", lists, seed)}
+        return {name: Split(f"cases: {split.rule}; train: their slices", lists, seed)}
 
     return Plan(
         form="volumes",
@@ -165,6 +194,6 @@ def _plan_volumes(
         mask_rule="value",
         intensity=intensity.rule(*WINDOW),
         orientation=orientation,
-        warnings=scan_pairs.warnings(list(pairs.values()), orientation),
+        warnings=[*scan_pairs.warnings(list(pairs.values()), orientation), *notes],
         limits={"train": PLANES, "val": WHOLE, "test": WHOLE},
     )

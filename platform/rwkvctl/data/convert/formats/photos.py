@@ -28,6 +28,7 @@ class Photo:
     file: RawFile
     path: str
     label: int
+    group: str | None = None
 
     @property
     def files(self) -> tuple[RawFile]:
@@ -52,10 +53,12 @@ class PhotoReader:
     window: deep.Range | None = None
 
     def __call__(self, part: str, photo: Photo) -> Sample:
-        return self.sample(part, photo.key, photo.path, photo.label, photo.file.read(), photo.file)
+        return self.sample(part, photo.key, photo.path, photo.label, photo.file.read(), photo.file, photo.group)
 
-    def sample(self, part: str, key: str, path: str, label: int, data: bytes, shown: object) -> Sample:
-        """The sample of an image's bytes; `shown` names them in messages."""
+    def sample(
+        self, part: str, key: str, path: str, label: int, data: bytes, shown: object, group: str | None = None
+    ) -> Sample:
+        """The sample of an image's bytes; `shown` names them in messages, `group` is its patient or the like."""
         try:
             image = image_files.check_image(data, window=self.window)
         except ValueError as error:
@@ -68,7 +71,7 @@ class PhotoReader:
             "id": key,
             "dataset": self.dataset,
             "part": part,
-            "group_id": f"sha256:{digest[:16]}",
+            "group_id": group or f"sha256:{digest[:16]}",
             "orig_path": path,
             "orig_sha256": digest,
             "orig_size": [image.height, image.width],
@@ -76,6 +79,7 @@ class PhotoReader:
             "image_note": "; ".join(notes),
             "class": self.classes[label],
             "labeled": True,
+            "phash": image_files.perceptual_hash(image.data),
         }
         members = {"cls": str(label).encode(), image.kind: image.data}
         return Sample(key, members, meta, {path: digest}, (image.height, image.width))
