@@ -16,6 +16,9 @@ from rwkvctl.base.errors import BadFile
 MAX_FILE_BYTES = 4 << 30
 """Larger raw files are not read into memory."""
 
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+"""How the few lines begin that Git leaves in the place of a large file."""
+
 
 @dataclass(frozen=True, slots=True)
 class RawFile:
@@ -69,6 +72,8 @@ class RawFile:
             raise BadFile(f"{self}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
         if len(content) != self.size:
             raise BadFile(f"{self}: has other than its {self.size} bytes now; run the command again")
+        if content.startswith(LFS_POINTER):
+            raise BadFile(f"{self}: is a Git LFS pointer, not the file itself; run git lfs pull where it was cloned")
         return content
 
     def open(self) -> BinaryIO:

@@ -42,12 +42,12 @@ def local_path(location: str | Path) -> Path | None:
         return Path(rest)
     if scheme not in OPTIONS:
         raise UserError(
-            f"data: {scheme.partition(':')[0]}: is not read from; give a folder, or a URI of s3://, gs:// or file:///"
+            f"data: {scheme.partition(':')[0]}: is not supported; give a folder, or a URI of s3://, gs:// or file:///"
         )
     bucket, _, key = rest.strip("/").partition("/")
     if "@" in bucket:
         raise UserError(
-            f"data {scheme}://...: keys do not belong into a URI; set them as the store's own tools want them"
+            f"data {scheme}://...: do not put credentials in the URI; set AWS_PROFILE or what the store's tools read"
         )
     if not bucket or not key or ".." in key.split("/"):
         raise UserError(f"data {text}: give a bucket and a folder in it, for example {scheme}://bucket/acdc")
@@ -75,7 +75,7 @@ def upload(folder: Path, uri: str, overwrite: bool = False) -> None:
     there whole or not at all. UserError when there is one already and it is not to be overwritten."""
     there = sizes(uri)
     if there and FILE_NAME not in there:
-        raise UserError(f"--out {uri}: holds objects that are no data set; give another --out")
+        raise UserError(f"--out {uri}: exists but is not a prepared data set; give another --out")
     if there and not overwrite:
         raise UserError(f"--out {uri}: exists; give another --out or --overwrite")
     if there:

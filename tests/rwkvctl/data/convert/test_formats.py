@@ -292,6 +292,48 @@ def test_allow_partial_with_nothing_left(source: Path, tmp_path: Path):
     refused(tmp_path, "folder", source, "no sample can be used; the first: images/1.jpg: corrupt", allow_partial=True)
 
 
+# Files that are not what they seem
+
+
+def retinas(root: Path, folders: dict[str, bool]) -> None:
+    """`images/` and folders of masks: of the field of view, a little different each (True), or of vessels."""
+    y, x = np.mgrid[:64, :64] - 32
+    for n in range(8):
+        rng = np.random.default_rng(n)
+        disc = np.hypot(y, x) < 29 + rng.uniform(0, 0.4)
+        folders_of = {"images": (rng.integers(40, 200, (64, 64)) * disc).astype(np.uint8)}
+        for name, field in folders.items():
+            folders_of[name] = (disc if field else disc & (rng.random((64, 64)) < 0.1)).astype(np.uint8) * 255
+        for name, pixels in folders_of.items():
+            (root / name).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(root / name / f"{n}.png")
+
+
+def test_a_field_of_view_is_no_label(tmp_path: Path):
+    retinas(tmp_path / "a", {"masks": True})
+    message = refused(tmp_path, "folder", tmp_path / "a", "masks/ shows the same shape in all of 8 files")
+    assert "a field of view, not labels; give the folder that holds the labels" in message
+    assert "\n" not in message
+    retinas(tmp_path / "b", {"masks": False})
+    assert prepare("folder", [tmp_path / "b"], tmp_path / "set").content.counts["samples"] == 8
+
+
+def test_a_folder_without_masks_tells_what_lies_beside_the_images(tmp_path: Path):
+    retinas(tmp_path / "a" / "training", {"mask": True, "1st_manual": False})
+    message = refused(tmp_path, "folder", tmp_path / "a", "no images/ and masks/ folders")
+    assert "training/mask/ (the same shape in all of 8 files" in message
+    assert "training/1st_manual/" in message
+    assert message.endswith("call the folder of labels masks/")
+
+
+def test_a_git_lfs_pointer_is_called_one(source: Path, tmp_path: Path):
+    text = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 12345\n"
+    (source / "images" / "3.jpg").write_text(text)
+    refused(tmp_path, "folder", source, r"images/3.jpg: is a Git LFS pointer, not the file itself; run git lfs pull")
+    (source / "images" / "3.jpg").write_bytes(b"")
+    refused(tmp_path, "folder", source, r"images/3.jpg: empty file")
+
+
 # Small sets
 
 

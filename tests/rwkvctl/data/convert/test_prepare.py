@@ -33,18 +33,31 @@ def test_members_of_a_shard(classed: Manifest):
     assert [m.name.split(".", 1)[1] for m in members[:3]] == ["cls", "jpg", "json"]
 
 
-def test_a_shard_has_the_bytes_of_webdatasets_writer(tmp_path: Path):
+def test_webdataset_streams_the_shards(polyps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Shuffled over two loader processes, each sample once, with the bytes of the source; keys of any script too."""
+    import shutil
+
+    import torch
     import webdataset
 
-    from rwkvctl.data.store.writer import write_shard
+    from rwkvctl.data.store.writer import Limits
 
-    samples = [(f"k{n}", {"png": b"image" * n, "mask.png": b"mask", "json": b"{}"}) for n in range(3)]
-    shard = tmp_path / write_shard(tmp_path, "a", samples)["name"]
-    options = {"encoder": False, "mtime": 0, "user": "", "group": "", "mode": 0o444, "compress": False}
-    with (tmp_path / "b.tar").open("wb") as stream, webdataset.TarWriter(stream, **options) as tar:
-        for key, members in samples:
-            tar.write({"__key__": key, **members})
-    assert shard.read_bytes() == (tmp_path / "b.tar").read_bytes()
+    monkeypatch.setattr(Limits.__init__, "__defaults__", (5, 1 << 20))
+    source = Path(shutil.copytree(polyps, tmp_path / "raw"))
+    (source / "images" / "7.jpg").rename(source / "images" / "Ärztin.jpg")
+    (source / "masks" / "7.png").rename(source / "masks" / "Ärztin.png")
+    made = prepare("folder", [source], tmp_path / "set")
+    urls = [str(made.root / shard.name) for shard in made.shards]
+    stream = webdataset.WebDataset(urls, shardshuffle=4, seed=1).shuffle(8, initial=8)
+    context = torch.multiprocessing.get_context("spawn")
+    found = list(torch.utils.data.DataLoader(stream, batch_size=None, num_workers=2, multiprocessing_context=context))
+    keys = [sample["__key__"] for sample in found]
+    assert keys != sorted(keys)
+    assert sorted(keys) == sorted(key.decode() for key in made.index.keys)
+    for sample in found:
+        meta = json.loads(sample["json"])
+        assert sample["jpg"] == (source / meta["orig_path"]).read_bytes()
+        assert sample["mask.png"].startswith(b"\x89PNG")
 
 
 def test_existing_out(polyps: Path, tmp_path: Path):

@@ -159,14 +159,14 @@ def test_file_uris_are_folders(binary: Manifest):
 @pytest.mark.parametrize(
     ("location", "match"),
     [
-        ("pipe:cat /etc/passwd", "data: pipe: is not read from"),
-        ("pipe://x", "data: pipe: is not read from"),
-        ("http://host/set", "data: http: is not read from; give a folder, or a URI of s3://"),
-        ("simplecache::s3://bucket/set", "data: simplecache: is not read from"),
-        ("file://host/set", "data: file: is not read from"),
+        ("pipe:cat /etc/passwd", "data: pipe: is not supported"),
+        ("pipe://x", "data: pipe: is not supported"),
+        ("http://host/set", "data: http: is not supported; give a folder, or a URI of s3://"),
+        ("simplecache::s3://bucket/set", "data: simplecache: is not supported"),
+        ("file://host/set", "data: file: is not supported"),
         ("s3://bucket", "give a bucket and a folder in it, for example s3://bucket/acdc"),
         ("s3://bucket/a/../b", "give a bucket and a folder in it"),
-        ("s3://AKIA:secret@bucket/set", r"data s3://\.\.\.: keys do not belong into a URI"),
+        ("s3://AKIA:secret@bucket/set", r"data s3://\.\.\.: do not put credentials in the URI; set AWS_PROFILE"),
     ],
 )
 def test_other_uris_are_refused(location: str, match: str):
@@ -345,7 +345,7 @@ def test_upload_is_whole_and_overwrites_only_when_told(door, uri: str, classed: 
         path.relative_to(classed.root).as_posix() for path in classed.root.rglob("*") if path.is_file()
     }
     s3fs.S3FileSystem().pipe_file("s3://bucket/mine/photo.jpg", b"x")
-    with pytest.raises(UserError, match="holds objects that are no data set"):
+    with pytest.raises(UserError, match="exists but is not a prepared data set"):
         bucket.upload(classed.root, "s3://bucket/mine", overwrite=True)
 
 

@@ -22,6 +22,7 @@ from rwkvctl.data.store.splits import Split, grouped_splits, random_splits
 
 KINDS = ("benign", "malignant", "normal")
 MASKS = ("union", "first")
+ADVICE = ", or take each image's first mask alone with --busi-masks first"
 
 DATASET = Dataset(
     name="busi",
@@ -72,7 +73,7 @@ def plan(source: Source, options: Options, problems: Problems) -> Plan:
         random = random_splits(ids["all"], options.ratio, options.seeds)
         return random | grouped_splits(ids["all"], groups, options.ratio, options.seeds)
 
-    return pairs_plan(DATASET, options, "kaggle", parts, Above(), make_splits, warnings=warnings)
+    return pairs_plan(DATASET, options, "kaggle", parts, Above(), make_splits, warnings=warnings, advice=ADVICE)
 
 
 def _find(source: Source, problems: Problems) -> tuple[dict[str, RawFile], dict[str, list[RawFile]]]:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rwkvctl.base.errors import UserError
-from rwkvctl.data.convert import discover, grouping
+from rwkvctl.data.convert import discover, field_of_view, grouping
 from rwkvctl.data.convert.discover import Problems
 from rwkvctl.data.convert.formats.base import Dataset, Options, Plan
 from rwkvctl.data.convert.formats.pairs import Mask, Pair, histogram, pairs_plan
@@ -43,7 +43,16 @@ def recognise(source: Source) -> str | None:
 
 def plan(source: Source, options: Options, problems: Problems) -> Plan:
     """Pair the files below `images/` and `masks/`; everything without a partner is a problem."""
-    root = discover.find_root(source, FOLDERS, "images/ and masks/ folders")
+    try:
+        root = discover.find_root(source, FOLDERS, "images/ and masks/ folders")
+    except UserError as error:
+        raise UserError(str(error) + _what_is_there(source)) from error
+    fields = field_of_view.found(source.below(discover.child(source, root, FOLDERS[1])))
+    if fields:
+        problems.add(
+            f"{source}: {discover.child(source, root, FOLDERS[1])}/ shows {fields}, not labels; give the folder that "
+            "holds the labels (1st_manual/ or labels/, for example) the name masks/ instead"
+        )
     pairs = _pair(source, root, options.dataset, problems)
     num_classes = len(options.classes or DATASET.classes)
     if num_classes < 2:
@@ -73,6 +82,18 @@ def plan(source: Source, options: Options, problems: Problems) -> Plan:
         mask_rule=rule,
         warnings=[found.note()] if found else [],
     )
+
+
+def _what_is_there(source: Source) -> str:
+    """The folders of images beside one called `images`, to be told from one another by what their files show."""
+    tops = [path.rpartition("/")[0] for path in sorted(source.folders) if path.rpartition("/")[2].lower() == FOLDERS[0]]
+    beside = [path for path in source.subfolders(tops[0]) if path != f"{tops[0]}/images".lstrip("/")] if tops else []
+    shown = []
+    for path in beside[:5]:
+        files = [file for file in source.below(path) if file.suffix in image_files.EXTENSIONS]
+        fields = field_of_view.found(files)
+        shown += [f"{path}/ ({fields}, not labels)" if fields else f"{path}/"] if files else []
+    return f"; beside images/ there is {', '.join(shown)}: call the folder of labels masks/" if shown else ""
 
 
 def _pair(source: Source, root: str, dataset: str, problems: Problems) -> list[Pair]:

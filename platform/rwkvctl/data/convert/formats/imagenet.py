@@ -130,13 +130,13 @@ def _list(source: Source, problems: Problems) -> tuple[list[Photo], list[Photo]]
             elif _WNID.fullmatch(folder) and folder != wnid:
                 problems.add(f"{file}: lies in the folder of {folder}; move it to that of {wnid}")
             elif key in train:
-                problems.add(f"{file}: is there a second time, {train[key].file}; keep one of them")
+                problems.add(f"{file}: appears twice, also as {train[key].file}; keep one of them")
             else:
                 train[key] = Photo(key, file, f"train/{wnid}/{file.name}", wnids()[wnid])
         elif val:
             twin = held_out.setdefault(int(val[1]), file)
             if twin is not file:
-                problems.add(f"{file}: is there a second time, {twin}; keep one of them")
+                problems.add(f"{file}: appears twice, also as {twin}; keep one of them")
     return list(train.values()), _label_val(source, held_out, problems)
 
 

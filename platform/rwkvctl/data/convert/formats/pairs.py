@@ -138,6 +138,8 @@ class PairReader:
     read_mask: ReadMask
     root: str = ""
     max_side: int | None = None
+    advice: str = ""
+    """What else helps against a further mask of another size."""
     window: deep.Range | None = None
 
     def __call__(self, part: str, pair: Pair) -> Sample:
@@ -208,7 +210,7 @@ class PairReader:
         if abs(width / height - image.width / image.height) > SAME_ASPECT * image.width / image.height:
             raise BadFile(
                 f"{file}: is {width} x {height}, its image {pair.image.name} is {image.width} x {image.height}; "
-                "give them one size"
+                f"give them one size{self.advice if file is not pair.masks[0] else ''}"
             )
         if not image.note.startswith(image_files.SHRUNK):
             notes.append("mask resized to its image")
@@ -229,6 +231,7 @@ def pairs_plan(
     mask_rule: str | None = None,
     warnings: Sequence[str] = (),
     excluded: Sequence[dict[str, str]] = (),
+    advice: str = "",
 ) -> Plan:
     """The plan of a 2-D segmentation data set, whose images are kept in 8 bits.
 
@@ -244,7 +247,7 @@ def pairs_plan(
         classes=classes,
         image_kind="rgb8",
         parts=parts,
-        read=PairReader(options.dataset, len(classes), read_mask, root, options.max_side),
+        read=PairReader(options.dataset, len(classes), read_mask, root, options.max_side, advice=advice),
         make_splits=make_splits,
         mask_rule=mask_rule or getattr(read_mask, "rule", None),
         warnings=list(warnings),
