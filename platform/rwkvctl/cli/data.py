@@ -151,7 +151,8 @@ def show(
         from rwkvctl.base import files
         from rwkvctl.data.store.contact_sheet import contact_sheet
 
-        files.write_bytes(sheet, contact_sheet(manifest))
+        with _writable("--sheet", sheet):
+            files.write_bytes(sheet, contact_sheet(manifest))
 
 
 @app.command()
@@ -279,7 +280,8 @@ def synth(
     """
     from rwkvctl.data.convert import synth as trees
 
-    trees.write(name, out, n=n, size=size, seed=seed, traps=trap or ())
+    with _writable("--out", out):
+        trees.write(name, out, n=n, size=size, seed=seed, traps=trap or ())
     dataset = name.partition(":")[0]
     print(f"{out}: synthetic {name}; next: rwkvctl data prepare {dataset} --source {out} --allow-partial")
 
@@ -405,6 +407,15 @@ def _balance(summary: dict[str, Any]) -> list[str]:
         named = zip(summary["classes"], shares, strict=True)
         lines.append("  pixels       " + ", ".join(f"{name} {100 * share:.2f} %" for name, share in named))
     return lines
+
+
+@contextmanager
+def _writable(option: str, path: Path) -> Iterator[None]:
+    """One line for a path that cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{option} {path}: cannot be written ({error.strerror}); give another path") from error
 
 
 def _data_root() -> Path:

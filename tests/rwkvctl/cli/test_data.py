@@ -84,3 +84,12 @@ def test_sheets_of_volumes_and_classes(cardiac: Manifest, classed: Manifest, tmp
     for made in (cardiac, classed):
         run("show", made.root, "--sheet", tmp_path / "sheet.png")
         assert (tmp_path / "sheet.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("option", ["--sheet", "--out"])
+def test_a_path_that_cannot_be_written(option: str, binary: Manifest):
+    arguments = (
+        ["show", binary.root, option, "/proc/x.png"] if option == "--sheet" else ["synth", "busi", option, "/proc/x"]
+    )
+    with pytest.raises(UserError, match=rf"{option} /proc/x.*: cannot be written \(.*\); give another path"):
+        run(*arguments)

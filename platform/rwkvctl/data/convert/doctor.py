@@ -40,6 +40,9 @@ def examine(paths: Sequence[Path | str]) -> Diagnosis:
         kinds = Counter(file.suffix or "no extension" for file in source.files)
     # A generic format takes nearly everything; a special one without problems is the surest.
     generic = {form.DATASET.name for form in formats.every() if not form.DATASET.expected}
+    special = [finding for finding in findings if finding.dataset not in generic]
+    if len(special) > 1 or any(not finding.problems for finding in special):
+        findings = special  # what a generic format would take is theirs
     findings.sort(key=lambda finding: (finding.dataset in generic, len(finding.problems)))
     return Diagnosis(findings, dict(kinds.most_common(8)))
 

@@ -34,3 +34,10 @@ def test_unknown(tmp_path: Path):
     found = examine([tmp_path])
     assert found.findings == []
     assert found.extensions == {".txt": 2}
+
+
+def test_a_root_of_several_data_sets_names_those_and_no_other(tmp_path: Path):
+    """The images and masks of Kvasir-SEG are no set of one's own as well."""
+    for name in ("clinicdb", "busi", "kvasir"):
+        synth.write(name, tmp_path / "raw" / name, n=6, size=32)
+    assert {finding.dataset for finding in examine([tmp_path / "raw"]).findings} == {"clinicdb", "busi", "kvasir"}
