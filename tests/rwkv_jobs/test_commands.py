@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,45 +17,55 @@ import optuna
 import pytest
 from PIL import Image
 
+from rwkvctl.data.convert import synth
+
 from .conftest import COMMON, Jobs, mlflow_history, mlflow_runs, wait_for, wait_for_step
 
 TINY = [word for assignment in COMMON for word in ("--set", assignment)]
 
 
-def rwkvctl(*words: str | Path, code: int = 0) -> Any:
+def rwkvctl(*words: str | Path | int, code: int = 0) -> Any:
     """Run a command and return what it prints with --json."""
     command = [sys.executable, "-m", "rwkvctl.cli.app", *map(str, words), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1800)
     assert done.returncode == code, done.stderr[-3000:]
     return json.loads(done.stdout) if code == 0 else done.stderr
 
 
+README = re.findall(r"`rwkvctl ([^`]*)`", (Path(__file__).parents[2] / "README.md").read_text())
+
+
+def from_readme(begin: str, *more: str | Path, code: int = 0, **instead: str) -> Any:
+    """The command of README that begins so, with more options, and names of this test in the place of its own."""
+    (line,) = (line for line in README if line.startswith(begin))
+    return rwkvctl(*(instead.get(word, word) for word in shlex.split(line)), *more, code=code)
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_ray")
-def test_from_shards_to_a_mask_by_the_models_alias(jobs: Jobs, shards: Path, tmp_path: Path):
-    pretrained = rwkvctl(
-        "pretrain", "--variant", "t", "--data", shards / "textures", "--workers", 2, *TINY,
-        "--set", "train.batch_size=8", "--set", "train.epochs=2", "--name", "encoder",
-    )  # fmt: skip
+def test_from_a_download_to_a_mask_by_the_commands_of_readme(
+    jobs: Jobs, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    synth.write("clinicdb", "CVC-ClinicDB", n=16, size=40)
+    from_readme("data prepare", "--allow-partial")
+    Path("shards/cifar").symlink_to(shards / "textures")
+    small = [*TINY, "--set", "train.batch_size=8", "--set"]
+    pretrained = from_readme("pretrain --variant", *small, "train.epochs=2", "--name", "encoder")
     assert (pretrained["run"], pretrained["model_uri"]) == ("encoder", "models:/rwkv_unet_enc_t/1")
-    tuned = rwkvctl(
-        "finetune", "--variant", "t", "--data", shards / "polyps", "--encoder", "models:/rwkv_unet_enc_t/1", *TINY,
-        "--set", "train.batch_size=4", "--set", "train.epochs=1", "--set", "cluster.launcher=process",
-    )  # fmt: skip
-    assert tuned["run"].startswith("finetune-polyps-")
-    scores = rwkvctl("evaluate", tuned["run"], "--split", "test")
+    in_process = ["--workers", 1, "--set", "cluster.launcher=process"]
+    tuned = from_readme("finetune clinicdb --variant", *small, "train.epochs=1", *in_process, RUN="encoder")
+    assert tuned["run"].startswith("finetune-clinicdb-")
+    scores = from_readme("evaluate", RUN=tuned["run"])
     assert scores["cases"] == 2
-    rwkvctl("model", "promote", "rwkv_unet_polyps", 1, "--alias", "champion", "--gate", "dsc_strict>=0")
-    assert "not promoted" in rwkvctl(
-        "model", "promote", "rwkv_unet_polyps", 1, "--alias", "best", "--gate", "dsc_strict>1", code=2
-    )
-    image = tmp_path / "x.png"
-    Image.fromarray(np.full((50, 70, 3), 90, np.uint8)).save(image)
-    made = rwkvctl("predict", "models:/rwkv_unet_polyps@champion", image, "--out", tmp_path / "masks")
-    assert made["written"] == [str(tmp_path / "masks" / "x.png")]
+    assert "not promoted" in from_readme("model promote", code=2)  # its gate asks for 0.9
+    from_readme("model promote", **{"dsc_strict>=0.9": "dsc_strict>=0"})
+    Image.fromarray(np.full((50, 70, 3), 90, np.uint8)).save("image.png")
+    made = from_readme("predict")
+    assert [Path(mask).absolute() for mask in made["written"]] == [tmp_path / "masks" / "image.png"]
     with Image.open(made["written"][0]) as mask:
         assert mask.size == (70, 50)
-    [shown] = rwkvctl("model", "show", "rwkv_unet_polyps")
+    [shown] = from_readme("model show")
     assert (shown["aliases"], shown["run_id"]) == (["champion"], tuned["run_id"])
     assert shown["metrics"]["test/dsc_strict/mean"] == scores["mean"]["dsc_strict"]
     assert {run["run"]: run["state"] for run in rwkvctl("runs")} == dict.fromkeys(
@@ -72,7 +84,7 @@ def test_a_sweep_that_is_killed_runs_only_what_it_lacks(jobs: Jobs, shards: Path
     command = [sys.executable, "-m", "rwkvctl.cli.app", *map(str, words)]
     run_dir, log = jobs.runs / "sweep", (jobs.home / "log").open("w")
     children.append(first := subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True))
-    wait_for(lambda: len(trials(run_dir)) == 2, "second trial", 280)
+    wait_for(lambda: len(trials(run_dir)) == 2, "second trial", 1800)
     wait_for_step(trials(run_dir)[-1], 1)
     os.killpg(first.pid, signal.SIGKILL)
     first.wait()
