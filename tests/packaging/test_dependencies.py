@@ -23,7 +23,6 @@ NOT_IMPORTED_BY_US = {
     "onnx": "torch.onnx imports it",
     "s3fs": "fsspec imports it for s3://",
     "gcsfs": "fsspec imports it for gs://",
-    "webdataset": "shards are to be written with it",
 }
 COMES_WITH_TORCH = {"triton"}  # on the machines that it runs on
 
