@@ -20,7 +20,8 @@ class GLSP(nn.Module):
     (B, in_dim, H, W) -> (B, out_dim, H / stride, W / stride). Both shortcuts, around the depthwise convolution and
     around the block, are there if `residual` is set. The norm of the attention comes after it, as in the authors'
     code (in eq. 3 it comes before). `attention` is a name of `rwkv_unet.attention.ATTENTIONS`; `channel_mix` puts a
-    channel mix of hidden rate 2 after it, with a norm on either side (Table XI).
+    channel mix of hidden rate 2 after it, with a norm on either side (Table XI). The wide point has
+    `in_dim * expansion` channels, or `width`.
     """
 
     def __init__(
@@ -28,7 +29,8 @@ class GLSP(nn.Module):
         in_dim: int,
         out_dim: int,
         *,
-        expansion: float,
+        expansion: float = 1,
+        width: int | None = None,
         norm: Norm,
         stride: int = 1,
         attention: str = "none",
@@ -38,7 +40,7 @@ class GLSP(nn.Module):
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
-        dim = int(in_dim * expansion)
+        dim = width or int(in_dim * expansion)
         self.residual = residual
         self.norm = _norm(norm, in_dim)
         self.expand = ConvNormAct(in_dim, dim, nn.ReLU)
@@ -54,9 +56,10 @@ class GLSP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         wide = self.expand(self.norm(x))
         tokens = wide.permute(0, 2, 3, 1)  # (B, H, W, C)
-        for mixer, norm in ((self.attention, self.attention_norm), (self.channel_mix, self.channel_mix_norm)):
-            if mixer is not None and norm is not None:
-                tokens = tokens + self.drop_path(norm(mixer(tokens)))
+        if self.attention is not None and self.attention_norm is not None:
+            tokens = tokens + self.drop_path(self.attention_norm(self.attention(tokens)))
+        if self.channel_mix is not None and self.channel_mix_norm is not None:
+            tokens = tokens + self.drop_path(self.channel_mix_norm(self.channel_mix(tokens)))
         wide = tokens.permute(0, 3, 1, 2)  # (B, C, H, W)
         local = self.squeeze_excite(self.local(wide))
         if not self.residual:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import torch
+from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
 from rwkv_unet.layers import LayerNorm, TokenMix, q_shift
 
 
+@register_notrace_module  # torch.fx cannot follow sizes that are computed with
 class ChannelMix(nn.Module):
     """Gated feed-forward layer with a squared ReLU: (B, *spatial, C) -> (B, *spatial, C)."""
 

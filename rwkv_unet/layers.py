@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
 NORM_EPS = 1e-6  # of the norms between convolutions; norms of the token and channel mixers keep PyTorch's 1e-5
@@ -27,12 +28,13 @@ class ConvNormAct(nn.Module):
         return self.act(self.norm(self.conv(x)))
 
 
+@register_notrace_module  # torch.fx cannot follow a question about the device
 class LayerNorm(nn.LayerNorm):
     """LayerNorm in its input's dtype, under autocast too (torch's gives float32 on CUDA); it sums in float32 anyway."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not x.is_cuda:
-            return super().forward(x)
+        if torch.jit.is_scripting() or not x.is_cuda:
+            return F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
         with without_autocast():  # then CUDA wants weights of the same dtype
             return F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
 
@@ -68,14 +70,15 @@ def q_shift(x: Tensor) -> Tensor:
     In an image quarters of the channels move right, left, down and up; they end at C // 4, C // 2, 3C // 4 and C. In a
     volume sixths do, and the last two move along its first axis.
     """
-    channels, axes = x.shape[-1], range(x.ndim - 2, 0, -1)
-    ends = [channels * i // (2 * len(axes)) for i in range(1, 2 * len(axes))]
-    parts = iter(x.tensor_split(ends, dim=-1))
-    shifted = []
-    for axis in axes:
-        stays, inner = (0, 0) * (x.ndim - 1 - axis), x.shape[axis] - 1
-        shifted.append(F.pad(next(parts).narrow(axis, 0, inner), (*stays, 1, 0)))
-        shifted.append(F.pad(next(parts).narrow(axis, 1, inner), (*stays, 0, 1)))
+    channels, axes = x.shape[-1], x.ndim - 2
+    parts = x.tensor_split([channels * i // (2 * axes) for i in range(1, 2 * axes)], dim=-1)
+    shifted: list[Tensor] = []
+    for i in range(axes):
+        axis = axes - i
+        inner, before, after = x.shape[axis] - 1, [0] * (2 * i + 4), [0] * (2 * i + 4)
+        before[-2], after[-1] = 1, 1
+        shifted.append(F.pad(parts[2 * i].narrow(axis, 0, inner), before))
+        shifted.append(F.pad(parts[2 * i + 1].narrow(axis, 1, inner), after))
     return torch.cat(shifted, dim=-1)
 
 

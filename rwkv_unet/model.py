@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from rwkv_unet.ccm import CrossChannelMix
 from rwkv_unet.config import ModelConfig, model_config
 from rwkv_unet.decoder import Decoder
-from rwkv_unet.encoder import RWKVUNetEncoder, not_weights
 from rwkv_unet.images import check_images
+from rwkv_unet.rwkv_unet_enc import RWKVUNetEncoder, not_weights
 from rwkv_unet.timm_encoder import TimmEncoder
 
 

@@ -13,8 +13,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from rwkv_unet.blocks import GLSP
-from rwkv_unet.encoder import RWKVUNetEncoder
 from rwkv_unet.model import RWKVUNet
+from rwkv_unet.rwkv_unet_enc import RWKVUNetEncoder
 
 # Our module or parameter -> theirs, inside a block.
 GLSP_NAMES = {

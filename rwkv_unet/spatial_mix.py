@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import torch
+from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
 from biwkv import bi_wkv
 from rwkv_unet.layers import LayerNorm, TokenMix, q_shift
 
 
+@register_notrace_module  # torch.fx cannot follow sizes that are computed with
 class SpatialMix(nn.Module):
     """Global attention, linear in the number of tokens: (B, H, W, C) -> (B, H, W, C)."""
 
@@ -35,7 +37,11 @@ class SpatialMix(nn.Module):
 
     def attend(self, key: Tensor, value: Tensor) -> Tensor:
         """Bi-WKV over all tokens in one row; (B, H, W, C), as its result."""
-        height, width = key.shape[1:3]
-        tokens = height * width
-        attended = bi_wkv(self.decay / tokens, self.first / tokens, key.flatten(1, 2), value.flatten(1, 2))
+        height, width = key.shape[1], key.shape[2]
+        decay, first = self.decay / (height * width), self.first / (height * width)
+        keys, values = key.flatten(1, 2), value.flatten(1, 2)
+        if torch.jit.is_scripting():
+            attended = torch.ops.biwkv.forward(decay, first, keys, values, "auto")
+        else:
+            attended = bi_wkv(decay, first, keys, values)
         return attended.unflatten(1, (height, width))

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from rwkv_unet.attention.spatial_mix_nd import SpatialMixND
 from rwkv_unet.channel_mix import ChannelMix
 from rwkv_unet.config import ModelConfig, model_config
-from rwkv_unet.encoder import init_linear, not_weights
 from rwkv_unet.images import check_images
 from rwkv_unet.layers import NORM_EPS
+from rwkv_unet.rwkv_unet_enc import init_linear, not_weights
 
 FIELDS_OF_IMAGES = ("attention", "shallow_attention", "glsp_channel_mix", "encoder")
 
