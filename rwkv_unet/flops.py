@@ -15,6 +15,7 @@ states count 0.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
@@ -45,7 +46,12 @@ class Macs(NamedTuple):
 
 
 def count_macs(model: nn.Module, size: Sequence[int]) -> Macs:
-    """Multiply-accumulates of one image (C, H, W) in evaluation mode.
+    """Multiply-accumulates of one image (C, H, W) in evaluation mode; see `dry_run`."""
+    return dry_run(model, size)[0]
+
+
+def dry_run(model: nn.Module, size: Sequence[int]) -> tuple[Macs, Any]:
+    """Multiply-accumulates of one image (C, H, W) in evaluation mode, and the output, which has a shape but no values.
 
     Nothing is computed: the model runs once on tensors without data, on its own device and in its own dtype. The
     model is left as it was, training mode included.
@@ -57,12 +63,12 @@ def count_macs(model: nn.Module, size: Sequence[int]) -> Macs:
 
     paper = _PaperCounter()
     true = FlopCounterMode(display=False, custom_mapping=FLOPS)
-    with _evaluation(model), paper.hooks(model), torch.no_grad(), fake:
+    with _evaluation(model), paper.hooks(model), torch.no_grad(), _silent("torch._subclasses.fake_tensor"), fake:
         like = next((x for x in state.values() if x.is_floating_point()), torch.empty(0))
         image = torch.empty((1, *size), dtype=like.dtype, device=like.device)
         with true, paper:
-            torch.func.functional_call(model, state, (image,))
-    return Macs(paper=paper.macs, true=true.get_total_flops() // 2)
+            output = torch.func.functional_call(model, state, (image,))
+    return Macs(paper=paper.macs, true=true.get_total_flops() // 2), output
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -73,6 +79,18 @@ def count_parameters(model: nn.Module) -> int:
     the unused attention of the encoder. Ours are 3,145,761, 9,701,945 and 17,125,513. Encoders are the same.
     """
     return sum(x.numel() for x in model.parameters())
+
+
+@contextmanager
+def _silent(logger: str) -> Iterator[None]:
+    """Without what torch logs about an error that it raises as well."""
+    found = logging.getLogger(logger)
+    level = found.level
+    found.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        found.setLevel(level)
 
 
 @contextmanager

@@ -8,6 +8,8 @@ Options are handed to the library's class: decoder_channels for smp's Unet, img_
 
 from __future__ import annotations
 
+import inspect
+import math
 import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -56,9 +58,48 @@ def smp_network(rest: str, *, num_classes: int, in_channels: int, **options: Any
         raise ValueError(f"{name}: unknown architecture {arch!r}; {suggest(arch, list(architectures))}")
     _check_smp_encoder(name, encoder, smp.encoders.get_encoder_names())
     channels = {"in_channels": in_channels, "classes": num_classes}
-    check_options(name, architectures[arch], options, taken=("encoder_name", "encoder_weights", *channels))
-    network = _build(name, architectures[arch], encoder, encoder_weights=None, **channels, **options)
+    create = architectures[arch]
+    check_options(name, create, options, taken=("encoder_name", "encoder_weights", *channels))
+    options = {**_smp_defaults(create, encoder, options), **options}
+    network = _build(name, create, encoder, encoder_weights=None, **channels, **options)
     return LibraryNetwork(network, in_channels, network.encoder.output_stride)
+
+
+def _smp_defaults(create: Callable[..., Any], encoder: str, given: dict[str, Any]) -> dict[str, Any]:
+    """The defaults of an architecture that must be others for an encoder which reduces images less than 32 times.
+
+    It has fewer stages: the others are left out, their decoder blocks with them. Where an architecture would dilate the
+    encoder to a stride of 8 or 16, the encoder keeps its own.
+    """
+    defaults = {name: parameter.default for name, parameter in inspect.signature(create).parameters.items()}
+    stages = _stages_of_timm(encoder)
+    depth = given.get("encoder_depth", defaults.get("encoder_depth"))
+    if stages is None or stages >= 5 or depth is None:
+        return {}
+    changed: dict[str, Any] = {}
+    if "encoder_output_stride" in defaults:
+        changed["encoder_output_stride"] = 2**stages
+    if depth <= stages:
+        return changed
+    changed["encoder_depth"] = stages
+    channels = defaults.get("decoder_channels")
+    if isinstance(channels, tuple | list) and len(channels) == depth:
+        changed["decoder_channels"] = tuple(channels[:stages])
+    if create.__name__ == "FPN":  # decodes the encoder's last four maps, however large they are
+        changed["upsampling"] = max(1, defaults["upsampling"] >> (depth - stages))
+    return changed
+
+
+def _stages_of_timm(encoder: str) -> int | None:
+    """How often a timm encoder halves an image; None for smp's own, and for one that gives no maps."""
+    if not encoder.startswith("tu-"):
+        return None
+    try:
+        with torch.device("meta"):
+            model: Any = timm.create_model(encoder.removeprefix("tu-"), features_only=True)
+    except Exception:  # each family has errors of its own, and smp will meet them too
+        return None
+    return int(math.log2(model.feature_info.reduction()[-1]))
 
 
 def _check_smp_encoder(name: str, encoder: str, own: list[str]) -> None:
@@ -122,7 +163,7 @@ def _build(name: str, create: Callable[..., Any], *arguments: Any, **options: An
     try:
         with torch.device("cpu"):  # SwinUNETR asks tensors for their values, which those of a meta device lack
             return create(*arguments, **options)
-    except (TypeError, KeyError, AssertionError) as error:
+    except (TypeError, KeyError, AssertionError, IndexError, RuntimeError, NotImplementedError) as error:
         raise ValueError(f"{name}: {' '.join(str(error).split())}") from None
 
 

@@ -14,7 +14,7 @@ from rwkv_unet.baselines.libraries import MONAI
 from rwkv_unet.baselines.rolling_unet import roll_channels
 from rwkv_unet.baselines.u_kan import ORDER, UKAN, b_splines
 from rwkv_unet.baselines.unext import shift
-from rwkv_unet.flops import count_macs, count_parameters
+from rwkv_unet.flops import count_macs, count_parameters, dry_run
 
 TABLE_VI = [
     ("unet", 7_765_985, 12.1630),
@@ -146,3 +146,36 @@ def test_cascade_adds_the_maps_of_four_scales() -> None:
             head.bias += 1
         logits.append(model(x))
     torch.testing.assert_close(logits[1], logits[0] + len(model.heads))
+
+
+SMP = ["unet", "unetplusplus", "manet", "linknet", "fpn", "pspnet", "deeplabv3", "deeplabv3plus", "pan", "upernet"]
+
+
+@pytest.mark.filterwarnings("ignore:Encoder does not have prefix tokens")  # smp's advice to whoever chooses dpt
+@pytest.mark.parametrize("arch", [*SMP, "segformer", "dpt"])
+def test_every_architecture_of_smp_takes_our_encoder_and_gives_logits_of_the_images_size(arch: str):
+    pytest.importorskip("segmentation_models_pytorch")
+    model = create_model(f"smp:{arch}-tu-rwkv_unet_enc_xt", num_classes=2)
+    _, logits = dry_run(model, (3, 128, 192))
+    assert logits.shape == (1, 2, 128, 192)
+    assert model.divisor in (8, 16)
+
+
+def test_depth_and_decoder_of_smp_follow_the_encoder():
+    pytest.importorskip("segmentation_models_pytorch")
+    model: Any = create_model("smp:unet-tu-rwkv_unet_enc_xt", num_classes=2)
+    assert model.network.encoder.out_channels == [8, 12, 24, 48, 96]
+    assert len(model.network.decoder.blocks) == 4
+    shallow: Any = create_model(
+        "smp:unet-tu-rwkv_unet_enc_xt", num_classes=2, encoder_depth=3, decoder_channels=(64, 32, 16)
+    )
+    assert (len(shallow.network.decoder.blocks), shallow.divisor) == (3, 8)
+    own: Any = create_model("smp:unet-resnet18", num_classes=2)
+    assert len(own.network.decoder.blocks) == 5
+
+
+def test_a_stride_that_an_encoder_cannot_have_is_one_line():
+    pytest.importorskip("segmentation_models_pytorch")
+    with pytest.raises(ValueError, match="output_stride 8: the encoder reduces images 16 times") as caught:
+        create_model("smp:deeplabv3-tu-rwkv_unet_enc_xt", num_classes=2, encoder_output_stride=8)
+    assert "\n" not in str(caught.value)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from rwkv_unet import RWKVUNet3D, baselines, create_model
-from rwkv_unet.flops import Macs, count_macs
+from rwkv_unet.flops import Macs, dry_run
 from rwkvctl.base.errors import UserError
 from rwkvctl.config.specs.load import build, parse_assignments
 from rwkvctl.config.specs.parts import EncoderSpec, ModelSpec
@@ -61,17 +61,25 @@ def check(spec: ModelSpec | EncoderSpec, classes: list[str], image: tuple[int, i
 
 
 def macs(model: nn.Module, name: str, image: tuple[int, int, int]) -> Macs:
-    """Multiply-accumulates for an image (C, H, W); UserError where the network does not take such an image."""
+    """Multiply-accumulates for an image (C, H, W); UserError where the network does not take such an image, or its
+    logits are not of the image's size."""
     try:
-        return count_macs(model, image)
-    except (ValueError, RuntimeError, AssertionError) as error:
+        macs, output = dry_run(model, image)
+    except (ValueError, RuntimeError, AssertionError, IndexError, TypeError) as error:
         raise UserError(f"data.image_size {image[1]}: model {name}: {_line(error)}") from None
+    size = output.shape[2:]
+    if output.ndim == 4 and tuple(size) != image[1:]:
+        raise UserError(
+            f"model {name}: its logits are {size[0]} x {size[1]} for images of {image[1]} x {image[2]}, and must be of "
+            "the same size; see model.options (smp's are upsampling and encoder_depth)"
+        )
+    return macs
 
 
 def _build(create: Callable[..., nn.Module], name: str, **arguments: Any) -> nn.Module:
     try:
         return create(name, **arguments)
-    except (ValueError, RuntimeError, TypeError) as error:
+    except (ValueError, RuntimeError, TypeError, IndexError) as error:
         raise UserError(f"model.name {name}: {_line(error)}") from None
 
 

@@ -102,7 +102,11 @@ def example_image(info: BundleInfo, batch: int, size: tuple[int, int]) -> Tensor
 
 
 def metadata(info: BundleInfo) -> dict[str, str]:
-    """What another program needs to feed the model and to read its answer."""
+    """What another program needs to feed the model and to read its answer.
+
+    `intensity` is the rule that brings raw numbers, of a scanner or of 16 bits, to those that the model sees;
+    `orientation` says how its slices lie in a scan. Values are JSON, null where the model has no such rule.
+    """
     rgb = info.image_kind == "rgb8"
     values: dict[str, Any] = {
         "classes": info.classes,
@@ -110,6 +114,8 @@ def metadata(info: BundleInfo) -> dict[str, str]:
         "image_kind": info.image_kind,
         "mean": IMAGENET_MEAN if rgb else None,
         "std": IMAGENET_STD if rgb else None,
+        "intensity": info.intensity,
+        "orientation": info.orientation,
         "model": info.model,
         "dataset": info.dataset,
         "weights_sha256": info.weights_sha256,
@@ -181,7 +187,7 @@ def open_onnx(path: Path) -> Run:
 
 
 def write_pt2(model: nn.Module, example: Tensor, shapes: Any, facts: dict[str, str], path: Path) -> None:
-    """A program for `torch.export.load`, which needs `import biwkv` and no other code of ours."""
+    """A program for `torch.export.load`, after `import biwkv`; it needs no other code of ours."""
     program = torch.export.export(model, (example,), dynamic_shapes=shapes)
     with path.open("wb") as file:
         torch.export.save(program, file, extra_files=dict(facts))

@@ -21,6 +21,7 @@ CLASSES = ["background", "polyp"]
         {"name": "unet", "options": {"dims": [8, 16]}},
         {"name": "emcad", "encoder": "pvt_v2_b0", "drop_path": 0.0},
         {"name": "smp:unet-resnet18"},
+        {"name": "smp:fpn-tu-rwkv_unet_enc_xt"},
         {"name": "monai:UNETR", "options": {"img_size": 32, "hidden_size": 48, "num_heads": 2}},
     ],
 )
@@ -43,8 +44,11 @@ def test_a_model_folder_names_all_that_the_spec_does(fields: dict[str, Any]):
         ({"name": "unet", "options": {"widths": 3}}, 64, "model.widths does not apply to unet, which has dims"),
         ({"name": "emcad"}, 80, "data.image_size 80: model emcad: image size 80 x 80 is not divisible by 32"),
         ({"name": "monai:UNETR"}, 64, "data.image_size 64: model monai:UNETR: the model is built for images of 256"),
+        ({"name": "smp:fpn-resnet18", "options": {"encoder_depth": 4}}, 64,
+         "model smp:fpn-resnet18: its logits are 128 x 128 for images of 64 x 64, and must be of the same size"),
+        ({"name": "smp:pan-tu-rwkv_unet_enc_xt"}, 64, "data.image_size 64: model smp:pan-tu-rwkv_unet_enc_xt: Given"),
     ],
-)
+)  # fmt: skip
 def test_what_cannot_work_is_said_before_the_job_begins(fields: dict[str, Any], side: int, message: str):
     with pytest.raises(UserError) as error:
         networks.check(ModelSpec(**fields), CLASSES, (3, side, side))

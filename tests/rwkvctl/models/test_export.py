@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnxruntime
@@ -124,6 +126,35 @@ class Windowed(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         assert x.shape[2:] == (224, 224)
         return x.mean((2, 3), keepdim=True) + x
+
+
+RULE = {"clip": [-125, "p99"], "scale": "(x - low) / (high - low)"}
+
+
+@pytest.mark.parametrize("form", ["onnx", "pt2"])
+def test_the_file_says_how_a_scan_becomes_its_input(tmp_path: Path, form: str):
+    scans = info().model_copy(
+        update={"image_size": 224, "image_kind": "float", "channels": 1, "intensity": RULE, "orientation": "RAS"}
+    )
+    export(Windowed(), scans, path := tmp_path / f"x.{form}", form, fixed_size=True)
+    assert facts_of(path) == {
+        "intensity": RULE, "orientation": "RAS", "image_kind": "float", "image_size": 224, "mean": None, "std": None,
+        "classes": scans.classes, "model": scans.model | {"depths": [1, 1, 2, 2]}, "dataset": "", "weights_sha256": "",
+    }  # fmt: skip
+    export(Windowed(), scans.model_copy(update={"intensity": None, "orientation": None}), path, form, fixed_size=True)
+    assert (facts_of(path)["intensity"], facts_of(path)["orientation"]) == (None, None)
+
+
+def facts_of(path: Path) -> dict[str, Any]:
+    """The metadata, as another program reads it."""
+    if path.suffix == ".onnx":
+        found = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+    else:
+        with zipfile.ZipFile(path) as archive:
+            names = [name.split("/extra/", 1)[1] for name in archive.namelist() if "/extra/" in name]
+        found = dict.fromkeys(names, "")
+        torch.export.load(path, extra_files=found)
+    return {key.removeprefix("rwkvctl."): json.loads(value) for key, value in found.items()}
 
 
 def test_a_model_of_one_size_is_exported_for_that_size(tmp_path: Path):
