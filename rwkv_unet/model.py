@@ -4,14 +4,15 @@ Paper: "RWKV-UNet: Improving UNet with Long-Range Cooperation for Effective Medi
 https://arxiv.org/abs/2501.08458
 """
 
-from __future__ import annotations
-
+# Annotations are classes here, not text: Hugging Face's mixin reads what a config is from them.
 import math
+import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor, nn
 
+from rwkv_unet import hub
 from rwkv_unet.ccm import CrossChannelMix
 from rwkv_unet.config import ModelConfig, model_config
 from rwkv_unet.decoder import Decoder
@@ -50,6 +51,26 @@ class RWKVUNet(nn.Module):
         if self.ccm is not None:
             skips = self.ccm(skips)
         return self.head(self.decoder(deepest, skips[len(skips) - self.config.num_skips :]))
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write `config.json` and `model.safetensors` into a folder, as the Hugging Face hub wants them."""
+        hub.save(self, self.config, folder)
+
+    @classmethod
+    def from_pretrained(cls, source: str | os.PathLike[str], **download: Any) -> Self:
+        """A model of `save_pretrained`, in evaluation mode, from a folder or a repository of the Hugging Face hub.
+
+        download: revision, token, cache_dir and others of `huggingface_hub.hf_hub_download`.
+
+        Raises:
+            ValueError: if the folder has no such files, or the weights are not those of the config.
+        """
+        try:
+            model = cls(ModelConfig(**hub.read_config(str(source), **download)))
+        except TypeError as error:  # a field that this version does not have
+            raise ValueError(f"{source}: {error}") from None
+        hub.load_weights(model, str(source), **download)
+        return model.eval()
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that are no weights (timm's optimizer factory asks)."""

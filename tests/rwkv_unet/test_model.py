@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from typing import Any
@@ -202,6 +203,16 @@ def test_compiles_as_one_graph() -> None:
     torch.testing.assert_close(output, model(x), rtol=1e-4, atol=1e-5)
     output.square().mean().backward()
     assert all(p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.skipif(shutil.which("g++") is None, reason="the compiler of torch.compile needs a C++ compiler")
+def test_what_the_real_compiler_makes_of_t_gives_the_same() -> None:
+    torch.compiler.reset()
+    model, x = create_model("rwkv_unet_t", num_classes=2, drop_path=0.0).eval(), torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.compile(model, fullgraph=True)(x), model(x), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.slow

@@ -99,7 +99,7 @@ def save(folder: str | os.PathLike[str], state_dict: Mapping[str, Tensor], info:
     new.mkdir(parents=True)
     try:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
-        safetensors.torch.save_file(tensors, new / WEIGHTS_NAME)
+        safetensors.torch.save_file(tensors, new / WEIGHTS_NAME, metadata={"format": "pt"})
         info = info.model_copy(update={"weights_sha256": sha256_file(new / WEIGHTS_NAME)})
         write_json(new / INFO_NAME, info.model_dump(mode="json", by_alias=True))
         with (new / WEIGHTS_NAME).open("rb") as file:
