@@ -205,7 +205,7 @@ class ClassifierHead(nn.Module):
             self.pool = SelectAdaptivePool2d(pool_type=f"fast{pool_type}", flatten=True)
         self.pooled_dim = self.dim * (2 if pool_type == "catavgmax" else 1)
         like = next(self.norm.parameters(), None)
-        place = {} if like is None else {"device": like.device, "dtype": like.dtype}
+        place: dict[str, Any] = {} if like is None else {"device": like.device, "dtype": like.dtype}
         self.fc: nn.Module = nn.Linear(self.pooled_dim, num_classes, **place) if num_classes else nn.Identity()
         self.fc.apply(init_linear)
         self.fc.train(self.training)
