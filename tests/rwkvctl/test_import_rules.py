@@ -22,7 +22,10 @@ MAY_IMPORT = {
     "mlflow": ["rwkvctl/runs/", "rwkvctl/registry/"],
     "optuna": ["rwkv_jobs/tune.py", "rwkv_jobs/points.py"],
 }
-OPTIONAL = {"rwkv_unet/baselines/libraries.py": {"segmentation_models_pytorch", "monai"}}  # inside functions only
+OPTIONAL = {  # inside functions only
+    "rwkv_unet/baselines/libraries.py": {"segmentation_models_pytorch", "monai"},
+    "rwkv_unet/hub.py": {"safetensors", "huggingface_hub"},
+}
 ROOMS = ["base", "config", "pictures", "data", "training", "models", "runs", "registry", "launch", "reports", "cli"]
 """A room imports itself and those before it."""
 DATA_ROOMS = ["images", "store", "feed", "convert"]
