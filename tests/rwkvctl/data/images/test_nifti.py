@@ -113,7 +113,7 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\
     (LFS, "is a Git LFS pointer, not the scan itself; run git lfs pull"),
     (b"", "is empty; replace it"),
     (b"x" * 1000, "not a NIfTI file; replace it"),
-    (gzip.compress(b"x" * 1000), "not a NIfTI file; replace it"),
+    (gzip.compress(b"x" * 1000, mtime=0), "not a NIfTI file; replace it"),
 ])  # fmt: skip
 def test_what_is_no_scan_is_named(tmp_path: Path, content, line: str):
     path = tmp_path / "a.nii.gz"
