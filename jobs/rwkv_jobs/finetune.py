@@ -18,7 +18,7 @@ from rwkv_jobs.fit import run_training
 from rwkv_jobs.model_summary import describe, model_info
 from rwkv_jobs.optimizer import make_optimizer
 from rwkv_jobs.recorder import Recorder
-from rwkv_jobs.scoring import Gallery, score_cases, write_cases
+from rwkv_jobs.scoring import Gallery, has_foreground, score_cases, write_cases
 from rwkv_jobs.stepper import Stepper, training_form
 from rwkv_jobs.worker import Worker, autocast, worker
 from rwkvctl.base.files import write_json
@@ -32,6 +32,10 @@ from rwkvctl.registry.release import SUMMARY
 from rwkvctl.runs.journal import say
 from rwkvctl.training.checkpoint import TrainState, load_checkpoint, pointed_at, read_checked
 from rwkvctl.training.losses import segmentation_loss
+
+NO_FOREGROUND = (
+    "warning: no mask of the validation part has foreground, so that its scores say nothing; the last weights are kept"
+)
 
 
 def check(spec: FinetuneSpec, run_dir: Path) -> None:
@@ -54,6 +58,7 @@ def run(spec: FinetuneSpec, run_dir: Path) -> dict[str, Any]:
 def train(spec: FinetuneSpec, run_dir: Path) -> None:
     """What every worker runs: continue from the run's latest checkpoint, if there is one, to the last epoch."""
     with worker(spec.cluster) as me, Recorder(me, run_dir) as recorder:
+        spec = recorder.settle(spec)
         manifest = Manifest.load(spec.data.path or "")
         loader = train_loader(spec, spec.augment, manifest, me)
         model = make_model(spec, manifest, run_dir).to(me.device).to(memory_format=torch.channels_last)
@@ -69,6 +74,9 @@ def train(spec: FinetuneSpec, run_dir: Path) -> None:
         stepper = Stepper(spec, me, model, state.optimizer, loader.steps_per_epoch)
         unlabeled = Unlabeled(spec, manifest, me, loader.steps_per_epoch) if spec.consistency else None
         position = state.position
+        comparable = not spec.train.validate_every or has_foreground(manifest, spec.data, "val", me)
+        if not comparable:
+            recorder.event("message", text=NO_FOREGROUND)
         while position.epoch < spec.train.epochs:
             model.train()
             for batch in loader.epoch(position.epoch, position.consumed):
@@ -92,9 +100,11 @@ def train(spec: FinetuneSpec, run_dir: Path) -> None:
                 recorder.metrics(stepper.step(loss, position.step), position.step + 1)
                 last = advance(position, spec.train.batch_size, loader.steps_per_epoch)
                 if checkpoint_is_due(spec, position) and not last:
+                    stepper.check_finite()
                     recorder.checkpoint(state)
+            stepper.check_finite()
             close_epoch(position)
-            better = validate(spec, manifest, model, me, state, recorder)
+            better = validate(spec, manifest, model, me, state, recorder) or not comparable
             recorder.checkpoint(state, best=better)
             stepper.skip_time()
         finish(spec, manifest, model, me, run_dir, recorder, described)

@@ -46,6 +46,7 @@ def run(spec: PretrainSpec, run_dir: Path) -> dict[str, Any]:
 def train(spec: PretrainSpec, run_dir: Path) -> None:
     """What every worker runs: continue from the run's latest checkpoint, if there is one, to the last epoch."""
     with worker(spec.cluster) as me, Recorder(me, run_dir) as recorder:
+        spec = recorder.settle(spec)
         manifest = Manifest.load(spec.data.path or "")
         loader = train_loader(spec, spec.augment, manifest, me)
         model = make_model(spec, manifest).to(me.device).to(memory_format=torch.channels_last)
@@ -75,7 +76,9 @@ def train(spec: PretrainSpec, run_dir: Path) -> None:
                     ema.update(model, step=position.step)
                 last = advance(position, spec.train.batch_size, loader.steps_per_epoch)
                 if checkpoint_is_due(spec, position) and not last:
+                    stepper.check_finite()
                     recorder.checkpoint(state)
+            stepper.check_finite()
             close_epoch(position)
             better = validate(spec, manifest, me, state, recorder)
             recorder.checkpoint(state, best=better)

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TypeVar
 
-from rwkv_jobs.worker import Worker
+from rwkv_jobs.worker import Worker, resolved_precision
+from rwkvctl.base.errors import JobFailedError, explain
+from rwkvctl.config.specs.jobs import TrainingSpec
+from rwkvctl.runs import folder as run_folder
 from rwkvctl.runs.journal import Journal
 from rwkvctl.runs.lease import RunLease
 from rwkvctl.training.checkpoint import TrainState, save_checkpoint
+
+AnyTraining = TypeVar("AnyTraining", bound=TrainingSpec)
+
+
+def with_precision(spec: AnyTraining, precision: str) -> AnyTraining:
+    return spec.model_copy(update={"train": spec.train.model_copy(update={"precision": precision})})
 
 
 class Recorder:
@@ -42,11 +52,37 @@ class Recorder:
             self.journal.event(kind, **fields)
 
     def checkpoint(self, state: TrainState, *, best: bool = False) -> None:
-        """Write a checkpoint; what the journal says of its steps is on disk before it. All ranks see it afterwards."""
+        """Write a checkpoint; what the journal says of its steps is on disk before it. All ranks see it afterwards.
+
+        Raises:
+            JobFailedError: on all ranks, if the weights are not finite or the disk does not take them.
+        """
+        problem = None
         if self.active:
-            self.journal.flush()
-            save_checkpoint(self.run_dir / "checkpoints", state, best=best)
-        self.worker.barrier()
+            try:
+                self.journal.flush()
+                save_checkpoint(self.run_dir / "checkpoints", state, best=best)
+            except JobFailedError as error:
+                problem = str(error)
+            except OSError as error:
+                problem = f"step {state.position.step}: no checkpoint is written: {explain(error, self.run_dir)}"
+        [problem, *_] = self.worker.gather(problem)
+        if problem is not None:
+            raise JobFailedError(problem)
+
+    def settle(self, spec: AnyTraining) -> AnyTraining:
+        """The spec with `train.precision: auto` resolved by rank 0's device, at the first start, and kept in the run:
+        a run that goes on elsewhere must not change its arithmetic. All ranks get the same."""
+        precision = None
+        if self.active:
+            stored = run_folder.read_spec(self.run_dir)
+            assert isinstance(stored, TrainingSpec)
+            precision = resolved_precision(stored.train.precision, self.worker.device)
+            if precision != stored.train.precision:
+                run_folder.write_spec(self.run_dir, with_precision(stored, precision))
+                self.journal.artifact(self.run_dir / run_folder.SPEC)
+            self.journal.params({"train.precision": precision})
+        return with_precision(spec, self.worker.gather(precision)[0])
 
     def __enter__(self) -> Recorder:
         return self

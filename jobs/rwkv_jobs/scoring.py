@@ -18,6 +18,7 @@ from rwkvctl.data.feed.cases import Case, iter_cases
 from rwkvctl.data.feed.loaders import ClassificationEvalLoader
 from rwkvctl.data.feed.model_input import to_input
 from rwkvctl.data.store.manifest import Manifest
+from rwkvctl.data.store.reader import reader_for
 from rwkvctl.models.inference import segment_image, segment_volume
 from rwkvctl.pictures.overlays import overlay_png
 from rwkvctl.training import metrics
@@ -79,6 +80,14 @@ def score_cases(
     assert sorted(everyone) == sorted(ids), "every case is scored exactly once"
     cases = {key: everyone[key] for key in ids}
     return Scores(cases, manifest.classes, metrics.summarise(cases, manifest.classes))
+
+
+def has_foreground(manifest: Manifest, data: DataSpec, part: str, me: Worker) -> bool:
+    """Whether any mask of a part shows anything; reading stops at the first that does."""
+    keys = manifest.ids(data.split or manifest.default_split, part)[me.rank :: me.world_size]
+    reader = reader_for(manifest, keys)
+    masks = (reader.mask(row) for row in range(len(reader)))
+    return any(me.gather(any(((mask > 0) & (mask != manifest.ignore_index)).any() for mask in masks)))
 
 
 class Gallery:

@@ -48,6 +48,14 @@ class Worker:
         dist.all_reduce(value)
         return value
 
+    def least(self, value: torch.Tensor) -> torch.Tensor:
+        """The smallest value of every element over all workers."""
+        if self.world_size == 1:
+            return value
+        value = value.clone()
+        dist.all_reduce(value, dist.ReduceOp.MIN)
+        return value
+
     def gather(self, value: Any) -> list[Any]:
         """Everybody's value, by rank."""
         if self.world_size == 1:
@@ -75,12 +83,13 @@ def worker(cluster: ClusterSpec) -> Iterator[Worker]:
     if own_group:
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     in_group = dist.is_initialized()
-    if in_group:
-        torch.set_num_threads(cluster.cpus_per_worker)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(cluster.cpus_per_worker)  # by every launcher alike: the sums of a CPU depend on it
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if in_group else (0, 1)
     try:
         yield Worker(rank, world_size, pick_device())
     finally:
+        torch.set_num_threads(threads)
         if own_group:
             dist.destroy_process_group()
 
@@ -96,9 +105,16 @@ def pick_device() -> torch.device:
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[None]:
     """bf16 autocast where it is asked for, or on a GPU by itself."""
-    if precision == "bf16" or (precision == "auto" and device.type == "cuda"):
+    if resolved_precision(precision, device) == "bf16":
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return nullcontext()
+
+
+def resolved_precision(precision: str, device: torch.device) -> str:
+    """`auto` is bf16 on a GPU and fp32 on a CPU."""
+    if precision != "auto":
+        return precision
+    return "bf16" if device.type == "cuda" else "fp32"
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:

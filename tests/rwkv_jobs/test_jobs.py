@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from rwkvctl.runs import folder as run_folder
+
 from .conftest import Jobs, events, history, latest, mlflow_history, mlflow_runs
 
 Check = Callable[[Path, dict[str, Any]], None]
@@ -84,20 +86,37 @@ def smaller_than_published(run_dir: Path, result: dict[str, Any]) -> None:
 
 ONE_STEP = ["train.epochs=1", "train.epoch_steps=1"]
 """Enough for a choice that the loop does not see."""
+
+
+def precision(expected: str) -> Check:
+    """What `auto` was resolved to stands in the spec, in the checkpoint and among the parameters."""
+
+    def check(run_dir: Path, result: dict[str, Any]) -> None:
+        assert run_folder.read_spec(run_dir).model_dump()["train"]["precision"] == expected
+        assert json.loads((latest(run_dir) / "state.json").read_text())["spec"]["train"]["precision"] == expected
+        [run] = mlflow_runs(run_dir.parent.parent)
+        assert run.data.params["train.precision"] == expected
+        assert run.data.params["cluster.cpus_per_worker"] == "1"
+        assert events(run_dir, "param_changed") == []
+
+    return check
+
+
 TABLE: list[tuple[str, str, list[str], list[Check]]] = [
     ("binary", "finetune", [], [trained(6, 2), both_conventions, output_channels(1), classes("foreground")]),
     ("volumes", "hearts", [], [both_conventions, output_channels(4)]),
     ("wrap", "finetune", ["train.batch_size=8", "train.epochs=1", "train.tail=wrap"], [trained(2, 1)]),
     ("drop", "finetune", ["train.batch_size=8", "train.epochs=1", "train.tail=drop"], [trained(1, 1)]),
     ("no validation", "finetune", ["train.validate_every=0", *ONE_STEP], [trained(1, 1), no_scores]),
-    ("ablation", "finetune", ["model.ccm=false", *ONE_STEP], [trained(1, 1), smaller_than_published]),
+    ("ablation", "finetune", ["model.ccm=false", *ONE_STEP],
+     [trained(1, 1), smaller_than_published, precision("fp32")]),
     ("semi-supervised", "cervix", ["train.epochs=1", "train.epoch_steps=2"], [trained(2, 1), output_channels(3)]),
     ("attention", "finetune", ["model.attention=mhsa", *ONE_STEP], [trained(1, 1)]),
     ("encoder", "finetune", ["model.encoder=resnet18", *ONE_STEP], [trained(1, 1)]),
     ("clipped, by step", "finetune",
      ["train.epochs=1", "optimizer.clip_grad=1", "optimizer.update=step", "optimizer.lr=2e-3", "optimizer.min_lr=0"],
      [trained(3, 1), rates(2e-3, 1.5e-3, 0.5e-3)]),
-    ("bf16", "finetune", ["train.precision=bf16", *ONE_STEP], [trained(1, 1)]),
+    ("bf16", "finetune", ["train.precision=bf16", *ONE_STEP], [trained(1, 1), precision("bf16")]),
     ("loader processes", "finetune", ["train.epochs=1", "data.workers=1"], [trained(3, 1)]),
     ("classes", "pretrain", [], [trained(6, 2), averaged]),
     ("no average", "pretrain", ["ema_decay=null", "train.epochs=1", "optimizer.warmup_epochs=0"],

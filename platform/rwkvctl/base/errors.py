@@ -1,5 +1,10 @@
 """Errors that reach the user as one line."""
 
+from __future__ import annotations
+
+import errno
+import os
+
 
 class UserError(ValueError):
     """Wrong input: an argument, a file, a spec, a data set.
@@ -15,3 +20,16 @@ class BadFile(ValueError):
 
 class JobFailedError(RuntimeError):
     """A job that cannot go on, and would fail again if it were retried. Exit code 1, one line, no traceback."""
+
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+UNUSABLE = {errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG}
+"""A path that cannot be written by nature: a file is in the way, or somebody else's folder."""
+
+
+def explain(error: OSError, path: str | os.PathLike[str] | None = None) -> str:
+    """The path and the reason of a failed read or write on one line; `path` where the error itself names none."""
+    where = error.filename if error.filename is not None else path
+    reason = error.strerror or " ".join(str(error).split())[:200] or type(error).__name__
+    advice = "; free some space" if error.errno in FULL else ""
+    return f"{os.fsdecode(where)}: {reason}{advice}" if where is not None else f"{reason}{advice}"

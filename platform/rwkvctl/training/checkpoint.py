@@ -23,8 +23,9 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from rwkvctl.base.errors import UserError
+from rwkvctl.base.errors import JobFailedError, UserError
 from rwkvctl.base.files import fsync_directory, sha256_file, write_bytes, write_json
+from rwkvctl.data.feed.order import ORDER_VERSION
 
 SCHEMA = "rwkv-checkpoint/1"
 
@@ -64,7 +65,16 @@ class TrainState:
 
 
 def save_checkpoint(folder: Path, state: TrainState, *, best: bool = False) -> Path:
-    """Write a checkpoint, point `latest` (and `best`) at it, and delete those that nothing points at."""
+    """Write a checkpoint, point `latest` (and `best`) at it, and delete those that nothing points at.
+
+    Raises:
+        JobFailedError: a tensor holds NaN or infinity; nothing is written.
+    """
+    if (tensor := not_finite(state)) is not None:
+        raise JobFailedError(
+            f"step {state.position.step}: {tensor} is not finite, and no checkpoint is written; "
+            "start a new run with a lower optimizer.lr"
+        )
     name = f"step-{state.position.step:08d}"
     target = folder / name
     if target not in (pointed_at(folder, "latest"), pointed_at(folder, "best")):
@@ -83,6 +93,23 @@ def save_checkpoint(folder: Path, state: TrainState, *, best: bool = False) -> P
     return target
 
 
+def not_finite(state: TrainState) -> str | None:
+    """Name of the first tensor that holds NaN or infinity, None if all are finite; waits for the device once."""
+    tensors = {
+        f"{file} {name}": tensor
+        for file, tensors in state.tensors().items()
+        for name, tensor in tensors.items()
+        if tensor.is_floating_point()
+    }
+    finite = torch.stack([tensor.isfinite().all().to(tensors_device(state)) for tensor in tensors.values()])
+    return next((name for name, fine in zip(tensors, finite.tolist(), strict=True) if not fine), None)
+
+
+def tensors_device(state: TrainState) -> torch.device:
+    """Where the network is; AdamW counts its steps on the CPU."""
+    return next(state.model.parameters()).device
+
+
 def write_state(folder: Path, state: TrainState) -> None:
     """The files of one checkpoint."""
     hashes = {}
@@ -95,6 +122,7 @@ def write_state(folder: Path, state: TrainState) -> None:
         "sha256": hashes,
         "position": asdict(state.position),
         "fingerprint": state.fingerprint,
+        "sample_order": ORDER_VERSION,
         "spec": state.spec,
         "param_groups": [
             {key: value for key, value in group.items() if key != "params"} for group in state.optimizer.param_groups
@@ -154,6 +182,12 @@ def load_checkpoint(folder: Path, state: TrainState) -> bool:
         raise UserError(
             f"{checkpoint}: was trained on data {content['fingerprint'][:12]}, but the data is now "
             f"{state.fingerprint[:12]}; restore the data or start a new run"
+        )
+    order = content.get("sample_order", 1)  # the first version was not noted
+    if order != ORDER_VERSION:
+        raise UserError(
+            f"{checkpoint}: was trained with the samples in an order of version {order}, and this rwkvctl has version "
+            f"{ORDER_VERSION}; continue with the rwkvctl that began the run, or start a new run"
         )
     state.model.load_state_dict(load_file(checkpoint / "model.safetensors"))
     if state.ema is not None:

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from rwkvctl.base import files
-from rwkvctl.base.errors import UserError
+from rwkvctl.base.errors import JobFailedError, UserError
 from rwkvctl.training import checkpoint
 from rwkvctl.training.checkpoint import Position, TrainState, load_checkpoint, pointed_at, save_checkpoint
 
@@ -281,3 +281,26 @@ def test_the_spec_and_the_hashes_are_there_to_read(saved: Path):
     assert content["fingerprint"] == "f" * 64
     assert set(content["sha256"]) == {"model.safetensors", "ema.safetensors", "optimizer.safetensors"}
     assert [group["weight_decay"] for group in content["param_groups"]] == [0.05, 0.0]
+
+
+@pytest.mark.parametrize("where", ["model", "ema", "optimizer"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_not_written(tmp_path: Path, where: str, value: float):
+    state = make_state(0)
+    train(state, 2)
+    save_checkpoint(tmp_path, state, best=True)
+    train(state, 1)
+    next(t for t in reversed(state.tensors()[where].values()) if t.is_floating_point() and t.ndim).view(-1)[0] = value
+    with pytest.raises(JobFailedError, match=f"step 3: {where} .* is not finite, and no checkpoint is written"):
+        save_checkpoint(tmp_path, state, best=True)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["best.json", "latest.json", "step-00000002"]
+
+
+def test_a_run_is_not_resumed_in_another_order_of_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    state = make_state(0)
+    train(state, 2)
+    save_checkpoint(tmp_path, state)
+    assert load_checkpoint(tmp_path, make_state(1))
+    monkeypatch.setattr(checkpoint, "ORDER_VERSION", 2)
+    with pytest.raises(UserError, match="in an order of version 1, and this rwkvctl has version 2"):
+        load_checkpoint(tmp_path, make_state(1))

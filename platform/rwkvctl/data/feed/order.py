@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 ORDER_VERSION = 1
-"""Raised when the function changes; a checkpoint of another version cannot resume within an epoch."""
+"""Raised when the function changes; a run is not resumed under another version."""
 
 SHARDS_A_GROUP = 4
 
