@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import shutil
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import rwkvctl
-from rwkv_jobs.launch import check_launch, torchrun_rank
+from rwkv_jobs.launch import torchrun_rank
 from rwkv_jobs.progress import Progress
 from rwkvctl.base.errors import UserError
 from rwkvctl.base.files import write_json
@@ -23,6 +24,10 @@ from rwkvctl.runs.journal import Journal, say
 from rwkvctl.runs.lease import LeaseLost, RunLease
 from rwkvctl.runs.sync import Syncer
 
+ORPHANS_END_WITHIN = 40.0
+"""Seconds after which a worker of another machine that was cut off has lost its lease."""
+UNRESOLVED = ("train.precision", "auto")
+"""What the first worker decides, by its device."""
 WORKER_FUNCTIONS = {"pretrain": "train", "finetune": "train", "evaluate": "score"}
 """What torchrun's other ranks run of a job."""
 
@@ -58,7 +63,6 @@ def check(job: ModuleType, spec: JobSpec, run_dir: Path) -> None:
     """Data, cluster and model, before the run says a word; a new run that cannot work leaves no folder behind."""
     try:
         preflight.check(spec)
-        check_launch(spec.cluster)
         job.check(spec, run_dir)
     except UserError:
         if torchrun_rank() == 0 and not (run_dir / run_folder.JOURNAL).exists():
@@ -71,7 +75,8 @@ def start(journal: Journal, spec: JobSpec, run_dir: Path) -> None:
     fields = run_folder.flatten(spec.model_dump(mode="json", by_alias=True))
     journal.event("start", run=run_dir.name, job=fields["job"])
     journal.event("message", text=f"run {run_dir.name} in {run_dir}")
-    journal.params({key: value for key, value in fields.items() if value is not None})
+    open_yet = {key for key, value in fields.items() if value is None or (key, value) == UNRESOLVED}
+    journal.params({key: value for key, value in fields.items() if key not in open_yet})
     journal.tags({"rwkvctl.version": rwkvctl.__version__, "mlflow.source.git.commit": git_commit()})
     journal.artifact(run_dir / run_folder.SPEC)
 
@@ -95,9 +100,24 @@ def tracked(spec: JobSpec, run_dir: Path) -> Iterator[Syncer]:
         raise
     finally:
         if status is not None:
-            with Journal(run_dir / run_folder.JOURNAL) as journal:
-                journal.event("end", status=status)
+            end(run_dir, status, spec)
         syncer.close()
+
+
+def end(run_dir: Path, status: str, spec: JobSpec) -> None:
+    """Note how the run ended, when the last of its workers has gone; where the disk takes nothing, in MLflow alone."""
+    with contextlib.suppress(UserError, OSError), RunLease(run_dir, wait=ORPHANS_END_WITHIN):
+        pass  # waited for, and what a killed worker held is given back
+    try:
+        with Journal(run_dir / run_folder.JOURNAL) as journal:
+            journal.event("end", status=status)
+    except OSError:
+        run_id = run_folder.mlflow_run_id(run_dir)
+        with contextlib.suppress(Exception):  # of whatever a server can do; the disk's own error is on its way
+            from rwkvctl.runs.mlflow_client import connect
+
+            if run_id is not None:
+                connect(spec.tracking.uri or "").set_terminated(run_id, status)
 
 
 def record_artifacts(journal: Journal, run_dir: Path) -> None:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
 import traceback
 from pathlib import Path
 
 from rwkv_jobs.driver import drive
 from rwkv_jobs.launch import torchrun_rank
-from rwkvctl.base.errors import JobFailedError, UserError
+from rwkvctl.base.errors import JobFailedError, UserError, explain
 from rwkvctl.base.exit_codes import DONE, FAILED, INTERRUPTED, USER_ERROR
+from rwkvctl.base.processes import interrupt_on_stop, isolate_children
 from rwkvctl.config import settings
 from rwkvctl.config.specs.jobs import JOBS, JobSpec, TrainingSpec
 from rwkvctl.config.specs.load import build, merge, parse_assignments, read_recipe
 from rwkvctl.launch.complete_spec import on_machine, with_data
 from rwkvctl.runs import folder as run_folder
+
+RESUMABLE = ("pretrain", "finetune", "tune")
 
 
 def main(job: str) -> None:
@@ -26,16 +28,18 @@ def main(job: str) -> None:
     parser.add_argument("target", help="folder of a run, name of a recipe, or path of a YAML file")
     parser.add_argument("--set", dest="assignments", action="append", default=[], metavar="FIELD=VALUE")
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: interrupt())
-    sys.exit(guarded(job, arguments.target, arguments.assignments))
-
-
-def interrupt() -> None:
-    raise KeyboardInterrupt
+    try:
+        isolate_children()
+        interrupt_on_stop()
+        code = guarded(job, arguments.target, arguments.assignments)
+    except KeyboardInterrupt:  # during the imports, for which whoever started this process held the signals back
+        code = interrupted(job, Path(arguments.target))
+    sys.exit(code)
 
 
 def guarded(job: str, target: str, assignments: list[str]) -> int:
-    """Run the job; every failure becomes an exit code, and a mistake of the user's one line."""
+    """Run the job; every failure becomes an exit code, and one line where its cause is known."""
+    run_dir = Path(target)
     try:
         spec, run_dir = resolve(job, target, assignments)
         drive(spec, run_dir)
@@ -46,12 +50,35 @@ def guarded(job: str, target: str, assignments: list[str]) -> int:
         print(f"failed: {error}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
-        print("interrupted; continue with --resume", file=sys.stderr)
-        return INTERRUPTED
+        return interrupted(job, run_dir)
+    except OSError as error:
+        if error.errno is None:  # a library's own, which its traceback explains better
+            traceback.print_exc()
+        else:
+            print(f"failed: {explain(error)}{go_on(job, run_dir)}", file=sys.stderr)
+        return FAILED
     except Exception:
         traceback.print_exc()
         return FAILED
     return DONE
+
+
+def interrupted(job: str, run_dir: Path) -> int:
+    """The last line of a job that was stopped; its exit code."""
+    if torchrun_rank() == 0:
+        print(f"interrupted{go_on(job, run_dir)}", file=sys.stderr)
+    return INTERRUPTED
+
+
+def go_on(job: str, run_dir: Path) -> str:
+    """The command that continues a run, as it is to be typed."""
+    if not (run_dir / run_folder.SPEC).exists():
+        return ""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return "; to continue, run the same torchrun command again"
+    if job not in RESUMABLE:
+        return "; to start again, run the same command"
+    return f"; continue with: {run_folder.resume_command(job, run_dir)}"
 
 
 def resolve(job: str, target: str, assignments: list[str]) -> tuple[JobSpec, Path]:

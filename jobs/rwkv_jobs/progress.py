@@ -20,10 +20,13 @@ class Progress:
 
     def __init__(self, run_dir: Path):
         self.path = run_dir / "journal.jsonl"
-        self.offset = read(self.path)[1] if self.path.exists() else 0
+        told, self.offset = read(self.path) if self.path.exists() else ([], 0)
         self.stopped = threading.Event()
         self.thread = threading.Thread(target=self._follow, daemon=True)
         self.view = make_view()
+        for entry in told:  # a run that is being trained by another job has told its plan already
+            if entry.get("event") == "plan":
+                self.view.show(entry)
 
     def __enter__(self) -> Progress:
         self.thread.start()

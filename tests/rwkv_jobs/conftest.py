@@ -129,8 +129,10 @@ class Jobs:
 
 PRELOAD = ["mlflow.pyfunc", "mlflow.store.tracking.sqlalchemy_store", "rwkv_jobs.finetune", "rwkv_jobs.pretrain"]
 PROCESS = """
-import os, sys
+import os, signal, sys
 os.setsid()
+signal.signal(signal.SIGINT, signal.default_int_handler)  # where the tests run in the background it is ignored
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 os.environ.clear()
 os.environ.update({environment!r})
 log = os.open({log!r}, os.O_WRONLY | os.O_CREAT | os.O_APPEND)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
+import socket
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,12 +42,48 @@ def step(self, loss, number):
 stepper.Stepper.step = step
 """
 
-
+DIVERGE = """
+import torch
+from rwkv_jobs import stepper
+taken = stepper.Stepper.step
+def step(self, loss, number):
+    if number == 3 and self.worker.rank == self.worker.world_size - 1:  # of one worker
+        loss = loss * torch.tensor(float("nan"))
+    return taken(self, loss, number)
+stepper.Stepper.step = step
+"""
+POISON = """
+import torch
+from rwkv_jobs import stepper
+taken = stepper.Stepper.step
+def step(self, loss, number):
+    found = taken(self, loss, number)
+    if number == 3:
+        next(self.model.parameters()).data.view(-1)[0] = float("inf")
+    return found
+stepper.Stepper.step = step
+"""
+FULL = """
+import resource
+from rwkv_jobs import stepper
+taken = stepper.Stepper.step
+def step(self, loss, number):
+    if number == 5:
+        resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, resource.RLIM_INFINITY))
+    return taken(self, loss, number)
+stepper.Stepper.step = step
+"""
 TRACE_ONLY = """
 import torch
 from functools import partial
 torch.compile = partial(torch.compile, backend="eager")  # code is generated in minutes, and is not the point
 """
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 def kill_at(jobs: Jobs, kind: str, run_dir: Path, step: int, before: str = "") -> None:
@@ -100,16 +138,17 @@ def test_auto_finds_the_killed_run_and_a_finished_one_ends_well_again(jobs: Jobs
     assert found.info.status == "FINISHED"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupted_run_says_so_and_goes_on(jobs: Jobs, children: list[Any], number: signal.Signals):
     run_dir = jobs.new("finetune", "stopped", "data.workers=1")  # a loader process is in the group too
     process = jobs.start("finetune", run_dir, HELD)
     children.append(process)
     wait_for_step(run_dir, 2)
     os.killpg(process.pid, number) if number == signal.SIGINT else os.kill(process.pid, number)
-    process.join(60)
+    process.join(300)
     assert process.exitcode == 130
-    assert run_dir.with_suffix(".log").read_text().splitlines()[-1] == "interrupted; continue with --resume"
+    last = "interrupted; continue with: rwkvctl finetune --resume stopped"
+    assert run_dir.with_suffix(".log").read_text().splitlines()[-1] == last
     assert "Traceback" not in run_dir.with_suffix(".log").read_text()
     assert [event["status"] for event in events(run_dir, "end")] == ["KILLED"]
     assert [run.info.status for run in mlflow_runs(jobs.home)] == ["KILLED"]
@@ -210,10 +249,67 @@ def test_what_cannot_work_leaves_no_run(jobs: Jobs, overrides: str, said: str, c
 
 
 def test_a_loss_that_is_no_number_fails_in_one_line(jobs: Jobs, capsys: pytest.CaptureFixture[str]):
-    assert jobs.run("finetune", "run", "optimizer.lr=1e30", "optimizer.weight_decay=0") == 1
+    """With the default interval of the log, which is longer than the run."""
+    assert jobs.run("finetune", "run", "optimizer.lr=1e30", "train.log_steps=10") == 1
     [line] = [line for line in capsys.readouterr().err.splitlines() if line]
-    assert line.startswith("failed: the loss is not a number: lower optimizer.lr")
+    assert re.match(r"failed: step 2: the (loss|gradient) is not finite; start a new run with optimizer.lr below", line)
     assert [run.info.status for run in mlflow_runs(jobs.home)] == ["FAILED"]
+    assert not list((jobs.runs / "run").rglob("*.safetensors")), "nothing of it was kept"
+
+
+def test_a_run_that_diverges_keeps_its_last_whole_checkpoint(jobs: Jobs, children: list[Any]):
+    run_dir = jobs.new("finetune", "run", "train.log_steps=10")
+    children.append(process := jobs.start("finetune", run_dir, DIVERGE))
+    process.join(300)
+    assert process.exitcode == 1
+    log = run_dir.with_suffix(".log").read_text()
+    assert "failed: step 4: the loss is not finite; start a new run with" in log
+    assert "Traceback" not in log
+    assert latest(run_dir).name == "step-00000003"
+    assert not (run_dir / "model").exists()
+
+
+def test_two_workers_stop_together_when_one_diverges(jobs: Jobs, children: list[Any]):
+    run_dir = jobs.new("finetune", "two", "cluster.workers=2", "train.log_steps=10")
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    processes = [jobs.start("finetune", run_dir, DIVERGE, RANK=str(rank), **group) for rank in range(2)]
+    children += processes
+    for process in processes:
+        process.join(300)
+    assert [process.exitcode for process in processes] == [1, 1]
+    assert run_dir.with_suffix(".log").read_text().count("failed: step 4: the loss is not finite") == 2
+
+
+def test_weights_that_are_not_finite_are_not_kept(jobs: Jobs, children: list[Any]):
+    """The last update of an epoch, after which no loss is computed."""
+    run_dir = jobs.new("finetune", "run")
+    children.append(process := jobs.start("finetune", run_dir, POISON))
+    process.join(300)
+    assert process.exitcode == 1
+    assert re.search("^failed: step 4: model .* is not finite", run_dir.with_suffix(".log").read_text(), re.MULTILINE)
+    assert latest(run_dir).name == "step-00000003"
+
+
+# A disk that is full -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("limit", [40_000, 4_000_000])  # the journal's line or MLflow's; a checkpoint of 12 MB
+def test_a_full_disk_is_one_line_and_the_run_goes_on_later(jobs: Jobs, children: list[Any], limit: int):
+    assert jobs.run("finetune", "straight") == 0
+    run_dir = jobs.new("finetune", "full")
+    kill_at(jobs, "finetune", run_dir, 4)
+    children.append(process := jobs.start("finetune", run_dir, FULL.format(limit=limit)))
+    process.join(300)
+    assert process.exitcode == 1
+    log = run_dir.with_suffix(".log").read_text()
+    [line] = [line for line in log.splitlines() if line.startswith("failed: ")]
+    assert "File too large; free some space" in line
+    assert str(run_dir) in line
+    assert "Traceback" not in log
+    [status] = {run.info.status for run in mlflow_runs(jobs.home) if run.info.run_name == "full"}
+    assert status == "FAILED"
+    assert jobs.run("finetune", run_dir) == 0
+    assert weights(run_dir) == weights(jobs.runs / "straight")
 
 
 def test_another_spec_is_refused(jobs: Jobs):

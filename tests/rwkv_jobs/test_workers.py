@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +19,7 @@ from rwkvctl.data.store.manifest import Manifest
 from rwkvctl.runs import folder as run_folder
 
 from .conftest import Jobs, history, latest, mlflow_history, mlflow_runs, wait_for_step, weights
-from .test_interruptions import DIE
+from .test_interruptions import DIE, free_port
 
 TWO = ["train.epochs=8", "cluster.workers=2"]  # long enough to be killed twice on the way
 RAY = [*TWO, "cluster.launcher=ray"]
@@ -90,12 +89,6 @@ def test_one_worker_goes_on_for_two_at_the_exact_sample(jobs: Jobs):
         assert jobs.run("finetune", run_dir) == 0
     assert seen == expected_keys(spec, position)
     once(run_dir)
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def record_keys(patch: pytest.MonkeyPatch) -> list[str]:

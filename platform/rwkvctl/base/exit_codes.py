@@ -9,4 +9,4 @@ FAILED = 1
 USER_ERROR = 2
 """Wrong input, told in one line that begins with `error:`; nothing was started, nothing is half-written."""
 INTERRUPTED = 130
-"""Ctrl-C or SIGTERM."""
+"""Ctrl-C, SIGTERM or a closed terminal; the line before it is the command that continues the run."""

@@ -6,10 +6,18 @@ import os
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
+from rwkvctl.base.errors import UserError
+
 
 def home() -> Path:
     """`RWKVCTL_HOME`, by default `~/.rwkvctl`: config, runs, shards, tracking database, caches."""
-    return Path(os.environ.get("RWKVCTL_HOME") or "~/.rwkvctl").expanduser().absolute()
+    found = Path(os.environ.get("RWKVCTL_HOME") or "~/.rwkvctl").expanduser().absolute()
+    for folder in (found, *found.parents):
+        if folder.exists():
+            if not folder.is_dir():
+                raise UserError(f"home {found}: {folder} is a file; set RWKVCTL_HOME to a folder")
+            break
+    return found
 
 
 def as_text(path: str | os.PathLike[str]) -> str:

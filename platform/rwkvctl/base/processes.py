@@ -2,10 +2,96 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
+import subprocess
 import threading
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+from rwkvctl.base.exit_codes import INTERRUPTED
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Ctrl-C, a scheduler's or a person's `kill`, a terminal that is closed: all of them end a job in the same way."""
+
+GRACE = 5.0
+"""Seconds that processes have to end by themselves once they were told to."""
+
+
+def on_stop(handler: Callable[[int, FrameType | None], None]) -> dict[signal.Signals, Any]:
+    """Handle the stop signals; returns the handlers before. What `nohup` or a script's `&` has switched off stays off,
+    except SIGTERM, which is never sent by accident."""
+    wanted = [n for n in STOP_SIGNALS if n == signal.SIGTERM or signal.getsignal(n) != signal.SIG_IGN]
+    return {number: signal.signal(number, handler) for number in wanted}
+
+
+def interrupt_on_stop() -> None:
+    """Raise KeyboardInterrupt in the main thread at the first stop signal. Those that follow are ignored: whoever
+    presses Ctrl-C twice must not leave half of the processes behind."""
+
+    def interrupt(number: int, _: FrameType | None) -> None:
+        for following in STOP_SIGNALS:
+            signal.signal(following, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    on_stop(interrupt)
+    unblock_stop_signals()
+
+
+def isolate_children() -> None:
+    """Python processes that are started from here on do not import what happens to lie in the current folder: a
+    `random.py` of the user's would take the place of the standard library's."""
+    os.environ["PYTHONSAFEPATH"] = "1"
+
+
+def run_group(command: list[str]) -> int:
+    """Run a command with all processes that it starts, and end them all when a stop signal comes; its exit code,
+    130 when it was stopped."""
+    stopped = threading.Event()
+
+    def stop(number: int, _: FrameType | None) -> None:
+        stopped.set()
+        signal_group(child.pid, signal.SIGTERM)
+
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        child = subprocess.Popen(command, start_new_session=True, preexec_fn=unblock_stop_signals)
+        previous = on_stop(stop)
+    finally:
+        unblock_stop_signals()
+    try:
+        code = child.wait()
+    finally:
+        deadline = time.monotonic() + GRACE
+        while group_lives(child.pid) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        signal_group(child.pid, signal.SIGKILL)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    return INTERRUPTED if stopped.is_set() else code
+
+
+def unblock_stop_signals() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+
+
+def group_lives(leader: int) -> bool:
+    """Whether any process of a group is left."""
+    try:
+        os.killpg(leader, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def signal_group(leader: int, number: signal.Signals) -> None:
+    """Signal a process and all of its group that are left."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(leader, number)
 
 
 def available_cpus() -> int:

@@ -6,8 +6,9 @@ import sys
 
 import typer
 
-from rwkvctl.base.errors import JobFailedError, UserError
+from rwkvctl.base.errors import JobFailedError, UserError, explain
 from rwkvctl.base.exit_codes import FAILED, INTERRUPTED, USER_ERROR
+from rwkvctl.base.processes import isolate_children
 from rwkvctl.cli import config, data, demo, jobs, model, recipe, runs, study
 
 app = typer.Typer(
@@ -35,6 +36,7 @@ app.command()(demo.demo)
 
 def main() -> None:
     """Run the command line: 0 done, 1 failed, 2 the user's mistake, 130 interrupted."""
+    isolate_children()
     try:
         app()
     except UserError as error:
@@ -42,6 +44,11 @@ def main() -> None:
         sys.exit(USER_ERROR)
     except JobFailedError as error:
         print(f"failed: {error}", file=sys.stderr)
+        sys.exit(FAILED)
+    except OSError as error:
+        if error.errno is None:  # a library's own, which its traceback explains better
+            raise
+        print(f"failed: {explain(error)}", file=sys.stderr)
         sys.exit(FAILED)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)

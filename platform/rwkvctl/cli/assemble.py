@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,15 @@ from rwkvctl.base.errors import UserError
 from rwkvctl.base.paths import as_text
 from rwkvctl.config import settings
 from rwkvctl.config.specs import load
-from rwkvctl.config.specs.jobs import JOBS, EvaluateSpec, FinetuneSpec, PredictSpec, TrainingSpec, TuneSpec
+from rwkvctl.config.specs.jobs import (
+    JOBS,
+    EvaluateSpec,
+    FinetuneSpec,
+    JobSpec,
+    PredictSpec,
+    TrainingSpec,
+    TuneSpec,
+)
 from rwkvctl.launch.complete_spec import on_machine, with_data
 from rwkvctl.runs import folder as run_folder
 
@@ -32,27 +41,53 @@ def training_options(variant: str | None = None, name: str | None = None, **clus
 
 def training_spec(
     job: str, recipe: str | None, data: str | None, options: dict[str, Any], assignments: list[str], resume: str | None
-) -> TrainingSpec | None:
-    """The spec of a training job; None when an earlier run is continued as it was (`--resume RUN`)."""
-    if resume not in (None, "auto") and recipe is None and data is None and not assignments:
-        return None
+) -> TrainingSpec:
+    """The spec of a training job: a recipe's, or that of the run that `--resume RUN` names, with the options on it.
+
+    UserError for an option that a run cannot be continued with, since it would change what is computed.
+    """
     machine = settings.load()
+    given = option_fields(job, data, options, assignments)
+    if resume not in (None, "auto"):
+        folder = run_folder.find(resume, given.get("storage") or machine.storage)
+        kept = run_of(folder, job)
+        start = load.read_recipe(recipe) if recipe is not None else kept.model_dump(mode="json", by_alias=True)
+        spec = training_from(job, start, given, f"run {folder.name}", machine)
+        run_folder.refuse_changes(folder, spec)
+        return spec
     if recipe and data:
         _say_if_not_its_own(job, recipe, data)
     recipe = recipe or pick_recipe(job, data)
     fields = load.read_recipe(recipe)
     if fields.get("job") != job:
         raise UserError(f"recipe {recipe}: is for {fields.get('job')}, not {job}")
-    variant = options.pop("variant", None)
-    if variant is not None:
-        fields = load.merge(fields, {"model": {"name": f"{MODELS[job]}_{variant}"}})
-    fields = load.merge(fields, options)
-    fields = load.merge(fields, load.parse_assignments(assignments))
-    if data is not None:
-        fields = load.merge(fields, {"data": {"path": data}})
-    spec = load.build(JOBS[job], fields, f"recipe {recipe}")
+    return training_from(job, fields, given, f"recipe {recipe}", machine)
+
+
+def option_fields(job: str, data: str | None, options: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
+    """What was given beside the recipe, as fields of the spec."""
+    given = {key: value for key, value in options.items() if key != "variant"}
+    if "variant" in options:
+        given = load.merge({"model": {"name": f"{MODELS[job]}_{options['variant']}"}}, given)
+    given = load.merge(given, load.parse_assignments(assignments))
+    return given if data is None else load.merge(given, {"data": {"path": data}})
+
+
+def training_from(
+    job: str, fields: dict[str, Any], given: dict[str, Any], where: str, machine: settings.Settings
+) -> TrainingSpec:
+    """The resolved spec of these fields with what was given on top."""
+    spec = load.build(JOBS[job], load.merge(fields, given), where)
     assert isinstance(spec, TrainingSpec)
     return on_machine(with_data(spec, machine), machine)
+
+
+def run_of(folder: Path, job: str) -> JobSpec:
+    """The spec of a run of this kind of job; UserError for another kind."""
+    spec = run_folder.read_spec(folder)
+    if spec.job != job:
+        raise UserError(f"run {folder.name}: is a {spec.job} run, not {job}")
+    return spec
 
 
 def pick_recipe(job: str, data: str | None) -> str:
@@ -90,7 +125,7 @@ def _say_if_not_its_own(job: str, recipe: str, data: str) -> None:
 
 
 def tune_spec(
-    space: str,
+    space: str | None,
     recipe: str | None,
     data: str | None,
     options: dict[str, Any],
@@ -102,8 +137,10 @@ def tune_spec(
     name: str | None,
 ) -> TuneSpec:
     """A sweep over a space, around the recipe of the data or of the space."""
-    if resume not in (None, "auto") and recipe is None and data is None and not assignments:
-        return continued_sweep(resume, trials, concurrency)
+    if resume not in (None, "auto"):
+        return continued_sweep(resume, space, recipe, data, options, assignments, trials, concurrency, study, name)
+    if space is None:
+        raise UserError("--space: say which (see: rwkvctl recipe list)")
     found = load.read_space(space)
     if recipe is None:
         recipe = found.recipe if data is None else pick_recipe("finetune", data)
@@ -125,14 +162,72 @@ def tune_spec(
     return load.build(TuneSpec, fields, f"space {space}")
 
 
-def continued_sweep(run: str, trials: int | None, concurrency: int | None) -> TuneSpec:
-    """The spec of a sweep that is continued, with more trials if they are asked for."""
-    folder = run_folder.find(run, settings.load().storage)
-    spec = run_folder.read_spec(folder)
-    if not isinstance(spec, TuneSpec):
-        raise UserError(f"run {folder.name}: is a {spec.job} run, not tune")
-    changes = {"trials": trials or spec.trials, "concurrency": concurrency or spec.concurrency}
-    return spec.model_copy(update=changes)
+def continued_sweep(
+    run: str,
+    space: str | None,
+    recipe: str | None,
+    data: str | None,
+    options: dict[str, Any],
+    assignments: list[str],
+    trials: int | None,
+    concurrency: int | None,
+    study: str | None,
+    name: str | None,
+) -> TuneSpec:
+    """The spec of a sweep that is continued, with more trials if they are asked for; UserError for other changes."""
+    machine = settings.load()
+    folder = run_folder.find(run, machine.storage)
+    kept = run_of(folder, "tune")
+    assert isinstance(kept, TuneSpec)
+    given = option_fields("finetune", data, options, assignments)
+    start = load.read_recipe(recipe) if recipe is not None else kept.base.model_dump(mode="json", by_alias=True)
+    base = training_from("finetune", start, given, f"run {folder.name}", machine)
+    assert isinstance(base, FinetuneSpec)
+    found = kept.space if space is None else load.read_space(space)
+    changes = {
+        "name": name or kept.name,
+        "seed": base.seed,
+        "base": base,
+        "space": found,
+        "cluster": base.cluster,
+        "trials": trials or kept.trials,
+        "concurrency": concurrency or kept.concurrency,
+        "study_storage": study or kept.study_storage,
+    }
+    spec = kept.model_copy(update=changes)
+    run_folder.refuse_changes(folder, spec)
+    return spec
+
+
+PARTS = ("val", "test")
+
+
+def part_and_split(part: str | None, split: str | None, split_rule: str | None) -> tuple[str, str | None]:
+    """Which part of which split. `--split test` and `--split-rule NAME` are how this was said before."""
+    if split_rule is not None:
+        if part is not None or split not in (None, *PARTS):
+            raise UserError("--split-rule is now called --split: give only one of them, and --part val or test")
+        part, split = split or "test", split_rule
+    elif split in PARTS and part is None:
+        part, split = split, None
+    else:
+        return part or "test", split
+    print(f"note: this is now written --part {part}" + (f" --split {split}" if split else ""), file=sys.stderr)
+    return part, split
+
+
+def refuse_two_meanings(spec: EvaluateSpec) -> None:
+    """`--split test` where the data has a split of that very name."""
+    from rwkvctl.data.store.manifest import Manifest
+    from rwkvctl.models import bundle
+    from rwkvctl.registry import references
+
+    data = spec.data or bundle.read_info(references.model_folder(spec.model, spec)).extra.get("data")
+    if data is not None and spec.part in Manifest.load(data).splits:
+        raise UserError(
+            f"--split {spec.part}: data {data} has a split of this name, and it was also the option for the part; "
+            f"say --part {spec.part}, or --part and --split"
+        )
 
 
 def evaluate_spec(

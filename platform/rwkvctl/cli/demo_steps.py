@@ -32,7 +32,7 @@ class Demo:
         """Run `rwkvctl ...` and return what it printed with --json."""
         print(f"\n$ rwkvctl {' '.join(words)}", flush=True)
         began = time.monotonic()
-        full = [sys.executable, "-m", "rwkvctl.cli.app", *words, "--json"]
+        full = [sys.executable, "-P", "-m", "rwkvctl.cli.app", *words, "--json"]
         done = subprocess.run(full, env=self.environment, stdout=subprocess.PIPE, text=True, check=False)
         if done.returncode:
             raise JobFailedError(f"demo: `rwkvctl {' '.join(words)}` ended with code {done.returncode}")
@@ -50,7 +50,7 @@ def run(out: str, seed: int) -> None:
     make_raw_data(demo)
     prepare(demo)
     pretrained, tuned = train(demo)
-    scores = demo.command("evaluate", tuned["run"], "--split", "test")
+    scores = demo.command("evaluate", tuned["run"], "--part", "test")
     name, version = tuned["model_uri"].removeprefix("models:/").split("/")
     demo.command("model", "promote", name, version, "--alias", "champion")
     predicted = predict(demo, name)

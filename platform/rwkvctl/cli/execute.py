@@ -24,21 +24,23 @@ from rwkvctl.config.specs.jobs import (
 from rwkvctl.config.specs.load import dump
 from rwkvctl.launch import preflight
 from rwkvctl.launch.submit import submit
-from rwkvctl.registry import references
+from rwkvctl.registry import encoder_weights, references
 from rwkvctl.runs import folder as run_folder
 
 
-def start(job: str, spec: JobSpec | None, *, resume: str | None, dry_run: bool, as_json: bool) -> None:
+def start(job: str, spec: JobSpec, *, resume: str | None, dry_run: bool, as_json: bool) -> None:
     """Check, then run a job in a new run or in the one that is continued; leaves with the job's exit code."""
-    if spec is not None:
-        check(spec)
+    storage = spec.storage or settings.load().storage
+    preflight.check(spec)
+    continued = run_to_continue(job, spec, resume, storage)
+    if continued is None or not (continued / encoder_weights.FILE_NAME).exists():
+        check_models(spec)
     if dry_run:
-        if spec is None:
-            raise UserError("--dry-run: give the recipe and its options too")
         show_plan(spec, as_json=as_json)
         return
-    storage = (spec.storage if spec is not None else None) or settings.load().storage
-    run_dir = open_run(job, spec, resume, storage)
+    run_dir = run_folder.create(spec, storage) if continued is None else continued
+    if continued is not None:
+        run_folder.adopt(continued, spec)
     code = submit(job, run_dir, run_folder.read_spec(run_dir).cluster.address, to_stderr=as_json)
     if code == USER_ERROR and not (run_dir / run_folder.JOURNAL).exists():
         shutil.rmtree(run_dir, ignore_errors=True)  # it was refused before it began
@@ -47,9 +49,8 @@ def start(job: str, spec: JobSpec | None, *, resume: str | None, dry_run: bool, 
     show_result(job, run_dir, as_json=as_json)
 
 
-def check(spec: JobSpec) -> None:
-    """Everything that can be known to be wrong before a process is started."""
-    preflight.check(spec)
+def check_models(spec: JobSpec) -> None:
+    """The encoder or model that a job starts from is there."""
     base = spec.base if isinstance(spec, TuneSpec) else spec
     if isinstance(base, FinetuneSpec):
         references.check_encoder(base)
@@ -57,18 +58,14 @@ def check(spec: JobSpec) -> None:
         references.model_folder(spec.model, spec)
 
 
-def open_run(job: str, spec: JobSpec | None, resume: str | None, storage: str) -> Path:
-    """The run's folder: that of the run to continue, or a new one."""
-    if resume is not None:
-        found = run_folder.resume(resume, spec, storage)
-        if found is not None:
-            kept = run_folder.read_spec(found)
-            if kept.job != job:
-                raise UserError(f"run {found.name}: is a {kept.job} run, not {job}")
-            preflight.check(kept)
-            return found
-    assert spec is not None
-    return run_folder.create(spec, storage)
+def run_to_continue(job: str, spec: JobSpec, resume: str | None, storage: str) -> Path | None:
+    """The run that `--resume` means; None where a new one is to be started."""
+    if resume is None:
+        return None
+    found = run_folder.resume(resume, spec, storage)
+    if found is not None and (kept := run_folder.read_spec(found)).job != job:
+        raise UserError(f"run {found.name}: is a {kept.job} run, not {job}")
+    return found
 
 
 def show_plan(spec: JobSpec, *, as_json: bool) -> None:

@@ -75,7 +75,9 @@ def finetune(
 
 
 def tune(
-    space: Annotated[str, typer.Option(help="Sweep space by name or YAML path (see: rwkvctl recipe list).")],
+    space: Annotated[
+        str | None, typer.Option(help="Sweep space by name or YAML path (see: rwkvctl recipe list).")
+    ] = None,
     recipe: Annotated[
         str | None, typer.Option(help="Recipe that is varied; by default the data's or the space's.")
     ] = None,
@@ -104,9 +106,10 @@ def tune(
 
 def evaluate(
     model: Annotated[str, typer.Argument(metavar="RUN", help="A run, models:/NAME@ALIAS, or a folder with a model.")],
-    part: Annotated[str, typer.Option("--split", help="Part of the data: val or test.")] = "test",
+    part: Annotated[str | None, typer.Option(help="Part of the split: val or test; by default test.")] = None,
     data: Annotated[str | None, typer.Option(help="Folder or URI of shards; by default those of the training.")] = None,
-    split_rule: Annotated[str | None, typer.Option(help="Name of the split; by default that of the training.")] = None,
+    split: Annotated[str | None, typer.Option(help="Name of the split; by default that of the training.")] = None,
+    split_rule: Annotated[str | None, typer.Option(hidden=True)] = None,
     workers: Workers = None,
     address: Address = None,
     assignments: Set = None,
@@ -116,7 +119,11 @@ def evaluate(
     """Score a model: DSC and HD95 per class and per case, in both conventions."""
     from rwkvctl.cli import assemble, execute
 
-    spec = assemble.evaluate_spec(model, part, data, split_rule, workers, address, name, assignments or [])
+    old_spelling = part is None and split in assemble.PARTS and split_rule is None
+    part, split = assemble.part_and_split(part, split, split_rule)
+    spec = assemble.evaluate_spec(model, part, data, split, workers, address, name, assignments or [])
+    if old_spelling:
+        assemble.refuse_two_meanings(spec)
     execute.start("evaluate", spec, resume=None, dry_run=False, as_json=as_json)
 
 

@@ -202,6 +202,6 @@ def plot(
         and all(version.tags.get(key, "").isdigit() for key in ("macs_paper", "parameters"))
     ]
     if not points:
-        raise UserError(f"{name}: no version has {metric}; score them first with: rwkvctl evaluate RUN --split test")
+        raise UserError(f"{name}: no version has {metric}; score them first with: rwkvctl evaluate RUN --part test")
     figures.accuracy_against_macs(points, f"{name}: {metric}", out)
     print(f"{out}: {len(points)} versions")

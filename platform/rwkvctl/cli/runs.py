@@ -61,10 +61,12 @@ def ui(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
 ) -> None:
     """Open the MLflow UI on this machine's tracking database (a remote server has its own)."""
-    import subprocess
+    import os
     import sys
 
     from rwkvctl.base.errors import UserError
+    from rwkvctl.base.exit_codes import INTERRUPTED
+    from rwkvctl.base.processes import run_group
     from rwkvctl.config import settings
 
     uri = settings.load().tracking_uri
@@ -72,7 +74,10 @@ def ui(
         print(f"the tracking server has its own UI: {uri}")
         return
     print(f"MLflow UI on http://{host}:{port} (Ctrl-C ends it)", flush=True)
-    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri]
-    code = subprocess.call([*command, "--host", host, "--port", str(port)])
-    if code not in (0, 130, -2):
+    os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")  # eight processes that nothing here needs
+    command = [sys.executable, "-P", "-m", "mlflow", "ui", "--backend-store-uri", uri]
+    code = run_group([*command, "--host", host, "--port", str(port)])
+    if code == INTERRUPTED:
+        raise KeyboardInterrupt
+    if code:
         raise UserError(f"mlflow ui ended with code {code}: is port {port} in use? give another --port")

@@ -42,7 +42,7 @@ def result(job: str, run_dir: Path, values: dict[str, Any]) -> None:
                 console.print(f"note: {note}", markup=False)
     if job in ("pretrain", "finetune"):
         console.print(f"model: {values['model_uri'] or values['model']}")
-        console.print(f"next: rwkvctl evaluate {run_dir.name} --split test")
+        console.print(f"next: rwkvctl evaluate {run_dir.name} --part test")
 
 
 def scores_table(summary: dict[str, Any]) -> Table:

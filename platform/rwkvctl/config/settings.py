@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from rwkvctl.base import paths, uris
 from rwkvctl.base.errors import UserError
 from rwkvctl.base.files import write_bytes
 from rwkvctl.base.paths import config_file, home
-from rwkvctl.config.specs.base import Address, Spec, problems
+from rwkvctl.config.specs.base import Address, Spec, describe, problems
+from rwkvctl.config.specs.places import check_address, check_folder
 
 ENVIRONMENT = {
     "address": "RAY_ADDRESS",
@@ -33,7 +34,7 @@ class Settings(Spec):
     """The settings of this machine; every field has a default that works on a laptop."""
 
     address: Address | None = None
-    """Ray cluster: `host:port`, `ray://host:port` or `http://host:8265`; null starts Ray on this machine."""
+    """Ray cluster: `host:port`, or `http://host:8265` for its job server; null starts Ray on this machine."""
     tracking_uri: Address = Field(default_factory=lambda: f"sqlite:///{home() / 'mlflow.db'}")
     """MLflow server or database; credentials are read from the environment (MLFLOW_TRACKING_USERNAME, PGPASSWORD)."""
     data_root: Address = Field(default_factory=lambda: str(home() / "data"))
@@ -47,16 +48,31 @@ class Settings(Spec):
     gpus_per_node: Annotated[int, Field(ge=0)] | None = None
     """Workers per node of a cluster; null asks the cluster."""
 
+    _address = field_validator("address")(check_address)
+    _folders = field_validator("storage", "cache_dir")(check_folder)
+
 
 def load() -> Settings:
     """The settings in force: defaults, then the file, then the environment."""
-    values = read_file()
-    values |= {key: uris.to_environment(name) for key, name in ENVIRONMENT.items() if os.environ.get(name)}
+    in_file = read_file()
+    in_environment = {key: uris.to_environment(name) for key, name in ENVIRONMENT.items() if os.environ.get(name)}
     try:
-        settings = Settings.model_validate(values)
+        settings = Settings.model_validate(in_file | in_environment)
     except ValidationError as error:
-        raise UserError(f"{config_file()}: {problems(error, Settings)}") from None
+        raise UserError(blame(error, in_environment)) from None
     return settings.model_copy(update={key: absolute(getattr(settings, key)) for key in PATHS})
+
+
+def blame(error: ValidationError, in_environment: dict[str, str]) -> str:
+    """Every mistake with the variable that it stands in, those of the file with the file's path."""
+    by_variable = [item for item in error.errors() if item["loc"] and item["loc"][0] in in_environment]
+    if not by_variable:
+        return f"{config_file()}: {problems(error, Settings)}"
+    lines = [describe(item, Settings) for item in by_variable]
+    return "; ".join(
+        f"{ENVIRONMENT[str(item['loc'][0])]}: {line.partition(': ')[2]}"
+        for item, line in zip(by_variable, lines, strict=True)
+    )
 
 
 def absolute(path: str) -> str:

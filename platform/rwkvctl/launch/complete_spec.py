@@ -20,10 +20,15 @@ def with_data(spec: AnyTraining, machine: settings.Settings) -> AnyTraining:
     if path is None:
         if spec.data.dataset is None:
             raise UserError("data: this recipe is for any data set; say which with --data FOLDER")
-        path = str(Path(machine.data_root) / spec.data.dataset)
+        path = below(machine.data_root, spec.data.dataset)
     path = settings.absolute(path)
     update = {"path": path, "dataset": spec.data.dataset or dataset_of(path)}
     return with_weights(spec.model_copy(update={"data": spec.data.model_copy(update=update)}))
+
+
+def below(root: str, name: str) -> str:
+    """A path in a folder or under a URL."""
+    return f"{root.rstrip('/')}/{name}" if "://" in root else str(Path(root) / name)
 
 
 def with_weights(spec: AnyTraining) -> AnyTraining:
@@ -52,6 +57,6 @@ def on_machine(spec: AnySpec, machine: settings.Settings) -> AnySpec:
         update={
             "cluster": spec.cluster.model_copy(update=cluster),
             "tracking": spec.tracking.model_copy(update={"uri": spec.tracking.uri or machine.tracking_uri}),
-            "storage": spec.storage or machine.storage,
+            "storage": settings.absolute(spec.storage or machine.storage),
         }
     )

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rwkvctl.base.errors import UserError
+from rwkvctl.base.names import model_name_problem
 from rwkvctl.base.processes import available_cpus
 from rwkvctl.config.specs.jobs import FinetuneSpec, JobSpec, PretrainSpec, TrainingSpec, TuneSpec
 from rwkvctl.config.specs.parts import ClusterSpec
 from rwkvctl.config.specs.sweep import check_space, trial_spec
+from rwkvctl.registry.release import registered_name
 
 if TYPE_CHECKING:
     from rwkvctl.data.store.manifest import Manifest
@@ -24,6 +27,8 @@ def check_cluster(cluster: ClusterSpec) -> None:
             f"cluster.nodes {cluster.nodes} needs a cluster: give --address HOST:PORT, "
             "or set it once with: rwkvctl config set address HOST:PORT"
         )
+    if cluster.launcher == "process":
+        check_process(cluster)
     if cluster.address is not None or cluster.launcher == "process":
         return
     cpus = available_cpus()
@@ -32,6 +37,16 @@ def check_cluster(cluster: ClusterSpec) -> None:
         raise UserError(
             f"cluster.workers {cluster.workers or 1} x cluster.cpus_per_worker {cluster.cpus_per_worker} needs "
             f"{needed} CPUs, this machine has {cpus}: use --workers {max(1, cpus // cluster.cpus_per_worker)}"
+        )
+
+
+def check_process(cluster: ClusterSpec) -> None:
+    """More workers in process than torchrun has started."""
+    wanted, have = cluster.workers or 1, int(os.environ.get("WORLD_SIZE", "1"))
+    if wanted not in (1, have):
+        raise UserError(
+            f"cluster.workers {wanted} with the process launcher needs torchrun --nproc-per-node {wanted} "
+            f"(this process is one of {have}), or cluster.launcher=ray"
         )
 
 
@@ -62,7 +77,54 @@ def check_training(spec: TrainingSpec) -> Manifest:
             raise UserError(f"consistency: data {manifest.location} has no unlabeled images; set it to null")
         used += unlabeled
     check_shards(manifest, used)
+    check_name(spec)
+    check_batch(spec, manifest)
     return manifest
+
+
+def check_name(spec: TrainingSpec) -> None:
+    """A name that the model can be registered under, also where it is derived."""
+    name = registered_name(spec)
+    if name and (problem := model_name_problem(name)) is not None:
+        raise UserError(f"{problem}; set tracking.register_as to another name, or to '' to register nothing")
+
+
+def check_batch(spec: TrainingSpec, manifest: Manifest) -> None:
+    """One image a worker, whose deepest map is a single pixel: batch norm has nothing to take a mean of."""
+    workers = spec.cluster.workers or 1
+    each = spec.train.batch_size // workers
+    unlabeled = isinstance(spec, FinetuneSpec) and spec.consistency is not None
+    if each > 1 or unlabeled:
+        return
+    size, channels = spec.data.image_size, manifest.channels
+    if trains(spec, manifest, (each, channels, size, size)):
+        return
+    larger = next((s for s in (32, 64, 128) if s > size and trains(spec, manifest, (each, channels, s, s))), None)
+    raise UserError(
+        f"train.batch_size {spec.train.batch_size}: one image of {size} px a worker leaves batch norm a single value; "
+        f"use train.batch_size={2 * workers}" + (f" or data.image_size={larger}" if larger else "")
+    )
+
+
+def trains(spec: TrainingSpec, manifest: Manifest, shape: tuple[int, int, int, int]) -> bool:
+    """Whether the network takes a batch (B, C, H, W) in training mode; run without memory."""
+    import torch
+
+    from rwkvctl.models import build
+
+    assert isinstance(spec, PretrainSpec | FinetuneSpec)
+    with torch.device("meta"):
+        if isinstance(spec, FinetuneSpec):
+            model = build.segmentation_network(spec.model, manifest.classes)
+        else:
+            model = build.classifier(spec.model, manifest.classes)
+        try:
+            model.train()(torch.empty(shape))
+        except ValueError as error:
+            if "more than 1 value per channel" in str(error):
+                return False
+            raise
+    return True
 
 
 def load_manifest(spec: TrainingSpec) -> Manifest:

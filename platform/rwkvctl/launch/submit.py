@@ -9,11 +9,12 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import FrameType
 
 from rwkvctl.base.errors import UserError
 from rwkvctl.base.exit_codes import FAILED, INTERRUPTED
+from rwkvctl.base.processes import STOP_SIGNALS, on_stop
 from rwkvctl.launch.token import send_token_if_there_is_one
+from rwkvctl.runs.folder import resume_command
 
 
 def submit(job: str, run_dir: Path, address: str | None, *, to_stderr: bool = False) -> int:
@@ -27,21 +28,28 @@ def submit(job: str, run_dir: Path, address: str | None, *, to_stderr: bool = Fa
 
 
 def run_here(job: str, run_dir: Path, *, to_stderr: bool) -> int:
-    """As a child process; what interrupts us interrupts it, and we wait until it has written its last line."""
-    command = [sys.executable, "-m", f"rwkv_jobs.{job}", str(run_dir)]
-    child = subprocess.Popen(command, stdout=sys.stderr if to_stderr else None)
+    """As a child process; what interrupts us interrupts it, and we wait until it has written its last line.
 
-    def forward(number: int, _: FrameType | None) -> None:
-        child.send_signal(number)
-
-    # Ctrl-C reaches the child from the terminal itself; a termination is passed on.
-    previous = signal.signal(signal.SIGTERM, forward), signal.signal(signal.SIGINT, signal.SIG_IGN)
+    The child starts with the stop signals blocked, since it can't answer them before it has imported its code. On a
+    terminal it gets Ctrl-C twice, once from us; it ignores the second.
+    """
+    command = [sys.executable, "-P", "-m", f"rwkv_jobs.{job}", str(run_dir)]
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        child = subprocess.Popen(command, stdout=sys.stderr if to_stderr else None)
+        previous = on_stop(lambda number, _: child.send_signal(number))
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     try:
         code = child.wait()
     finally:
-        signal.signal(signal.SIGTERM, previous[0])
-        signal.signal(signal.SIGINT, previous[1])
+        for number, handler in previous.items():
+            signal.signal(number, handler)
     return code if code >= 0 else {-signal.SIGINT: INTERRUPTED, -signal.SIGTERM: INTERRUPTED}.get(code, FAILED)
+
+
+def raise_interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def submit_to_cluster(job: str, run_dir: Path, address: str, *, to_stderr: bool) -> int:
@@ -66,11 +74,17 @@ def submit_to_cluster(job: str, run_dir: Path, address: str, *, to_stderr: bool)
         async for lines in client.tail_job_logs(job_id):
             print(lines, end="", file=stream, flush=True)
 
+    previous = on_stop(raise_interrupt)
     try:
         asyncio.run(follow())
     except KeyboardInterrupt:
+        on_stop(lambda *_: None)  # a second Ctrl-C must not leave the job running
         client.stop_job(job_id)
+        print(f"interrupted; continue with: {resume_command(job, run_dir)}", file=sys.stderr)
         return INTERRUPTED
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
     info = client.get_job_info(job_id)
     if info.status == JobStatus.SUCCEEDED:
         return 0

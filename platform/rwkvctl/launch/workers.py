@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rwkvctl.base.errors import JobFailedError, UserError
 from rwkvctl.base.files import write_json
-from rwkvctl.base.processes import available_cpus
+from rwkvctl.base.paths import cache_dir
+from rwkvctl.base.processes import STOP_SIGNALS, available_cpus
 from rwkvctl.config.specs.jobs import JOBS, JobSpec
 from rwkvctl.config.specs.parts import ClusterSpec
 from rwkvctl.launch.token import send_token_if_there_is_one
@@ -33,25 +38,58 @@ def ray_session(cluster: ClusterSpec, cpus: int | None = None) -> Iterator[None]
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's own table; ours comes from the journal
     if cluster.address is not None:
         send_token_if_there_is_one()
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
     import ray
 
     # Ray says on every start that its tokens are on; that they are is what we want.
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "WARNING"}
-    if cluster.address is None:
-        ray.init(address="local", include_dashboard=False, num_cpus=cpus or available_cpus(), **quiet)
-    else:
-        # A job server has already brought this driver into its cluster.
-        address = "auto" if cluster.address.startswith("http") else cluster.address
-        try:
-            ray.init(address=address, **quiet)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"cluster.address {cluster.address}: no Ray cluster answers ({reason})") from None
     try:
+        with own_signal_handlers(), no_code_here():
+            if cluster.address is None:
+                ray.init(address="local", include_dashboard=False, num_cpus=cpus or available_cpus(), **quiet)
+            else:
+                connect(cluster.address, **quiet)
         yield
     finally:
         ray.shutdown()
+
+
+def connect(address: str, **options: Any) -> None:
+    """Join a running cluster as its driver; a job server has already brought this process into its own."""
+    import ray
+
+    try:
+        ray.init(address="auto" if address.startswith("http") else address, **options)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"cluster.address {address}: no Ray cluster answers ({reason})") from None
+
+
+@contextmanager
+def own_signal_handlers() -> Iterator[None]:
+    """`ray.init` takes SIGTERM for itself, and would end the process without a word to the run."""
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    try:
+        yield
+    except SystemExit as error:
+        if error.code == signal.SIGTERM:  # Ray's handler was in place for a moment
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                if signal.getsignal(number) != handler and signal.getsignal(number) != signal.SIG_IGN:
+                    signal.signal(number, handler)
+
+
+@contextmanager
+def no_code_here() -> Iterator[None]:
+    """Ray puts the folder that it is started in before the standard library on its workers: an empty one."""
+    empty = cache_dir() / "empty"
+    empty.mkdir(parents=True, exist_ok=True)
+    with contextlib.chdir(empty):
+        yield
 
 
 def count_workers(cluster: ClusterSpec) -> int:
@@ -94,7 +132,7 @@ def fit_with_retries(function: WorkerFunction, spec: JobSpec, run_dir: Path, wor
 
     for attempt in range(spec.cluster.max_failures + 1):
         try:
-            make_trainer(function, spec, run_dir, workers).fit()
+            in_thread(make_trainer(function, spec, run_dir, workers).fit)
             return
         except (RayActorError, ControllerError):
             if attempt == spec.cluster.max_failures:
@@ -106,6 +144,22 @@ def fit_with_retries(function: WorkerFunction, spec: JobSpec, run_dir: Path, wor
             raise JobFailedError(
                 f"the workers failed {spec.cluster.max_failures + 1} times; the last error: {first}"
             ) from error
+
+
+def in_thread(call: Callable[[], Any]) -> None:
+    """Call it in a thread and wait. In the main thread Ray would answer Ctrl-C itself: with an exit code of 0 or 1, and
+    without an end of the run."""
+    done: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            call()
+            done.set_result(None)
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=run, name="ray-fit", daemon=True).start()
+    done.result()
 
 
 def make_trainer(function: WorkerFunction, spec: JobSpec, run_dir: Path, workers: int) -> Any:

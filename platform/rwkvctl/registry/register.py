@@ -11,7 +11,6 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
-import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from rwkvctl.base.errors import UserError
 from rwkvctl.base.lineage import code_version
+from rwkvctl.base.names import model_name_problem
 from rwkvctl.models import bundle
 from rwkvctl.registry import measured
 from rwkvctl.registry.measured import Measured
@@ -28,8 +28,6 @@ from rwkvctl.runs.mlflow_client import connect, find_run
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-
-_NAME = re.compile(r"[A-Za-z0-9][\w\-. ]*")
 
 
 def register(
@@ -51,8 +49,8 @@ def register(
         tags: what else the version should say: spec, git commit, MACs (anything but text is written as JSON).
         metrics: how good the training found the weights to be, on its own data (`val/dsc_strict/mean`).
     """
-    if not _NAME.fullmatch(name):
-        raise UserError(f"model name {name!r}: use letters, digits, '_', '-' and '.' only")
+    if (problem := model_name_problem(name)) is not None:
+        raise UserError(problem)
     info = bundle.read_info(bundle_folder)
     bundle.read_weights(bundle_folder, info)
     client = connect(tracking_uri)

@@ -14,16 +14,19 @@ from __future__ import annotations
 import json
 import re
 import secrets
+import shlex
+import shutil
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from rwkvctl.base.errors import UserError
+from rwkvctl.base.errors import UNUSABLE, UserError, explain
 from rwkvctl.base.files import write_bytes
 from rwkvctl.base.suggestions import did_you_mean
-from rwkvctl.config.specs.jobs import JOBS, JobSpec
+from rwkvctl.config import settings
+from rwkvctl.config.specs.jobs import JOBS, JobSpec, TrainingSpec
 from rwkvctl.config.specs.load import build, dump
 
 SPEC, JOURNAL, RESULT = "spec.yaml", "journal.jsonl", "result.json"
@@ -55,8 +58,14 @@ def create(spec: JobSpec, storage: str) -> Path:
     folder = Path(storage) / name
     if folder.exists():
         raise UserError(f"run {name} exists in {storage}: continue it with --resume {name}, or give another --name")
-    folder.mkdir(parents=True)
-    write_spec(folder, spec.model_copy(update={"name": name, "storage": storage}))
+    try:
+        folder.mkdir(parents=True)
+        write_spec(folder, spec.model_copy(update={"name": name, "storage": storage}))
+    except OSError as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        if error.errno in UNUSABLE:
+            raise UserError(f"storage {storage}: cannot hold runs ({explain(error)}); give another folder") from None
+        raise
     return folder
 
 
@@ -116,12 +125,26 @@ def result(folder: Path) -> dict[str, Any] | None:
         return None
 
 
+def resume_command(job: str, folder: Path) -> str:
+    """What is typed to continue a run: its name is enough where runs are kept, its path elsewhere."""
+    at_home = folder.absolute().parent == Path(settings.load().storage)
+    return f"rwkvctl {job} --resume {shlex.quote(folder.name if at_home else str(folder.absolute()))}"
+
+
 def differences(old: JobSpec, new: JobSpec) -> list[str]:
     """Fields in which two specs would compute something else, as `path: old -> new`."""
-    before, after = flatten(old.model_dump(mode="json")), flatten(new.model_dump(mode="json"))
+    before, after = flatten(old.model_dump(mode="json")), flatten(keep_resolved(old, new).model_dump(mode="json"))
     paths = sorted(before.keys() | after.keys())
     fixed = [path for path in paths if not any(path == free or path.startswith(f"{free}.") for free in MAY_CHANGE)]
     return [f"{path}: {before.get(path)} -> {after.get(path)}" for path in fixed if before.get(path) != after.get(path)]
+
+
+def keep_resolved(old: JobSpec, new: JobSpec) -> JobSpec:
+    """`new`, in which `precision: auto` means what it was resolved to when the run was first started."""
+    if not isinstance(old, TrainingSpec) or not isinstance(new, TrainingSpec) or new.train.precision != "auto":
+        return new
+    train = new.train.model_copy(update={"precision": old.train.precision})
+    return new.model_copy(update={"train": train})
 
 
 def flatten(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -136,12 +159,13 @@ def flatten(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def resume(reference: str, spec: JobSpec | None, storage: str) -> Path | None:
     """The run folder to continue: a run by name, or for `auto` the newest unfinished run of an equal spec.
 
-    Returns None when `auto` finds nothing to continue: the caller starts a new run. The folder's spec is rewritten
-    with what may differ (workers, address).
+    Returns None when `auto` finds nothing to continue: the caller starts a new run. What may differ (workers,
+    address) is taken over by `adopt`.
     """
     if reference != "auto":
         folder = find(reference, storage)
-        adopt(folder, spec)
+        if spec is not None:
+            refuse_changes(folder, spec)
         return folder
     assert spec is not None
     names = [spec.name] if spec.name else run_names(storage)
@@ -151,16 +175,30 @@ def resume(reference: str, spec: JobSpec | None, storage: str) -> Path | None:
             continue
         old = read_spec(folder)
         if old.job == spec.job and (spec.name or not differences(old, spec)):
-            adopt(folder, spec)
+            refuse_changes(folder, spec if spec.name else spec.model_copy(update={"name": old.name}))
             return folder
     return None
+
+
+def refuse_changes(folder: Path, spec: JobSpec) -> JobSpec:
+    """UserError if a run cannot be continued with this spec; returns the spec that it has."""
+    old = read_spec(folder)
+    if spec.name not in (None, old.name):
+        raise UserError(f"run {folder.name}: cannot be renamed to {spec.name!r}; leave out --name, or start a new run")
+    if changed := differences(old, spec):
+        raise UserError(f"run {folder.name} was started with another spec ({few(changed)}); start a new run")
+    return old
+
+
+def few(changed: list[str], most: int = 3) -> str:
+    """The first changes, each cut to a readable length, and how many more there are."""
+    shown = "; ".join(line if len(line) < 80 else f"{line[:77]}..." for line in changed[:most])
+    return shown if len(changed) <= most else f"{shown}; and {len(changed) - most} more"
 
 
 def adopt(folder: Path, spec: JobSpec | None) -> None:
     """Take over into a run's spec what may change; refuse the rest."""
     if spec is None:
         return
-    old = read_spec(folder)
-    if changed := differences(old, spec):
-        raise UserError(f"run {folder.name} was started with another spec ({'; '.join(changed)}); start a new run")
-    write_spec(folder, spec.model_copy(update={"name": old.name, "storage": old.storage}))
+    old = refuse_changes(folder, spec)
+    write_spec(folder, keep_resolved(old, spec).model_copy(update={"name": old.name, "storage": old.storage}))

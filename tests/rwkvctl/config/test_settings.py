@@ -21,7 +21,8 @@ def test_defaults_need_nothing_and_write_nothing(home: Path):
 
 @pytest.mark.parametrize(("key", "variable"), settings.ENVIRONMENT.items())
 def test_the_environment_wins_over_the_file(key: str, variable: str, monkeypatch: pytest.MonkeyPatch):
-    in_file, in_environment = ("7", "0.5") if key == "cache_gb" else ("/from/file", "/from/environment")
+    own = {"cache_gb": ("7", "0.5"), "address": ("file:1", "environment:2")}
+    in_file, in_environment = own.get(key, ("/from/file", "/from/environment"))
     kind = type(getattr(settings.load(), key) or "")
     settings.save(key, in_file)
     assert getattr(settings.load(), key) == kind(in_file)
@@ -60,6 +61,10 @@ def test_absolute(path: str, absolute: str):
         ("adress", "x", r"config key 'adress' is unknown; the keys are address, "),
         ("gpus_per_node", "four", r"gpus_per_node: input should be a valid integer"),
         ("gpus_per_node", "-1", r"gpus_per_node: input should be greater than or equal to 0"),
+        ("storage", "s3://bucket/runs", r"storage: must be a folder that all workers see, not a URL"),
+        ("cache_dir", "gs://bucket", r"cache_dir: must be a folder"),
+        ("address", "head", r"address: must be HOST:PORT"),
+        ("address", "head:99999", r"address: must be HOST:PORT"),
     ],
 )
 def test_wrong_settings_are_not_saved(key: str, value: str, said: str):
@@ -85,3 +90,37 @@ def test_a_damaged_file_is_named(content: bytes, said: str):
         settings.load()
     assert str(caught.value).startswith(str(config_file()))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("RWKVCTL_CACHE_GB", "lots", "RWKVCTL_CACHE_GB: input should be a valid number"),
+        ("RWKVCTL_CACHE_GB", "0", "RWKVCTL_CACHE_GB: input should be greater than 0"),
+        ("RWKVCTL_CACHE_GB", "nan", "RWKVCTL_CACHE_GB: input should be greater than 0"),
+        ("RWKVCTL_STORAGE", "s3://bucket", "RWKVCTL_STORAGE: must be a folder"),
+        ("RWKVCTL_CACHE", "s3://bucket", "RWKVCTL_CACHE: must be a folder"),
+        ("RAY_ADDRESS", "ray head", "RAY_ADDRESS: must be HOST:PORT"),
+    ],
+)
+def test_a_wrong_variable_is_named(variable: str, value: str, said: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(UserError) as caught:
+        settings.load()
+    assert str(caught.value).startswith(said)
+    assert "config.yaml" not in str(caught.value)
+    assert value in str(caught.value)
+
+
+@pytest.mark.parametrize("address", ["head:6379", "10.0.0.1:6379", "[::1]:6379", "ray://head:10001", "http://head:8265",
+                                     "https://ray.example.org", "auto"])  # fmt: skip
+def test_addresses(address: str):
+    assert settings.save("address", address).address == address
+
+
+@pytest.mark.parametrize("inside", ["", "/below"])
+def test_a_home_that_is_a_file_is_named(inside: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "blocked").touch()
+    monkeypatch.setenv("RWKVCTL_HOME", f"{tmp_path}/blocked{inside}")
+    with pytest.raises(UserError, match=f"{tmp_path}/blocked is a file; set RWKVCTL_HOME to a folder"):
+        settings.load()

@@ -187,7 +187,7 @@ def test_the_spec_knows_every_field_and_attention_of_the_model():
 @pytest.mark.parametrize(
     ("assignment", "said"),
     [
-        ("train.epoch=3", "train.epoch: unknown field (did you mean epochs?)"),
+        ("train.epoch=3", "train.epoch: unknown field (did you mean epochs or epoch_steps?)"),
         ("model.decoder_kernel=3", "model.decoder_kernel: unknown field (did you mean decoder_kernel_size?)"),
         ("zzz=3", "zzz: unknown field (known: job, name"),
         ("train.epochs=many", "train.epochs: input should be a valid integer"),
@@ -249,7 +249,7 @@ def test_a_spec_does_not_change():
     ("name", "said"),
     [
         ("acdcc", r"recipe 'acdcc' is unknown: did you mean acdc"),
-        ("xyzzy", r"recipe 'xyzzy' is unknown: there are acdc, "),
+        ("xyzzy", r"recipe 'xyzzy' is unknown: choose from acdc, "),
         ("mine.yaml", r"recipe mine.yaml: no such file"),
     ],
 )

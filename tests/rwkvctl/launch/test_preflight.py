@@ -45,7 +45,8 @@ def spec(kind: type = FinetuneSpec, *, data: Any = "nowhere", batch: int = 4, **
         ({"nodes": 2}, "cluster.nodes 2 needs a cluster: give --address"),
         ({"workers": 2}, None),
         ({"workers": 64, "address": "head:6379"}, None),
-        ({"workers": 64, "launcher": "process"}, None),
+        ({"workers": 64, "launcher": "process"}, "cluster.workers 64 with the process launcher needs torchrun"),
+        ({"workers": 1, "launcher": "process"}, None),
     ],
 )  # fmt: skip
 def test_workers_fit_the_machine(fields: dict[str, Any], said: str | None, monkeypatch: pytest.MonkeyPatch):
@@ -127,3 +128,28 @@ def test_absent_data_come_with_the_command_that_makes_them(tmp_path: Path, kind:
         preflight.check_training(complete_spec.with_data(made, machine))
     command = f"rwkvctl data prepare {form} --source DOWNLOAD --out {tmp_path / dataset}"
     assert str(caught.value).endswith(command)
+
+
+@pytest.mark.parametrize(
+    ("batch", "workers", "size", "said"),
+    [
+        (1, 1, 16, "use train.batch_size=2 or data.image_size=32"),
+        (2, 2, 16, "use train.batch_size=4 or data.image_size=32"),
+        (2, 1, 16, None),
+        (1, 1, 32, None),
+    ],
+)
+def test_batch_norm_gets_more_than_one_value(polyps: Path, batch: int, workers: int, size: int, said: str | None):
+    own = {"model": {"name": "rwkv_unet_xt"}, "cluster": {"workers": workers}}
+    made = spec(data=polyps, batch=batch, **own)
+    made = made.model_copy(update={"data": made.data.model_copy(update={"image_size": size, "dataset": "polyps"})})
+    if said is None:
+        preflight.check_training(made)
+        return
+    with pytest.raises(UserError, match=said):
+        preflight.check_training(made)
+
+
+def test_data_below_a_url(tmp_path: Path):
+    assert complete_spec.below("s3://bucket/sets/", "acdc") == "s3://bucket/sets/acdc"
+    assert complete_spec.below(str(tmp_path), "acdc") == str(tmp_path / "acdc")

@@ -148,6 +148,7 @@ def test_a_named_run_takes_over_where_it_runs_but_not_what(storage: str):
     folder = run_folder.create(spec(name="first", cluster={"workers": 2}), storage)
     changed = spec(cluster={"workers": 1, "launcher": "process"}, data={"path": "/moved", "workers": 0})
     assert run_folder.resume("first", changed, storage) == folder
+    run_folder.adopt(folder, changed)
     kept = run_folder.read_spec(folder)
     assert isinstance(kept, FinetuneSpec)
     assert (kept.cluster.workers, kept.data.path, kept.name, kept.storage) == (1, "/moved", "first", storage)
@@ -182,6 +183,7 @@ def test_a_sweep_may_be_extended(storage: str):
     moved = spec(storage="/there", tracking={"uri": "http://x"}, cluster={"address": "h:1"})
     more = sweep.model_copy(update={"trials": 5, "concurrency": 1, "base": moved})
     assert run_folder.resume("s", more, storage) == folder
+    run_folder.adopt(folder, more)
     kept = run_folder.read_spec(folder)
     assert isinstance(kept, TuneSpec)
     assert kept.trials == 5
@@ -192,3 +194,44 @@ def test_half_a_result_is_none(storage: str, content: str):
     folder = run_folder.create(spec(name="first"), storage)
     (folder / run_folder.RESULT).write_text(content)
     assert (run_folder.result(folder) is None) == (content in ("", "{"))
+
+
+def test_a_run_keeps_its_name(storage: str):
+    folder = run_folder.create(spec(name="first"), storage)
+    assert run_folder.resume("first", spec(name="first"), storage) == folder
+    with pytest.raises(UserError, match="run first: cannot be renamed to 'other'; leave out --name"):
+        run_folder.resume("first", spec(name="other"), storage)
+
+
+def test_auto_means_what_the_run_began_with(storage: str):
+    """A run that was begun on a CPU goes on in fp32 on a GPU."""
+    folder = run_folder.create(spec(name="first", train={"precision": "fp32"}), storage)
+    run_folder.adopt(folder, spec(train={"precision": "auto"}))
+    kept = run_folder.read_spec(folder)
+    assert isinstance(kept, FinetuneSpec)
+    assert kept.train.precision == "fp32"
+    with pytest.raises(UserError, match=r"train\.precision: fp32 -> bf16"):
+        run_folder.adopt(folder, spec(train={"precision": "bf16"}))
+
+
+def test_many_changes_are_counted(storage: str):
+    folder = run_folder.create(spec(name="first"), storage)
+    changed = spec(seed=1, train={"epochs": 9, "batch_size": 2, "tail": "wrap"}, model={"encoder_weights": "x" * 500})
+    with pytest.raises(UserError, match="and 2 more") as caught:
+        run_folder.adopt(folder, changed)
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("below", ["", "/below"])
+def test_a_storage_that_is_a_file_is_named(tmp_path: Path, below: str):
+    (tmp_path / "blocked").touch()
+    storage = f"{tmp_path}/blocked{below}"
+    with pytest.raises(UserError, match=f"storage {storage}: cannot hold runs .*; give another folder"):
+        run_folder.create(spec(name="first"), storage)
+
+
+def test_the_command_that_continues_a_run(storage: str, home: Path):
+    kept = run_folder.create(spec(name="first"), str(home / "runs"))
+    assert run_folder.resume_command("finetune", kept) == "rwkvctl finetune --resume first"
+    elsewhere = run_folder.create(spec(name="first"), storage + " of mine")
+    assert run_folder.resume_command("finetune", elsewhere) == f"rwkvctl finetune --resume '{storage} of mine/first'"

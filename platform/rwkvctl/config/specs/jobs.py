@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from rwkvctl.config.specs.augment import ClassificationAugment, SegmentationAugment
 from rwkvctl.config.specs.base import Address, Spec
@@ -20,6 +20,7 @@ from rwkvctl.config.specs.parts import (
     TrackingSpec,
     TrainSpec,
 )
+from rwkvctl.config.specs.places import check_folder
 from rwkvctl.config.specs.space import SpaceSpec
 
 
@@ -32,6 +33,7 @@ class JobSpec(Spec):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 42
     storage: Address | None = None
     """Folder that runs are kept in; null is the machine's setting."""
+    _storage = field_validator("storage")(check_folder)
     cluster: ClusterSpec = ClusterSpec()
     tracking: TrackingSpec = TrackingSpec()
 

@@ -6,7 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, Field, field_validator
 
+from rwkvctl.base.names import model_name_problem
 from rwkvctl.config.specs.base import Address, Spec
+from rwkvctl.config.specs.places import check_address
 
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -149,7 +151,7 @@ class ClusterSpec(Spec):
     launcher: Literal["ray", "process"] = "ray"
     """process: in the calling process (also under torchrun); needs neither Ray nor MLflow."""
     address: Address | None = None
-    """Ray cluster; null starts Ray on this machine."""
+    """Ray cluster, HOST:PORT or the URL of its job server; null starts Ray on this machine."""
     workers: Positive | None = None
     """Training workers over all nodes; null is one (on a cluster: nodes x GPUs per node)."""
     nodes: Positive | None = None
@@ -157,6 +159,8 @@ class ClusterSpec(Spec):
     cpus_per_worker: Positive = 1
     max_failures: Annotated[int, Field(ge=0)] = 3
     """How often a dead worker or node is replaced before the job gives up."""
+
+    _address = field_validator("address")(check_address)
 
 
 class TrackingSpec(Spec):
@@ -169,3 +173,10 @@ class TrackingSpec(Spec):
     """MLflow run id of the run that this one belongs to."""
     register_as: str | None = None
     """Name of the registered model; null derives it from the data set or the encoder, empty registers nothing."""
+
+    @field_validator("register_as")
+    @classmethod
+    def _model_name(cls, value: str | None) -> str | None:
+        if value and (problem := model_name_problem(value)) is not None:
+            raise ValueError(problem)
+        return value

@@ -1,0 +1,24 @@
+"""Where things are: what an address of a cluster and a folder of runs look like."""
+
+from __future__ import annotations
+
+import re
+
+ADDRESS = re.compile(r"(https?://\S+)|(ray://)?(\[[0-9A-Fa-f:.]+\]|[^\s:/\[\]]+):(?P<port>\d{1,5})/?")
+
+
+def check_address(value: str | None) -> str | None:
+    """`host:port` of a Ray cluster, or the URL of its job server; ValueError for anything else."""
+    if value is None or value == "auto":
+        return value
+    found = ADDRESS.fullmatch(value)
+    if found is None or (found["port"] and not 0 < int(found["port"]) < 65536):
+        raise ValueError("must be HOST:PORT of a Ray cluster, or http://HOST:8265 of its job server")
+    return value
+
+
+def check_folder(value: str | None) -> str | None:
+    """A folder that is mounted on this machine; ValueError for a URL, which no run can be kept in."""
+    if value is not None and "://" in value:
+        raise ValueError("must be a folder that all workers see, not a URL: object stores are not supported here")
+    return value

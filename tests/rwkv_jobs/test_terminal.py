@@ -1,0 +1,159 @@
+"""Jobs on a terminal: Ctrl-C as it is typed, SIGTERM, and what lies in the current folder."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import signal
+import socket
+import subprocess
+import sys
+import termios
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rwkvctl.runs import folder as run_folder
+
+from .conftest import Jobs, events, mlflow_runs, wait_for, wait_for_step
+
+PATIENCE = 600.0
+
+
+class Terminal:
+    """A command on a pseudo-terminal of its own, as its session's leader."""
+
+    def __init__(self, command: list[str], folder: Path):
+        self.output = ""
+        self.terminal, end = pty.openpty()
+        self.process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=os.environ | {"TERM": "dumb"},
+            stdin=end,
+            stdout=end,
+            stderr=end,
+            start_new_session=True,
+            preexec_fn=own_terminal,
+        )
+        os.close(end)
+        self.pid, self.poll = self.process.pid, self.process.poll
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        try:
+            while data := os.read(self.terminal, 65536):
+                self.output += data.decode(errors="replace").replace("\r", "")
+        except OSError:  # closed: the last process has gone
+            return
+
+    def type(self, text: str) -> None:
+        os.write(self.terminal, text.encode())
+
+    def wait(self) -> int:
+        return self.process.wait(PATIENCE)
+
+    def kill(self) -> None:
+        """However the test ends."""
+        if self.poll() is None:
+            self.process.kill()
+            self.process.wait()
+
+
+def own_terminal() -> None:
+    """Let the session have the terminal, so that Ctrl-C reaches it; where tests run in the background it is ignored."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+@pytest.fixture
+def hostile(tmp_path: Path) -> Path:
+    """A folder with files that are named like modules of the standard library."""
+    folder = tmp_path / "hostile"
+    folder.mkdir()
+    for name in ("random", "token", "queue", "struct", "timm"):
+        (folder / f"{name}.py").write_text("raise RuntimeError(__file__)\n")
+    return folder
+
+
+def session(pid: int) -> list[int]:
+    """The living processes of a terminal's session, and those that have left it but descend from it."""
+    found, parents = [], {pid}
+    for path in sorted(Path("/proc").glob("[0-9]*"), key=lambda path: int(path.name)):
+        try:
+            state, parent, _, leader = (path / "stat").read_text().rpartition(")")[2].split()[:4]
+        except OSError:
+            continue
+        if state not in "ZX" and (int(leader) == pid or int(parent) in parents):
+            parents.add(int(path.name))
+            found.append(int(path.name))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("launcher", "how"),
+    [
+        ("process", "ctrl-c"),
+        pytest.param("ray", "ctrl-c twice", marks=pytest.mark.slow),
+        pytest.param("ray", "sigterm", marks=pytest.mark.slow),
+    ],
+)
+def test_a_stopped_job_ends_in_order(
+    jobs: Jobs, hostile: Path, launcher: str, how: str, request: pytest.FixtureRequest
+):
+    if launcher == "ray":
+        request.getfixturevalue("one_ray")
+    run_dir = jobs.new("finetune", "stopped", f"cluster.launcher={launcher}", "train.epochs=100000")
+    command = [sys.executable, "-P", "-m", "rwkvctl.cli.app", "finetune", "--resume", "stopped"]
+    terminal = Terminal(command, hostile)
+    try:
+        wait_for_step(run_dir, 1, PATIENCE)
+        processes = session(terminal.pid)
+        assert len(processes) > 1
+        if how == "sigterm":
+            os.kill(terminal.pid, signal.SIGTERM)
+        else:
+            terminal.type("\x03" * (2 if "twice" in how else 1))
+        assert terminal.wait() == 130, terminal.output
+    finally:
+        terminal.kill()
+    wait_for(lambda: "interrupted" in terminal.output, "last line", PATIENCE)
+    assert terminal.output.splitlines()[-1] == "interrupted; continue with: rwkvctl finetune --resume stopped"
+    for bad in ("Traceback", "RuntimeError", "*** SIG", "Exiting"):
+        assert bad not in terminal.output
+    assert [event["status"] for event in events(run_dir, "end")] == ["KILLED"]
+    assert [run.info.status for run in mlflow_runs(jobs.home)] == ["KILLED"]
+    assert not (run_dir / "lease.json").exists()
+    assert run_folder.result(run_dir) is None
+    wait_for(lambda: not [pid for pid in processes if alive(pid)], "end of all processes", PATIENCE)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+@pytest.mark.slow
+def test_a_ui_that_is_killed_leaves_nothing(jobs: Jobs, tmp_path: Path):
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    terminal = Terminal([sys.executable, "-P", "-m", "rwkvctl.cli.app", "ui", "--port", str(port)], tmp_path)
+
+    def answers() -> Any:
+        with socket.socket() as client:
+            return client.connect_ex(("127.0.0.1", port)) == 0
+
+    try:
+        wait_for(answers, "UI", PATIENCE)
+        processes = session(terminal.pid)
+        os.kill(terminal.pid, signal.SIGTERM)
+        assert terminal.wait() == 130
+    finally:
+        terminal.kill()
+    wait_for(lambda: not [pid for pid in processes if alive(pid)] and not answers(), "end of all processes", PATIENCE)
