@@ -293,7 +293,7 @@ def test_weights_that_are_not_finite_are_not_kept(jobs: Jobs, children: list[Any
 # A disk that is full -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("limit", [40_000, 4_000_000])  # the journal's line or MLflow's; a checkpoint of 12 MB
+@pytest.mark.parametrize("limit", [40_000, 4_000_000])  # too little for MLflow's database too, or for weights only
 def test_a_full_disk_is_one_line_and_the_run_goes_on_later(jobs: Jobs, children: list[Any], limit: int):
     assert jobs.run("finetune", "straight") == 0
     run_dir = jobs.new("finetune", "full")
@@ -307,9 +307,10 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_later(jobs: Jobs, children:
     assert str(run_dir) in line
     assert "Traceback" not in log
     [status] = {run.info.status for run in mlflow_runs(jobs.home) if run.info.run_name == "full"}
-    assert status == "FAILED"
+    assert status == "FAILED" or limit == 40_000, "where the database is on another disk"
     assert jobs.run("finetune", run_dir) == 0
     assert weights(run_dir) == weights(jobs.runs / "straight")
+    assert {run.info.status for run in mlflow_runs(jobs.home)} == {"FINISHED"}
 
 
 def test_another_spec_is_refused(jobs: Jobs):

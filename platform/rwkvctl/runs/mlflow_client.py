@@ -43,8 +43,9 @@ def connect(tracking_uri: str) -> MlflowClient:
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
 
-    # Otherwise the first command of a new user opens with two lines about tables.
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+    # Otherwise the first command of a new user opens with two lines about tables, and an error of the database, which
+    # is raised as well, is preceded by its traceback.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     with _first_touch(tracking_uri):
         # The registry lives with the tracking data; without saying so MLflow asks its global settings.
         return when_free(MlflowClient, tracking_uri, registry_uri=tracking_uri)
