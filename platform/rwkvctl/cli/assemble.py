@@ -6,8 +6,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import typer
-
 from rwkvctl.base.errors import UserError
 from rwkvctl.base.paths import as_text
 from rwkvctl.config import settings
@@ -55,9 +53,7 @@ def training_spec(
         spec = training_from(job, start, given, f"run {folder.name}", machine)
         run_folder.refuse_changes(folder, spec)
         return spec
-    if recipe and data:
-        _say_if_not_its_own(job, recipe, data)
-    recipe = recipe or pick_recipe(job, data)
+    recipe = recipe or pick_recipe(job, data)[0]
     fields = load.read_recipe(recipe)
     if fields.get("job") != job:
         raise UserError(f"recipe {recipe}: is for {fields.get('job')}, not {job}")
@@ -90,38 +86,46 @@ def run_of(folder: Path, job: str) -> JobSpec:
     return spec
 
 
-def pick_recipe(job: str, data: str | None) -> str:
-    """The recipe for a data set when none is named: that of what was prepared, or the one for data of its kind. Which
-    and why is said on standard error."""
+def recipe_line(job: str, recipe: str | None, data: str | None, resume: str | None) -> str | None:
+    """Which recipe a new job follows, and why: the first line that it prints. None where a run is continued, and where
+    the recipe that was named is the data's own."""
+    if resume not in (None, "auto"):
+        return None
+    if recipe is None:
+        name, why = pick_recipe(job, data)
+        return f"recipe {name}: {why}"
+    try:
+        form = None if data is None else prepared_from(data)
+    except UserError:  # said with more help when the job is checked
+        return None
+    if form == recipe or form not in load.recipe_names(job):
+        return None
+    return f"recipe {recipe}: as you said; {data} was prepared from {form}, whose own is {form}"
+
+
+def pick_recipe(job: str, data: str | None) -> tuple[str, str]:
+    """The recipe for a data set when none is named, and why: that of what was prepared, or the one for its kind."""
     if data is None:
         if job == "pretrain":
-            return "imagenet"
+            return "imagenet", "the default for pretraining"
         raise UserError("recipe: say which, for example: rwkvctl finetune clinicdb (see: rwkvctl recipe list)")
     from rwkvctl.data.store.manifest import Manifest
 
-    manifest = Manifest.load(data)
-    form = manifest.content.source.format
+    form = prepared_from(data)
     if form in load.recipe_names(job):
-        name, why = form, f"{data} was prepared from {form}"
-    elif job == "pretrain":
-        name, why = "imagefolder", f"{data} was prepared from {form}, which has no recipe of its own"
-    else:
-        name = "binary" if len(manifest.classes) == 2 else "multiclass"
-        why = f"{data} was prepared from {form}, which has no recipe of its own, with {len(manifest.classes)} classes"
-    typer.echo(f"recipe {name}: {why}", err=True)
-    return name
+        return form, f"{data} was prepared from {form}"
+    why = f"{data} was prepared from {form}, which has no recipe of its own"
+    if job == "pretrain":
+        return "imagefolder", why
+    classes = len(Manifest.load(data).classes)
+    return "binary" if classes == 2 else "multiclass", f"{why}, with {classes} classes"
 
 
-def _say_if_not_its_own(job: str, recipe: str, data: str) -> None:
-    """A recipe that was named is used. That the data has one of its own is worth a line."""
+def prepared_from(data: str) -> str:
+    """The form of the download that a data set was prepared from."""
     from rwkvctl.data.store.manifest import Manifest
 
-    try:
-        form = Manifest.load(data).content.source.format
-    except UserError:  # said with more help when the job is checked
-        return
-    if form != recipe and form in load.recipe_names(job):
-        typer.echo(f"recipe {recipe}: as you said; {data} was prepared from {form}, whose own is {form}", err=True)
+    return Manifest.load(data).content.source.format
 
 
 def tune_spec(
@@ -143,7 +147,7 @@ def tune_spec(
         raise UserError("--space: say which (see: rwkvctl recipe list)")
     found = load.read_space(space)
     if recipe is None:
-        recipe = found.recipe if data is None else pick_recipe("finetune", data)
+        recipe = found.recipe if data is None else pick_recipe("finetune", data)[0]
     base = training_spec("finetune", recipe, data, options, assignments, resume)
     assert isinstance(base, FinetuneSpec)
     fields = {

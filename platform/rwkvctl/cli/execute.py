@@ -28,7 +28,9 @@ from rwkvctl.registry import encoder_weights, references
 from rwkvctl.runs import folder as run_folder
 
 
-def start(job: str, spec: JobSpec, *, resume: str | None, dry_run: bool, as_json: bool) -> None:
+def start(
+    job: str, spec: JobSpec, *, resume: str | None, dry_run: bool, as_json: bool, first_line: str | None = None
+) -> None:
     """Check, then run a job in a new run or in the one that is continued; leaves with the job's exit code."""
     storage = spec.storage or settings.load().storage
     preflight.check(spec)
@@ -37,6 +39,9 @@ def start(job: str, spec: JobSpec, *, resume: str | None, dry_run: bool, as_json
         check_models(spec)
     if dry_run:
         show_plan(spec, as_json=as_json)
+    if first_line is not None:
+        print(first_line, file=sys.stderr, flush=True)
+    if dry_run:
         return
     run_dir = run_folder.create(spec, storage) if continued is None else continued
     if continued is not None:

@@ -44,7 +44,8 @@ def pretrain(
         variant=variant, name=name, workers=workers, nodes=nodes, gpus_per_node=gpus_per_node, address=address
     )
     spec = assemble.training_spec("pretrain", recipe, data, options, assignments or [], resume)
-    execute.start("pretrain", spec, resume=resume, dry_run=dry_run, as_json=as_json)
+    said = assemble.recipe_line("pretrain", recipe, data, resume)
+    execute.start("pretrain", spec, resume=resume, dry_run=dry_run, as_json=as_json, first_line=said)
 
 
 def finetune(
@@ -71,7 +72,8 @@ def finetune(
     if encoder is not None:
         options.setdefault("model", {})["encoder_weights"] = encoder
     spec = assemble.training_spec("finetune", recipe, data, options, assignments or [], resume)
-    execute.start("finetune", spec, resume=resume, dry_run=dry_run, as_json=as_json)
+    said = assemble.recipe_line("finetune", recipe, data, resume)
+    execute.start("finetune", spec, resume=resume, dry_run=dry_run, as_json=as_json, first_line=said)
 
 
 def tune(

@@ -34,10 +34,10 @@ def test_a_data_set_is_called_by_what_it_is(busi: Path, binary: Manifest, polyps
     assert with_name.dataset == with_name.identity == "groe_3"
 
 
-def test_the_recipe_follows_what_was_prepared(busi: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_the_recipe_follows_what_was_prepared(busi: Path, tmp_path: Path):
     spec = finetune(None, busi)
     assert spec.data.dataset == "busi"
-    assert capsys.readouterr().err == f"recipe busi: {busi} was prepared from busi\n"
+    assert assemble.recipe_line("finetune", None, str(busi), None) == f"recipe busi: {busi} was prepared from busi"
     moved = shutil.copytree(busi, tmp_path / "somewhere")
     assert finetune(None, moved).model_copy(update={"data": None}) == spec.model_copy(update={"data": None})
     assert release.registered_name(finetune(None, moved)) == "rwkv_unet_busi"
@@ -51,16 +51,19 @@ def test_a_name_of_ones_own_changes_neither_recipe_nor_registry_name(tmp_path: P
     assert finetune("binary", made.root).data.dataset == "busi"
 
 
-def test_images_of_ones_own_take_the_generic_recipe(polyps: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_images_of_ones_own_take_the_generic_recipe(polyps: Path, tmp_path: Path):
     made = prepare("folder", [polyps], tmp_path / "clinicdb", seeds=[41])
     spec = finetune(None, made.root)
-    line = f"recipe binary: {made.root} was prepared from folder, which has no recipe of its own, with 2 classes\n"
-    assert capsys.readouterr().err == line
+    line = f"recipe binary: {made.root} was prepared from folder, which has no recipe of its own, with 2 classes"
+    assert assemble.recipe_line("finetune", None, str(made.root), None) == line
     assert spec.data.dataset == "clinicdb"
 
 
-def test_another_recipe_than_the_datas_own_is_said(busi: Path, capsys: pytest.CaptureFixture[str]):
-    finetune("binary", busi)
-    assert capsys.readouterr().err == f"recipe binary: as you said; {busi} was prepared from busi, whose own is busi\n"
-    finetune("busi", busi)
-    assert capsys.readouterr().err == ""
+def test_another_recipe_than_the_datas_own_is_said(busi: Path):
+    line = f"recipe binary: as you said; {busi} was prepared from busi, whose own is busi"
+    assert assemble.recipe_line("finetune", "binary", str(busi), None) == line
+    assert assemble.recipe_line("finetune", "busi", str(busi), None) is None
+    assert (
+        assemble.recipe_line("finetune", "busi", "nowhere", None) is None
+    )  # said with more help when the job is checked
+    assert assemble.recipe_line("finetune", None, str(busi), "RUN") is None  # which goes on with its own
