@@ -9,8 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
+from rwkv_jobs.progress import Progress
+from rwkvctl.data.convert.prepare import prepare
+from rwkvctl.data.convert.synth import phantom
 from rwkvctl.runs import folder as run_folder
+from rwkvctl.runs.journal import Journal
 
 from .conftest import Jobs, events, history, latest, mlflow_history, mlflow_runs
 
@@ -146,3 +151,29 @@ def tracked(home: Path, run_dir: Path, result: dict[str, Any]) -> None:
     assert run.data.params["train.batch_size"]
     assert result["model_uri"].endswith("/1")
     assert [event["status"] for event in events(run_dir, "end")] == ["FINISHED"]
+
+
+def test_a_validation_part_without_foreground_keeps_the_last_weights(
+    jobs: Jobs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    raw = phantom.write_polyps(tmp_path / "raw", n=16, size=40)
+    made = prepare("folder", [raw], tmp_path / "first", seeds=[41])
+    for key in made.ids(made.default_split, "val"):
+        Image.new("L", (40, 40)).save(raw / "masks" / f"{int(key.split('_')[1])}.png")
+    data = prepare("folder", [raw], tmp_path / "data", seeds=[41]).root
+    assert jobs.run("finetune", jobs.new("finetune", "run", "train.epoch_steps=1", data=data)) == 0
+    warning = "warning: no mask of the validation part has foreground, so that its scores say nothing"
+    assert capsys.readouterr().out.count(warning) == 1
+    run_dir = jobs.runs / "run"
+    folder = run_dir / "checkpoints"
+    assert json.loads((folder / "best.json").read_text()) == json.loads((folder / "latest.json").read_text())
+
+
+def test_the_total_of_a_run_that_another_job_trains_is_known(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    with Journal(tmp_path / "journal.jsonl") as journal:
+        journal.event("plan", epochs=5, steps_per_epoch=100, step=0)
+        journal.event("message", text="told before")
+        with Progress(tmp_path):
+            values = {"train/loss": 0.5, "train/lr": 1e-3, "train/grad_norm": 1.0, "train/images_per_second": 8.0}
+            journal.metrics(values, 385)
+    assert capsys.readouterr().out == "step 385/500  loss 0.5000  lr 1.00e-03  grad 1.000  8.0 img/s\n"
