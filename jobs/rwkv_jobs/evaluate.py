@@ -67,7 +67,7 @@ def say_overlap(run_dir: Path, where: measured.Measured) -> None:
     if where.trained_on is None:
         say(run_dir, "whether these cases were trained on is not known: the model's training data is not where it was")
     elif where.trained_on:
-        text = f"{where.trained_on} of {where.cases} {where.part} cases were trained on: these scores are no test"
+        text = f"{where.trained_on} of {where.cases} {where.part} cases were trained on: these scores are not a test"
         say(run_dir, f"{text}, and no gate counts them")
 
 

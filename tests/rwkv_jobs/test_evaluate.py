@@ -187,7 +187,7 @@ def test_a_gate_counts_the_models_own_test_part_and_says_what_was_trained_on(
     capsys.readouterr()
     other = new(jobs, "other", models / "polyps", data=str(again.root))
     assert guarded("evaluate", str(other), []) == 0
-    said = f"{shared} of {len(test)} test cases were trained on: these scores are no test"
+    said = f"{shared} of {len(test)} test cases were trained on: these scores are not a test"
     assert said in "".join(capsys.readouterr())
     assert result(other)["measured"]["trained_on"] == shared
     assert result(own)["measured"]["trained_on"] == 0

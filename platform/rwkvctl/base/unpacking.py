@@ -15,7 +15,9 @@ MAX_RATIO, RATIO_FREE_BYTES = 400, 256 << 20
 def refuse_bomb(name: object, unpacked: int, packed: int) -> None:
     """UserError once `packed` bytes have become too many `unpacked` ones."""
     if unpacked > RATIO_FREE_BYTES and unpacked > MAX_RATIO * max(packed, 1):
-        raise UserError(f"{name}: unpacks to over {MAX_RATIO} times its size, a bomb; do not use this archive")
+        raise UserError(
+            f"{name}: unpacks to over {MAX_RATIO} times its size (a decompression bomb); do not use this archive"
+        )
 
 
 def gunzip(data: bytes, name: object) -> bytes:

@@ -89,7 +89,7 @@ def read_file() -> dict[str, Any]:
         values = yaml.safe_load(path.read_text()) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"{path}: not valid YAML ({reason}); mend it or delete it") from None
+        raise UserError(f"{path}: not valid YAML ({reason}); fix it or delete it") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: must hold `key: value` lines, not a {type(values).__name__}")
     return values

@@ -123,7 +123,7 @@ def pair(
     orphans = sorted(masks.keys() - images.keys(), key=natural_key)
     mask = f"; a mask without an image is {masks[orphans[0]].name}" if orphans else ""
     for name in alone:
-        problems.leave_out(images[name], f"has no mask; {rule}{mask}; add its mask, or move the image away")
+        problems.leave_out(images[name], f"has no mask; {rule}{mask}; add its mask, or move the image elsewhere")
     image = f"; an image without a mask is {images[alone[0]].name}" if alone else ""
     for name in orphans:
         problems.leave_out(masks[name], f"has no image; {rule}{image}; add its image, or move the mask away")
@@ -148,7 +148,7 @@ def check_numbers(
     problem too, or a warning (returned) when the user accepts it."""
     for name, file in found.items():
         if not name.isdigit() or int(name) not in wanted:
-            problems.add(f"{file}: {what} are numbered {wanted[0]} to {wanted[-1]}; move what is no part of them away")
+            problems.add(f"{file}: {what} are numbered {wanted[0]} to {wanted[-1]}; move other files elsewhere")
     missing = [str(number) for number in wanted if str(number) not in found]
     if not missing:
         return []

@@ -66,7 +66,7 @@ def _common(extents: list[tuple[RawFile, deep.Extent]]) -> deep.Range:
         whole = next(file for file, extent in extents if not extent.is_float)
         raise UserError(
             f"{len(floats)} images hold floats ({floats[0].name}), {len(extents) - len(floats)} hold whole numbers of "
-            f"more than 8 bits ({whole.name}): they share no range; convert them to one kind, or give --range LOW,HIGH"
+            f"more than 8 bits ({whole.name}) and share no range; convert them to one kind, or give --range LOW,HIGH"
         )
     if all(extent.is_widened for _, extent in extents):
         return deep.BYTES_IN_WORDS

@@ -25,10 +25,10 @@ def window(voxels: NDArray[Any], low: Bound, high: Bound) -> tuple[float, float]
 
 
 def scaled(voxels: NDArray[Any], low: float, high: float) -> NDArray[np.float32]:
-    """Clipped to [low, high] and brought to [0, 1]; ValueError for voxels that are no numbers, or all alike."""
+    """Clipped to [low, high] and brought to [0, 1]; ValueError for voxels that are not finite numbers, or all alike."""
     values = voxels.astype(np.float32)
     if not np.isfinite(values).all():
-        raise ValueError("has voxels that are no numbers")
+        raise ValueError("has voxels that are not finite numbers")
     bottom, top = np.float32(low), np.float32(high)
     if bottom >= top:
         raise ValueError(f"has no contrast (all voxels {low:g})")

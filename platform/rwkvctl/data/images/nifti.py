@@ -134,7 +134,7 @@ def _voxels(file: ScanFile, header: Any, content: bytes) -> NDArray[Any]:
     try:
         slope, inter = header.get_slope_inter()
     except (ValueError, nibabel.spatialimages.HeaderDataError) as error:
-        raise BadFile(f"{file}: its header scales values by no number ({error}); replace it") from error
+        raise BadFile(f"{file}: the scaling in its header is not a number ({error}); replace it") from error
     raw = np.frombuffer(content, dtype, count, offset)
     return np.asarray(nibabel.volumeutils.apply_read_scaling(raw, slope, inter))
 
@@ -152,7 +152,7 @@ def _grid(file: ScanFile, header: Any) -> Grid:
     affine = np.diag([unit, unit, unit, 1.0]) @ affine
     steps = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     if abs(np.linalg.det(steps)) < 1e-2:
-        raise BadFile(f"{file}: two of its axes point the same way (affine {_text(affine)}); mend its header")
+        raise BadFile(f"{file}: two of its axes point the same way (affine {_text(affine)}); fix its header")
     if np.abs(steps.T @ steps - np.eye(3)).max() > SHEAR:
         notes = [*notes, "the axes are not at right angles, so that distances in mm are approximate (sheared affine)"]
     return Grid(affine, shape, oriented, tuple(notes))
@@ -166,19 +166,19 @@ def _affine(file: ScanFile, header: Any) -> tuple[NDArray[np.float64], bool, lis
     notes: list[str] = []
     if sform is None and qform is None:
         if not _plausible(header, pixdim):
-            raise BadFile(f"{file}: its header has no spacing that a scanner has ({_mm(pixdim)}); mend its header")
+            raise BadFile(f"{file}: its header has no plausible spacing ({_mm(pixdim)}); fix its header")
         affine = np.diag([-pixdim[0], *pixdim[1:], 1.0])  # as nibabel has it
         return affine, False, ["the header has no orientation; the axes are taken to lead left, anterior, superior"]
     if sform is None:
         if not _plausible(header, pixdim):
-            raise BadFile(f"{file}: its header has no spacing that a scanner has ({_mm(pixdim)}); mend its header")
+            raise BadFile(f"{file}: its header has no plausible spacing ({_mm(pixdim)}); fix its header")
         return qform, True, notes  # type: ignore[return-value]
     scales = np.linalg.norm(sform[:3, :3], axis=0)
     if qform is not None and np.abs(sform[:3, :3] / scales - qform[:3, :3] / _norms(qform)).max() > SAME_DIRECTION:
         notes.append("sform and qform of the header point in different directions; sform is used")
     if np.allclose(scales, pixdim, rtol=SAME_SPACING):
         if not _plausible(header, scales):
-            raise BadFile(f"{file}: its header has no spacing that a scanner has ({_mm(scales)}); mend its header")
+            raise BadFile(f"{file}: its header has no plausible spacing ({_mm(scales)}); fix its header")
         return sform, True, notes
     both = f"sform {_mm(scales)}, pixdim {_mm(pixdim)}"
     unit = np.allclose(scales, 1, atol=1e-3)
@@ -191,7 +191,7 @@ def _affine(file: ScanFile, header: Any) -> tuple[NDArray[np.float64], bool, lis
             [*notes, f"sform and pixdim of the header disagree on the spacing; pixdim is used ({both})"],
         )
     if not _plausible(header, scales):
-        raise BadFile(f"{file}: its header has no spacing that a scanner has ({both}); mend its header")
+        raise BadFile(f"{file}: its header has no plausible spacing ({both}); fix its header")
     return sform, True, [*notes, f"sform and pixdim of the header disagree on the spacing; sform is used ({both})"]
 
 

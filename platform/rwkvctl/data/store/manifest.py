@@ -78,7 +78,7 @@ class Manifest:
         try:
             raw = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}: is no JSON ({error}); upload the data set again") from error
+            raise UserError(f"{path}: is not valid JSON ({error}); upload the data set again") from error
         content = validated(path, raw)
         return cls(shards.cache_root() / content.fingerprint, content, uri)
 

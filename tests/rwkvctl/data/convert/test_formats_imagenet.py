@@ -143,7 +143,7 @@ def test_timm_shards_that_are_wrong(source, tmp_path: Path):
         member = tarfile.TarInfo("a.pickle")
         member.size = 3
         tar.addfile(member, io.BytesIO(b"abc"))
-    refused(tree, tmp_path, r"a.pickle: does not belong into a shard")
+    refused(tree, tmp_path, r"a.pickle: does not belong in a shard")
 
 
 def test_nothing_like_it(tmp_path: Path):

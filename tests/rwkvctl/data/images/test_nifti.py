@@ -69,7 +69,7 @@ def test_the_spacing_is_what_is_plausible_and_doubts_are_noted(tmp_path: Path, n
     {"qform": TRUE, "pixdim": [1.3, 1.3, 1e9]}, {"sform": TRUE * 1e-9, "pixdim": [np.nan, 1, 1]},
 ])  # fmt: skip
 def test_a_header_without_a_plausible_spacing_is_refused(tmp_path: Path, header):
-    with pytest.raises(BadFile, match=r"a.nii: its header has no spacing that a scanner has \(.*\); mend its header$"):
+    with pytest.raises(BadFile, match=r"a.nii: its header has no plausible spacing \(.*\); fix its header$"):
         nifti.read_grid(on_disk(save(tmp_path / "a.nii", **header)))
 
 
@@ -110,7 +110,7 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\
     (VOXELS.astype(np.complex64), "its voxels are of type complex64"),
     (np.stack([VOXELS, VOXELS], -1), r"has shape \(6, 5, 4, 2\); a volume has three axes, it holds several volumes"),
     (VOXELS[0], r"has shape \(5, 4\); a volume has three axes"),
-    (LFS, "is a Git LFS pointer, not the scan itself; run git lfs pull"),
+    (LFS, "is a Git LFS pointer, not the file itself; run git lfs pull"),
     (b"", "is empty; replace it"),
     (b"x" * 1000, "not a NIfTI file; replace it"),
     (gzip.compress(b"x" * 1000, mtime=0), "not a NIfTI file; replace it"),

@@ -57,7 +57,7 @@ def plan(source: Source, options: Options, problems: Problems) -> Plan:
         for name in discover.pair(found, masks, problems):
             patient = patients.get(f"{part}_{name}")
             if patients and patient is None:
-                problems.add(f"{found[name]}: is not in {TABLE}; complete the table, or move the image away")
+                problems.add(f"{found[name]}: is not in {TABLE}; complete the table, or move the image elsewhere")
             key = numbered(f"glas_{part.lower()}", name, 3)
             meta = {"patient_id": patient} if patient else {}
             parts[part.lower()].append(Pair(key, found[name], (masks[name],), group=patient, meta=meta))

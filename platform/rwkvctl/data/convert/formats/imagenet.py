@@ -126,7 +126,7 @@ def _list(source: Source, problems: Problems) -> tuple[list[Photo], list[Photo]]
             key, wnid = f"in1k_{match[1].lower()}_{match[2]}", match[1].lower()
             folder = file.parent.rpartition("/")[2]
             if wnid not in wnids():
-                problems.add(f"{file}: {wnid} is not one of the thousand classes; move it away")
+                problems.add(f"{file}: {wnid} is not one of the thousand classes; move it elsewhere")
             elif _WNID.fullmatch(folder) and folder != wnid:
                 problems.add(f"{file}: lies in the folder of {folder}; move it to that of {wnid}")
             elif key in train:

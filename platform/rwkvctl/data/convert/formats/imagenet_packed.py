@@ -186,7 +186,7 @@ def _members(source: Source, shard: RawFile, problems: Problems) -> list[Member]
     for file in source.shard(shard):
         key, _, extension = file.inner.partition(".")
         if not index.is_key(key) or extension not in index.MEMBERS:
-            problems.add(f"{file}: does not belong into a shard of images; use another form of ImageNet")
+            problems.add(f"{file}: does not belong in a shard of images; use another form of ImageNet")
         by_key.setdefault(key, {})[extension] = file
     broken = [key for key, own in by_key.items() if not {"jpg", "cls", "json"} <= own.keys()]
     if broken:

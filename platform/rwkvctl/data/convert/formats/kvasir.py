@@ -76,7 +76,7 @@ def _check_boxes(source: Source, found: Mapping[str, RawFile], allow_partial: bo
         problems.add(f"{table}: cannot be read ({error}); download it again, or move it away")
         return []
     for name in sorted(found.keys() - listed):
-        problems.add(f"{found[name]}: is not in {BOXES}; move what is no part of Kvasir-SEG away")
+        problems.add(f"{found[name]}: is not in {BOXES}; move files that do not belong to Kvasir-SEG elsewhere")
     missing = sorted(listed - found.keys())
     if missing and allow_partial:
         return [f"partial source: {len(missing)} of the {len(listed)} images in {BOXES} are missing"]

@@ -53,7 +53,7 @@ def plan(source: Source, options: Options, problems: Problems) -> Plan:
     videos = sorted({name[:3] for name in found})
     for video in videos:
         if int(video[1:]) not in range(1, 7):
-            problems.add(f"{source}: has a video{video[1:]}; PSVFM has 01 to 06, move what is no part of it away")
+            problems.add(f"{source}: has a video{video[1:]}; PSVFM has 01 to 06, move other files elsewhere")
     counts = {"frames": len(found), "videos": len(videos)}
     warnings = discover.check_counts(source, counts, DATASET.expected, options.allow_partial, problems)
     warnings += discover.unused_files(source, [*found.values(), *masks.values()], _IGNORED)

@@ -206,7 +206,7 @@ def _check_complete(
     for case in train:
         wanted = SLICES.get(int(case.patient[4:]))
         if wanted is None:
-            problems.add(f"{case.files[0]}: {case.patient} is no training case of Synapse; move it away")
+            problems.add(f"{case.files[0]}: {case.patient} is not a training case of Synapse; move it elsewhere")
         elif case.depth != wanted:
             text = f"{case.patient} has {case.depth} slices, {wanted} were expected"
             if options.allow_partial:
