@@ -1,4 +1,4 @@
-"""Unpacking compressed bytes, and refusing those that would fill the memory or the disk."""
+"""Bytes that are not what their name says: bombs, damaged gzip, pointers of Git LFS."""
 
 from __future__ import annotations
 
@@ -10,6 +10,15 @@ from rwkvctl.base.errors import BadFile, UserError
 
 MAX_RATIO, RATIO_FREE_BYTES = 400, 256 << 20
 """An archive that grows more than so many times, beyond the first bytes, is a bomb. Label volumes grow 100 times."""
+
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
+
+def refuse_lfs_pointer(name: object, data: bytes) -> None:
+    """BadFile for the few lines that Git leaves in place of a large file."""
+    if data.startswith(LFS_POINTER):
+        raise BadFile(f"{name}: is a Git LFS pointer, not the file itself; run git lfs pull where it was cloned")
 
 
 def refuse_bomb(name: object, unpacked: int, packed: int) -> None:

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from rwkvctl.base.errors import BadFile
+from rwkvctl.base.unpacking import refuse_lfs_pointer
 
 MAX_FILE_BYTES = 4 << 30
 """Larger raw files are not read into memory."""
 
-LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 """How the few lines begin that Git leaves in the place of a large file."""
 
 
@@ -72,8 +72,7 @@ class RawFile:
             raise BadFile(f"{self}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
         if len(content) != self.size:
             raise BadFile(f"{self}: has other than its {self.size} bytes now; run the command again")
-        if content.startswith(LFS_POINTER):
-            raise BadFile(f"{self}: is a Git LFS pointer, not the file itself; run git lfs pull where it was cloned")
+        refuse_lfs_pointer(self, content)
         return content
 
     def open(self) -> BinaryIO:

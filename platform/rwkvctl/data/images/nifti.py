@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rwkvctl.base.errors import BadFile
-from rwkvctl.base.unpacking import gunzip
+from rwkvctl.base.unpacking import gunzip, refuse_lfs_pointer
 from rwkvctl.data.images.grid import Grid
 
 HEADER_BYTES = 540
@@ -94,8 +94,7 @@ def _refuse_no_scan(file: ScanFile, data: bytes) -> None:
     """BadFile for what stands where a scan was meant to be."""
     if not data:
         raise BadFile(f"{file}: is empty; replace it")
-    if data.startswith(b"version https://git-lfs.github.com/spec/"):
-        raise BadFile(f"{file}: is a Git LFS pointer, not the scan itself; run git lfs pull where it comes from")
+    refuse_lfs_pointer(file, data)
 
 
 def _header(file: ScanFile, head: bytes) -> Any:
