@@ -17,8 +17,6 @@ from rwkvctl.base.unpacking import refuse_lfs_pointer
 MAX_FILE_BYTES = 4 << 30
 """Larger raw files are not read into memory."""
 
-"""How the few lines begin that Git leaves in the place of a large file."""
-
 
 @dataclass(frozen=True, slots=True)
 class RawFile:

@@ -88,8 +88,9 @@ def test_missing_and_short_shards(copied: Manifest):
 
 
 def test_check_works_without_a_cache(copied: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("RWKVCTL_HOME", str(tmp_path / "file"))
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "cache").write_text("")  # where a folder is to be
+    monkeypatch.setenv("RWKVCTL_HOME", str(tmp_path / "own"))
     check_shards(copied)
 
 
