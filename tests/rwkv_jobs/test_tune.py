@@ -18,6 +18,7 @@ from rwkvctl.base.errors import JobFailedError
 from rwkvctl.cli import assemble
 from rwkvctl.config.specs import load
 from rwkvctl.config.specs.jobs import TuneSpec
+from rwkvctl.config.specs.sweep import check_space
 from rwkvctl.runs import folder as run_folder
 
 Point = dict[str, Any]
@@ -190,22 +191,32 @@ def ray() -> Iterator[None]:
         yield
 
 
+TINY = ["data.image_size=32", "train.batch_size=2", "train.epochs=1", "train.epoch_steps=1"]
+
+
+def shipped(name: str, data: Path, trials: int, *assignments: str) -> TuneSpec:
+    """A sweep as `rwkvctl tune --space NAME --data DATA` starts it, tiny."""
+    variant = {"variant": "xt"}
+    return assemble.tune_spec(name, None, str(data), variant, [*TINY, *assignments], None, trials, 1, None, "sweep")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("home")
+@pytest.mark.parametrize("name", load.space_names())
+def test_a_trial_of_every_shipped_space_trains_and_is_scored(name: str, scans: Path, tmp_path: Path):
+    spec = shipped(name, scans, 1, "cluster.launcher=process", "tracking.register_as=")
+    [first, *_] = check_space(spec)
+    run_dir = run_folder.create(first, str(tmp_path))
+    assert 0 <= tune.trial_figures(drive(first, run_dir))["dsc_strict"] <= 1
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_ray", "home", "ray")
-@pytest.mark.parametrize("name", load.space_names())
-def test_every_shipped_space_runs_on_the_data_of_its_recipe(
-    name: str, scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_shipped_space_on_the_data_of_its_recipe(scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("rwkvctl.launch.workers.ray_session", lambda cluster: nullcontext())
-    size = 224 if name == "encoders" else 32  # MaxViT takes no other
-    variant = {} if name == "encoders" else {"variant": "xt"}
-    assignments = [f"data.image_size={size}", "train.batch_size=2", "train.epochs=1", "train.epoch_steps=1"]
-    spec = assemble.tune_spec(name, None, str(scans), variant, assignments, None, 1, 1, None, name)
-    run_dir = run_folder.create(spec, str(tmp_path))
-    drive(spec, run_dir)
-    [row] = json.loads((run_dir / "artifacts" / "trials.json").read_text())["trials"]
-    assert 0 <= row["dsc_strict"] <= 1
-    assert "since train.validate_every is 0" in said(run_dir)
+    run_dir = run_folder.create(spec := shipped("loss_weights", scans, 1), str(tmp_path))
+    assert len(drive(spec, run_dir)["trials"]) == 1
+    assert "since train.validate_every is 0; 4 of them are test cases too (not so with data.split=h" in said(run_dir)
 
 
 @pytest.mark.slow
@@ -214,14 +225,11 @@ def test_a_trial_that_fails_does_not_take_the_others_with_it(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("rwkvctl.launch.workers.ray_session", lambda cluster: nullcontext())
-    space = tmp_path / "rates.yaml"
-    space.write_text("cover: true\nparams: {optimizer.lr: {choice: [1.0e-4, 1.0e+30]}}")
-    assignments = ["data.image_size=32", "train.batch_size=4", "train.epochs=2", "cluster.max_failures=0"]
-    spec = assemble.tune_spec(
-        str(space), None, str(shards / "polyps"), {"variant": "xt"}, assignments, None, None, 1, None, "rates"
-    )
+    space = tmp_path / "starts.yaml"
+    space.write_text("cover: true\nparams: {model.encoder_weights: {choice: [null, nowhere]}}")
+    spec = shipped(str(space), shards / "polyps", 2, "cluster.max_failures=0")
     run_dir = run_folder.create(spec, str(tmp_path))
-    with pytest.raises(JobFailedError, match=r"^1 of 2 trials failed; the last: .*rwkvctl tune --space rates --resume"):
+    with pytest.raises(JobFailedError, match=r"^1 of 2 trials failed; the last: .*nowhere.*--space starts --resume"):
         drive(spec, run_dir)
     [row] = json.loads((run_dir / "artifacts" / "trials.json").read_text())["trials"]
-    assert row["optimizer.lr"] == 1e-4
+    assert row["model.encoder_weights"] is None

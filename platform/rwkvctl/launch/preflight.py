@@ -160,8 +160,14 @@ def check_sweep(spec: TuneSpec) -> None:
         raise UserError("cluster.workers: a trial runs on one worker; leave it out and set --concurrency")
     trials = check_space(spec)
     manifest = check_training(trial_spec(spec.base, {}))
-    different = {(trial.model.model_dump_json(), trial.data.image_size): trial for trial in trials}
-    for trial in different.values():
+    by_data = {trial.model_dump_json(include={"data", "train", "consistency"}): trial for trial in trials}
+    by_network = {(trial.model.model_dump_json(), trial.data.image_size): trial for trial in trials}
+    for trial in by_data.values():
+        try:
+            check_training(trial)
+        except UserError as error:
+            raise UserError(f"space {spec.space_name}: {error}") from None
+    for trial in by_network.values():
         try:
             size = trial.data.image_size
             networks.check(trial.model, manifest.classes, (manifest.channels, size, size))

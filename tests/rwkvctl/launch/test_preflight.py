@@ -153,3 +153,28 @@ def test_batch_norm_gets_more_than_one_value(polyps: Path, batch: int, workers: 
 def test_data_below_a_url(tmp_path: Path):
     assert complete_spec.below("s3://bucket/sets/", "acdc") == "s3://bucket/sets/acdc"
     assert complete_spec.below(str(tmp_path), "acdc") == str(tmp_path / "acdc")
+
+
+@pytest.mark.parametrize(
+    ("params", "said"),
+    [
+        ({"data.split": {"choice": ["default", "nope"]}}, "space own: split 'default': polyps has "),
+        ({"train.batch_size": {"int": [4, 40], "step": 36}}, "space own: train.batch_size 40 is more than the "),
+        ({"model.encoder": {"choice": ["resnet18", "resnet81"]}}, "space own: model.name rwkv_unet_xt: mod"),
+        ({"model.encoder": {"choice": ["maxvit_tiny_tf_224"]}}, "space own: data.image_size 32: model rw"),
+        ({"optimizer.lr": {"float": [1e-4, 1e-3]}}, None),
+    ],
+)  # fmt: skip
+def test_what_no_trial_of_a_sweep_could_do_is_refused_before_it_starts(
+    polyps: Path, params: dict[str, Any], said: str | None
+):
+    base = spec(data=polyps, model={"name": "rwkv_unet_xt"})
+    base = base.model_copy(update={"data": base.data.model_copy(update={"image_size": 32})})
+    sweep = TuneSpec(space_name="own", space=SpaceSpec.model_validate({"params": params}), base=base, trials=2)
+    if said is None:
+        preflight.check(sweep)
+        return
+    with pytest.raises(UserError) as caught:
+        preflight.check(sweep)
+    assert str(caught.value).startswith(said)
+    assert len(str(caught.value)) < 300
