@@ -158,7 +158,7 @@ def test_the_mask_keeps_the_header_of_its_scan(tmp_path: Path):
 def test_a_pointer_in_place_of_a_scan(tmp_path: Path):
     path = tmp_path / "ct.nii.gz"
     path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
-    with pytest.raises(UserError, match=rf"^input {path}: is a Git LFS pointer, not the scan itself; run git lfs pull"):
+    with pytest.raises(UserError, match=rf"^input {path}: is a Git LFS pointer, not the file itself; run git lfs pull"):
         predict_files(Corner(), for_scans(), [path], tmp_path / "masks")
 
 
