@@ -65,7 +65,7 @@ def submit_to_cluster(job: str, run_dir: Path, address: str, *, to_stderr: bool)
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"cluster.address {address}: no Ray job server answers ({reason})") from None
     # The interpreter of the cluster's own nodes, which need not lie where ours does.
-    command = f"python -m rwkv_jobs.{job} {shlex.quote(str(run_dir))}"
+    command = f"python -P -m rwkv_jobs.{job} {shlex.quote(str(run_dir))}"
     job_id = client.submit_job(entrypoint=command, metadata={"rwkvctl_run": run_dir.name})
     stream = sys.stderr if to_stderr else sys.stdout
     print(f"job {job_id} on {address}", file=stream, flush=True)
