@@ -1,7 +1,9 @@
-"""What a test run says at its end about the tests that it could not run."""
+"""What all tests share: an empty tracking database, and a line about the tests that could not run."""
 
 from __future__ import annotations
 
+import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,3 +18,19 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if without:
         reasons = {report.longrepr[2].removeprefix("Skipped: ") for report in without}
         terminalreporter.write_line(f"{len(without)} GPU tests left out: {'; '.join(sorted(reasons))}", yellow=True)
+
+
+@pytest.fixture(scope="session")
+def migrated_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty MLflow database: migrating one takes seconds, copying it does not."""
+    from rwkvctl.runs import mlflow_client
+
+    database = tmp_path_factory.mktemp("mlflow") / "template.db"
+    with warnings.catch_warnings():
+        # Once per process, both from MLflow about itself: SQLAlchemy 2.1 on its mappers, and its own type hints.
+        warnings.filterwarnings("ignore", ".*noload.*")
+        warnings.filterwarnings("ignore", ".*Any type hint is inferred.*")
+        import mlflow.pyfunc  # noqa: F401
+
+        mlflow_client.connect(f"sqlite:///{database}")
+    return database

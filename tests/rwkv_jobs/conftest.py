@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -53,22 +52,6 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     synth.write("fugc", raw / "cervix")
     prepare("fugc", [raw / "cervix"], out / "cervix", allow_partial=True)
     return out
-
-
-@pytest.fixture(scope="session")
-def migrated_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty MLflow database: making one takes seconds, copying it does not."""
-    from rwkvctl.runs import mlflow_client
-
-    database = tmp_path_factory.mktemp("mlflow") / "template.db"
-    with warnings.catch_warnings():
-        # Once per process, both from MLflow about itself: SQLAlchemy 2.1 on its mappers, and its own type hints.
-        warnings.filterwarnings("ignore", ".*noload.*")
-        warnings.filterwarnings("ignore", ".*Any type hint is inferred.*")
-        import mlflow.pyfunc  # noqa: F401
-
-        mlflow_client.connect(f"sqlite:///{database}")
-    return database
 
 
 @pytest.fixture(autouse=True)

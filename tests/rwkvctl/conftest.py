@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import warnings
 from pathlib import Path
 
 import pytest
@@ -53,22 +52,6 @@ def cardiac(hearts: Path, tmp_path_factory: pytest.TempPathFactory) -> Manifest:
 @pytest.fixture(scope="session")
 def classed(textures: Path, tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     return prepare("imagefolder", [textures], tmp_path_factory.mktemp("shards") / "classed")
-
-
-@pytest.fixture(scope="session")
-def migrated_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty MLflow database: migrating one takes seconds, copying it does not."""
-    from rwkvctl.runs import mlflow_client
-
-    database = tmp_path_factory.mktemp("mlflow") / "template.db"
-    with warnings.catch_warnings():
-        # Once per process, both from MLflow about itself: SQLAlchemy 2.1 on its mappers, and its own type hints.
-        warnings.filterwarnings("ignore", ".*noload.*")
-        warnings.filterwarnings("ignore", ".*Any type hint is inferred.*")
-        import mlflow.pyfunc  # noqa: F401
-
-        mlflow_client.connect(f"sqlite:///{database}")
-    return database
 
 
 @pytest.fixture
