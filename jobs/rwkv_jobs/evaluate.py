@@ -56,8 +56,8 @@ def note_on_versions(spec: EvaluateSpec, run_dir: Path) -> None:
     syncer = sync.running(run_dir)
     assert syncer is not None, "the driver sends the journal while a job runs"
     if not syncer.do("noted_on", partial(note_scores, run_dir, spec.tracking.uri or "")):
-        text = f"scores not noted in the registry yet ({syncer.reason}); tried again as the run ends, or later with"
-        say(run_dir, f"{text}: rwkvctl sync {run_dir.name}")
+        text = f"scores not noted in the registry yet ({syncer.reason}); note them later with: rwkvctl sync"
+        say(run_dir, f"{text} {run_dir.name}")
     for uri in syncer.outcomes.get("noted_on", []):
         say(run_dir, f"scores noted on {uri}")
 

@@ -32,7 +32,7 @@ def register(spec: TrainingSpec, run_dir: Path) -> str | None:
     syncer = sync.running(run_dir)
     assert syncer is not None, "the driver sends the journal while a job runs"
     if not syncer.do("model_uri", partial(release, run_dir, uri)):
-        text = f"not registered yet ({syncer.reason}); tried again as the run ends, or later with: rwkvctl sync"
+        text = f"not registered yet ({syncer.reason}); register it later with: rwkvctl sync"
         say(run_dir, f"{text} {run_dir.name}")
         return None
     found: str | None = syncer.outcomes["model_uri"]
