@@ -13,6 +13,7 @@ from rwkv_jobs.launch import torchrun_rank
 from rwkvctl.base.errors import JobFailedError, UserError, explain
 from rwkvctl.base.exit_codes import DONE, FAILED, INTERRUPTED, USER_ERROR
 from rwkvctl.base.processes import interrupt_on_stop, isolate_children
+from rwkvctl.base.uris import mask
 from rwkvctl.config import settings
 from rwkvctl.config.specs.jobs import JOBS, JobSpec, TrainingSpec
 from rwkvctl.config.specs.load import build, merge, parse_assignments, read_recipe
@@ -44,10 +45,10 @@ def guarded(job: str, target: str, assignments: list[str]) -> int:
         spec, run_dir = resolve(job, target, assignments)
         drive(spec, run_dir)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {mask(str(error))}", file=sys.stderr)
         return USER_ERROR
     except JobFailedError as error:
-        print(f"failed: {error}", file=sys.stderr)
+        print(f"failed: {mask(str(error))}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
         return interrupted(job, run_dir)
@@ -55,7 +56,7 @@ def guarded(job: str, target: str, assignments: list[str]) -> int:
         if error.errno is None:  # a library's own, which its traceback explains better
             traceback.print_exc()
         else:
-            print(f"failed: {explain(error)}{go_on(job, run_dir)}", file=sys.stderr)
+            print(f"failed: {mask(explain(error))}{go_on(job, run_dir)}", file=sys.stderr)
         return FAILED
     except Exception:
         traceback.print_exc()

@@ -19,7 +19,7 @@ SECRET_KEYS = re.compile(
 MASK = "***"
 
 _PASSWORD = r":(?!\d+[/?#])(?:[^\s'\"?]*(?=@)|[^\s'\"]*?(?=@))"  # digits before a slash are a port
-_USER = re.compile(rf"(?<=://)(?P<user>[^/?#@:\s'\"]*)(?P<password>{_PASSWORD})?@")
+_USER = re.compile(rf"(?:(?<=://)|(?<=:/))(?P<user>[^/?#@:\s'\"]*)(?P<password>{_PASSWORD})?@")
 _QUERY = re.compile(r"(?P<start>[?&;#])(?P<key>[^=&;#?\s]+)=(?P<value>[^&;#\s'\"]*)")
 
 
@@ -29,8 +29,8 @@ def has_secret(uri: str) -> bool:
 
 
 def mask(text: str) -> str:
-    """A URI, or a text with URIs in it, with `***` for every secret."""
-    return _QUERY.sub(_masked_value, _USER.sub(_masked_user, text)) if "://" in text else text
+    """A URI, or a text with URIs in it, with `***` for every secret, also where a path was made of one (`s3:/x`)."""
+    return _QUERY.sub(_masked_value, _USER.sub(_masked_user, text)) if ":/" in text else text
 
 
 def _masked_user(found: re.Match[str]) -> str:

@@ -9,6 +9,7 @@ import typer
 from rwkvctl.base.errors import JobFailedError, UserError, explain
 from rwkvctl.base.exit_codes import FAILED, INTERRUPTED, USER_ERROR
 from rwkvctl.base.processes import isolate_children
+from rwkvctl.base.uris import mask
 from rwkvctl.cli import config, data, demo, jobs, model, recipe, runs, study
 
 app = typer.Typer(
@@ -40,15 +41,15 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {mask(str(error))}", file=sys.stderr)
         sys.exit(USER_ERROR)
     except JobFailedError as error:
-        print(f"failed: {error}", file=sys.stderr)
+        print(f"failed: {mask(str(error))}", file=sys.stderr)
         sys.exit(FAILED)
     except OSError as error:
         if error.errno is None:  # a library's own, which its traceback explains better
             raise
-        print(f"failed: {explain(error)}", file=sys.stderr)
+        print(f"failed: {mask(explain(error))}", file=sys.stderr)
         sys.exit(FAILED)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)

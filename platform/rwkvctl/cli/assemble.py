@@ -198,7 +198,8 @@ def continued_sweep(
         "concurrency": concurrency or kept.concurrency,
         "study_storage": study or kept.study_storage,
     }
-    spec = kept.model_copy(update=changes)
+    fields = kept.model_copy(update=changes).model_dump(mode="json", by_alias=True)
+    spec = load.build(TuneSpec, fields, f"run {folder.name}")  # `model_copy` checks nothing
     run_folder.refuse_changes(folder, spec)
     return spec
 

@@ -17,6 +17,7 @@ WITH = {
     "https://mlflow.lab/?token=hunter2&x=1": "https://mlflow.lab/?token=***&x=1",
     "postgresql://db/x?user=ann&password=hunter2": "postgresql://db/x?user=ann&password=***",
     "s3://key:hunter2@bucket/x": "s3://key:***@bucket/x",
+    "/home/ann/s3:/key:hunter2@bucket/x": "/home/ann/s3:/key:***@bucket/x",
     "https://s.lab/x?X-Amz-Signature=abc&X-Amz-Security-Token=d": (
         "https://s.lab/x?X-Amz-Signature=***&X-Amz-Security-Token=***"
     ),

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
-from rwkvctl.cli import app
 from rwkvctl.data.convert.prepare import prepare
 from rwkvctl.data.convert.synth import phantom
 from rwkvctl.data.store.manifest import Manifest
@@ -25,29 +23,6 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     textures = phantom.write_textures(raw / "textures", classes=2, per_class=4, size=32)
     prepare("imagefolder", [textures], out / "textures")
     return out
-
-
-class Result:
-    def __init__(self, code: int, out: str, err: str):
-        self.code, self.out, self.err = code, out, err
-
-
-@pytest.fixture
-def rwkvctl(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
-    """Run a command line in this process: its exit code and what it printed."""
-
-    def run(line: str | list[str]) -> Result:
-        monkeypatch.setattr(sys, "argv", ["rwkvctl", *(line.split() if isinstance(line, str) else line)])
-        capfd.readouterr()
-        try:
-            app.main()
-            code = 0
-        except SystemExit as end:
-            code = int(end.code or 0)
-        captured = capfd.readouterr()
-        return Result(code, captured.out, captured.err)
-
-    return run
 
 
 # Settings and recipes -----------------------------------------------------------------------------------------------
