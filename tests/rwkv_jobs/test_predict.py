@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 
 from rwkv_jobs import predict
+from rwkv_jobs.entry import guarded
 from rwkv_unet import create_model
 from rwkvctl.base.errors import UserError
 from rwkvctl.cli import show
@@ -85,3 +87,25 @@ def test_a_range_for_a_model_of_8_bits(tmp_path: Path, model: str):
         run(tmp_path, model, [str(tmp_path / "x.png")])
     assert not (tmp_path / "masks").exists()
     assert run(tmp_path, model, [str(tmp_path / "x.png")], window="0,899")["written"]
+
+
+def test_a_pretrained_encoder_makes_no_masks(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    folder = tmp_path / "encoder"
+    weights = timm.create_model("rwkv_unet_enc_t", num_classes=2).state_dict()
+    info = bundle.BundleInfo(
+        model={"name": "rwkv_unet_enc_t", "num_classes": 2},
+        classes=["a", "b"],
+        image_size=32,
+        image_kind="rgb8",
+        channels=3,
+    )
+    bundle.save(folder, weights, info)
+    picture(tmp_path / "image.png")
+    spec = predict_spec(str(folder), [str(tmp_path / "image.png")], str(tmp_path / "masks"))
+    assert guarded("predict", str(run_folder.create(spec, str(tmp_path / "runs"))), []) == 2
+    [line] = capfd.readouterr().err.splitlines()
+    assert line == (
+        f"error: model {folder}: rwkv_unet_enc_t is a pretrained classifier, which makes no masks; "
+        "train a segmentation model from it first: rwkvctl finetune RECIPE --encoder MODEL"
+    )
+    assert not (tmp_path / "masks").exists()

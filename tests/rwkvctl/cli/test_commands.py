@@ -7,11 +7,13 @@ import re
 from pathlib import Path
 
 import pytest
+import timm
 import yaml
 
 from rwkvctl.data.convert.prepare import prepare
 from rwkvctl.data.convert.synth import phantom
 from rwkvctl.data.store.manifest import Manifest
+from rwkvctl.models import bundle
 
 
 @pytest.fixture(scope="session")
@@ -171,3 +173,21 @@ def test_a_wrong_command_line_is_code_2(rwkvctl, home: Path, line: str):
     assert done.code == 2
     assert done.err
     assert not home.exists()
+
+
+def test_a_classifier_is_not_exported(rwkvctl, tmp_path: Path):
+    info = bundle.BundleInfo(
+        model={"name": "resnet10t", "num_classes": 2},
+        classes=["a", "b"],
+        image_size=32,
+        image_kind="rgb8",
+        channels=3,
+    )
+    bundle.save(tmp_path / "encoder", timm.create_model("resnet10t", num_classes=2).state_dict(), info)
+    done = rwkvctl(f"model export {tmp_path}/encoder --out {tmp_path}/model.onnx")
+    assert (done.code, done.out) == (2, "")
+    assert done.err == (
+        f"error: model {tmp_path}/encoder: resnet10t is a pretrained classifier, which makes no masks; "
+        "train a segmentation model from it first: rwkvctl finetune RECIPE --encoder MODEL\n"
+    )
+    assert not (tmp_path / "model.onnx").exists()

@@ -20,7 +20,9 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+import timm
 import torch
+from mlflow.exceptions import MlflowException
 from PIL import Image
 
 from rwkv_unet import create_model
@@ -162,6 +164,32 @@ def two_pages() -> bytes:
     page = Image.new("L", (8, 8))
     page.save(buffer, "TIFF", save_all=True, append_images=[page])
     return buffer.getvalue()
+
+
+@pytest.mark.usefixtures("migrated_database")  # which imports MLflow without its warnings
+def test_a_registered_classifier_answers_that_it_makes_no_masks(tmp_path: Path):
+    """In this process, by the function that the server calls for a request; the status is that of its answer."""
+    from mlflow.pyfunc import load_model, scoring_server
+
+    classifier = timm.create_model("rwkv_unet_enc_t", num_classes=2)
+    info = bundle.BundleInfo(
+        model={"name": "rwkv_unet_enc_t", "num_classes": 2},
+        classes=["a", "b"],
+        image_size=32,
+        image_kind="rgb8",
+        channels=3,
+    )
+    bundle.save(tmp_path / "encoder", classifier.state_dict(), info)
+    register._save_pyfunc(tmp_path / "version", tmp_path / "encoder", bundle.read_info(tmp_path / "encoder"))
+    model = load_model(str(tmp_path / "version"))
+    body = json.dumps({"inputs": [base64.b64encode(two_pages()).decode()]})
+    with pytest.raises(MlflowException) as refusal:
+        scoring_server.invocations(body, "application/json", model, model.metadata.get_input_schema())
+    assert refusal.value.get_http_status_code() == 400
+    assert refusal.value.message == (
+        "this model: rwkv_unet_enc_t is a pretrained classifier, which makes no masks; "
+        "train a segmentation model from it first: rwkvctl finetune RECIPE --encoder MODEL"
+    )
 
 
 @pytest.mark.slow
