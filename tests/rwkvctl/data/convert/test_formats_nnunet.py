@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import tarfile
 from pathlib import Path
 
 import nibabel
@@ -154,3 +156,43 @@ def test_links_out_of_the_folder_are_named(volumes: Path, tmp_path: Path, what: 
         for path in elsewhere.iterdir():
             (images / path.name).symlink_to(path)
     refused(volumes, tmp_path, r"imagesTr.* is a link out of the folder, (1|10) in all; links are not followed")
+
+
+def test_a_description_that_is_a_link_out_of_the_folder_is_not_read(volumes: Path, tmp_path: Path):
+    description = next(volumes.rglob("dataset.json"))
+    outside = description.rename(tmp_path / "outside.json")
+    description.symlink_to(outside)
+    said = r"dataset.json is a link out of the folder, which is not followed; put a copy in its place"
+    refused(volumes, tmp_path, said)
+    assert any(said in problem for found in examine([volumes]).findings for problem in found.problems)
+    description.unlink()
+    description.symlink_to(shutil.move(outside, description.with_name("real.json")))
+    assert len(prepare("nnunet", [volumes], tmp_path / "hearts").ids(None, "val")) == 1, "a link that stays inside"
+
+
+LINKS = {"link": tarfile.SYMTYPE, "hard link": tarfile.LNKTYPE}
+
+
+@pytest.mark.parametrize("what", ["dataset.json", "imagesTr/hearts_000_0000.nii.gz", "labelsTr", "imagesTr"])
+@pytest.mark.parametrize("how", [*LINKS, "..", "/"])
+def test_no_path_of_an_archive_leads_out_of_it(volumes: Path, tmp_path: Path, what: str, how: str):
+    """Whatever member it is, and however it points outside: the archive is refused before any of it is read."""
+    secret = tmp_path / "secret"
+    secret.write_text("hunter2")
+    root = next(volumes.rglob("dataset.json")).parent
+    member = tarfile.TarInfo(f"{root.name}/{what}")
+    with tarfile.open(tmp_path / "source.tar.gz", "w:gz", compresslevel=1) as archive:
+        for path in sorted(root.iterdir()):
+            if path.name != what.split("/")[0]:
+                archive.add(path, f"{root.name}/{path.name}")
+        if how in LINKS:
+            member.type, member.linkname = LINKS[how], str(secret)
+        else:
+            member.name = f"{how}/{root.name}/{what}"
+        archive.addfile(member)
+    before = sorted(tmp_path.iterdir())
+    said = "is a link, a device or sparse" if how in LINKS else "leaves the archive"
+    with pytest.raises(UserError, match=f"its member .* {said}, which no data set needs; do not use this") as caught:
+        prepare("nnunet", [tmp_path / "source.tar.gz"], tmp_path / "out")
+    assert "hunter2" not in str(caught.value)
+    assert sorted(tmp_path.iterdir()) == before

@@ -33,7 +33,7 @@ class Description:
 
 def is_there(source: Source) -> bool:
     """Whether this is meant to be an nnU-Net folder, or several, be they supported or not."""
-    return any(_is_nnunet(source, file) for file in source.files)
+    return any(_is_nnunet(source, file) for file in source.files) or _link(source) is not None
 
 
 def read(source: Source) -> Description:
@@ -67,8 +67,16 @@ def _is_nnunet(source: Source, file: RawFile) -> bool:
     return f"{file.parent}/imagesTr".lstrip("/") in source.folders or b'"dataset"' in file.read()
 
 
+def _link(source: Source) -> str | None:
+    """A dataset.json that is a link out of the source, and so is not read."""
+    beside = {folder.removesuffix("imagesTr") for folder in source.folders if folder.split("/")[-1] == "imagesTr"}
+    return next((path for path in source.links if path.removesuffix("dataset.json") in beside), None)
+
+
 def _find(source: Source) -> RawFile:
     found = [file for file in source.files if _is_nnunet(source, file)]
+    if not found and (link := _link(source)):
+        raise UserError(f"{source}: {link} is a link out of the folder, which is not followed; put a copy in its place")
     if len(found) != 1:
         what = "no dataset.json beside imagesTr/" if not found else f"{len(found)} nnU-Net folders"
         raise UserError(f"{source}: {what} here; give one folder DatasetNNN_Name")
