@@ -70,7 +70,7 @@ def predict_each(model: nn.Module, info: BundleInfo, planned: Planned, window: d
     for path, target in zip(*planned, strict=True):
         try:
             if is_scan(path):
-                yield Written(path, segment_scan(model, info, path, target.parent))
+                yield Written(path, *segment_scan(model, info, path, target.parent))
             else:
                 given = read_input(path, info, window)
                 yield Written(path, write_mask(target, segment(model, info, given.values)), given.note)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 from torch import nn
 
@@ -15,11 +16,18 @@ from rwkvctl.models.inference import segment
 SCANS = (".nii.gz", ".nii")
 
 
+class SegmentedScan(NamedTuple):
+    """The mask's file, and what was doubtful in the scan's header and how it was read; "" where nothing was."""
+
+    mask: Path
+    note: str
+
+
 def is_scan(path: Path) -> bool:
     return path.name.lower().endswith(SCANS)
 
 
-def segment_scan(model: nn.Module, info: BundleInfo, path: Path, out: Path) -> Path:
+def segment_scan(model: nn.Module, info: BundleInfo, path: Path, out: Path) -> SegmentedScan:
     """Bring a scan to what the model was trained on, and its mask back to the scan's grid.
 
     The scan's axes are turned to the model's (`info.orientation`), as its training data were, whatever way the file is
@@ -49,4 +57,4 @@ def segment_scan(model: nn.Module, info: BundleInfo, path: Path, out: Path) -> P
     mask = grid.turned_back(segment(model, info, volume), grid.geometry(scan.grid, layout))
     target = out / path.name
     write_bytes(target, nifti.like(scan, mask, gzipped=path.name.lower().endswith(".gz")))
-    return target
+    return SegmentedScan(target, "; ".join(scan.grid.notes))

@@ -84,7 +84,7 @@ class SegmentationModel(PythonModel):
             scan = Path(folder) / ("scan.nii.gz" if content.startswith(GZIP) else "scan.nii")
             scan.write_bytes(content)
             try:
-                return segment_scan(self.model, self.info, scan, Path(folder) / "mask").read_bytes()
+                return segment_scan(self.model, self.info, scan, Path(folder) / "mask").mask.read_bytes()
             except UserError as error:
                 raise UserError(str(error).removeprefix(f"input {scan}: ")) from None
 

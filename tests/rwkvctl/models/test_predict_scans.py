@@ -14,7 +14,7 @@ from torch import nn
 from rwkvctl.base.errors import UserError
 from rwkvctl.data.images import grid, intensity
 from rwkvctl.models.bundle import BundleInfo
-from rwkvctl.models.predict import predict_files
+from rwkvctl.models.predict import plan, predict_each, predict_files
 
 from .test_predict import Bright, info
 
@@ -167,3 +167,42 @@ def test_a_model_of_unknown_orientation(tmp_path: Path):
     nibabel.save(body(), path)
     with pytest.raises(UserError, match="the model's orientation 'up' is unknown"):
         predict_files(Corner(), for_scans("up"), [path], tmp_path / "masks")
+
+
+DOUBTFUL = {
+    "no orientation": "the header has no orientation; the axes are taken to lead left, anterior, superior",
+    "unit sform": "sform and pixdim of the header disagree on the spacing; pixdim is used "
+    "(sform 1 x 1 x 1, pixdim 0.7 x 0.7 x 4)",
+    "wrong pixdim": "sform and pixdim of the header disagree on the spacing; sform is used "
+    "(sform 0.7 x 0.7 x 4, pixdim 0.5 x 0.7 x 4)",
+    "turned qform": "sform and qform of the header point in different directions; sform is used",
+    "all well": "",
+}
+
+
+@pytest.mark.parametrize(("header", "note"), DOUBTFUL.items())
+def test_what_was_doubtful_in_a_header_is_told_with_its_mask(tmp_path: Path, header: str, note: str):
+    affine = np.diag([0.7, 0.7, 4, 1])
+    image = nibabel.Nifti1Image(np.arange(4 * 6 * 3, dtype=np.int16).reshape(4, 6, 3), affine)
+    if header == "no orientation":
+        image.header["sform_code"] = image.header["qform_code"] = 0
+    elif header == "turned qform":
+        image.set_qform(np.diag([-0.7, -0.7, 4, 1]), code=1)
+    elif header == "unit sform":
+        image.set_sform(np.eye(4), code=1)
+        image.set_qform(None, code=0)
+        image.header["pixdim"][1:4] = 0.7, 0.7, 4
+    elif header == "wrong pixdim":
+        image.header["pixdim"][1] = 0.5
+    (tmp_path / "ct.nii").write_bytes(to_bytes(image))
+    planned = plan([tmp_path / "ct.nii"], for_scans(), tmp_path / "masks")
+    [written] = predict_each(Bright().eval(), for_scans(), planned, None)
+    assert (written.input, written.note) == (tmp_path / "ct.nii", note)
+    assert nibabel.load(written.mask).shape == (4, 6, 3)
+
+
+def to_bytes(image: nibabel.Nifti1Image) -> bytes:
+    """The file with the header as it was set: nibabel's own writer would set sform and qform anew."""
+    header = image.header.copy()
+    header["magic"], header["vox_offset"] = header.single_magic, 352
+    return header.binaryblock + bytes(4) + np.asarray(image.dataobj).tobytes(order="F")
