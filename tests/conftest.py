@@ -1,4 +1,4 @@
-"""What all tests share: an empty tracking database, and a line about the tests that could not run."""
+"""What all tests share: their order, an empty tracking database, and a line about the tests that could not run."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ from typing import Any
 import pytest
 
 Reports = list[Any]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first, so that no process is left with one at the end; those that wait for one another together."""
+    items.sort(key=lambda item: [item.get_closest_marker(name) is None for name in ("ray", "slow")])
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

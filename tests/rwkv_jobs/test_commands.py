@@ -42,7 +42,7 @@ def from_readme(begin: str, *more: str | Path, code: int = 0, **instead: str) ->
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("one_ray")
+@pytest.mark.ray
 def test_from_a_download_to_a_mask_by_the_commands_of_readme(
     jobs: Jobs, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -75,7 +75,7 @@ def test_from_a_download_to_a_mask_by_the_commands_of_readme(
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("one_ray")
+@pytest.mark.ray
 def test_a_sweep_that_is_killed_runs_only_what_it_lacks(jobs: Jobs, shards: Path, children: list[Any]):
     words = [
         "tune", "--space", "ccm_hidden", "--variant", "t", "--data", shards / "polyps", "--trials", 2, *TINY,

@@ -25,7 +25,7 @@ from rwkvctl.runs.journal import Journal
 from rwkvctl.runs.sync import Syncer
 from rwkvctl.training import metrics
 
-from .conftest import Jobs, mlflow_history, mlflow_runs
+from .conftest import PATIENCE, Jobs, mlflow_history, mlflow_runs
 from .test_workers import free_port
 
 
@@ -118,7 +118,7 @@ def test_two_workers_score_as_one(jobs: Jobs, models: Path, children: list[Any],
     group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     children += [jobs.start("evaluate", two, RANK=str(rank), **group) for rank in range(2)]
     for process in children:
-        process.join(120)
+        process.join(PATIENCE)
     assert [process.exitcode for process in children] == [0, 0], two.with_suffix(".log").read_text()
     same = {"run", "run_id"}
     assert {k: v for k, v in result(two).items() if k not in same} == {

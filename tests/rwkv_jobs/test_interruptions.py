@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import socket
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from rwkvctl.cli import app
 from rwkvctl.runs import folder as run_folder
 from rwkvctl.runs.lease import RunLease
 
-from .conftest import Jobs, events, history, latest, mlflow_history, mlflow_runs, wait_for_step, weights
+from .conftest import PATIENCE, Jobs, events, history, latest, mlflow_history, mlflow_runs, wait_for_step, weights
 
 DIE = """
 import signal
@@ -89,37 +90,42 @@ def free_port() -> int:
 def kill_at(jobs: Jobs, kind: str, run_dir: Path, step: int, before: str = "") -> None:
     """Run until this step's gradient is due, and be killed there."""
     process = jobs.start(kind, run_dir, before + DIE.format(step=step))
-    process.join(120)
+    process.join(PATIENCE)
     assert process.exitcode == -signal.SIGKILL, run_dir.with_suffix(".log").read_text()
 
 
-@pytest.mark.parametrize("kind", ["finetune", "pretrain", "cervix"])
-@pytest.mark.parametrize("step", [1, 5])  # before the first checkpoint; in mid-epoch, one step behind a checkpoint
-def test_a_killed_run_ends_with_the_weights_of_an_uninterrupted_one(jobs: Jobs, kind: str, step: int):
-    assert jobs.run(kind, "straight") == 0
+@pytest.mark.parametrize(
+    ("kind", "step"),  # in mid-epoch, one step behind a checkpoint; and before the first checkpoint
+    [("finetune", 5), ("pretrain", 5), ("cervix", 5), ("finetune", 1)],
+)
+def test_a_killed_run_ends_with_the_weights_of_an_uninterrupted_one(
+    jobs: Jobs, uninterrupted: Callable[[str], Path], kind: str, step: int
+):
+    straight = uninterrupted(kind)
     run_dir = jobs.new(kind, "killed")
     kill_at(jobs, kind, run_dir, step)
     assert (run_dir / "checkpoints" / "latest.json").exists() == (step > 2)
     assert jobs.run(kind, run_dir) == 0
-    assert weights(run_dir) == weights(jobs.runs / "straight")
+    assert weights(run_dir) == weights(straight)
     seen = [(key, at) for key, at, _ in history(run_dir)]
     assert len(seen) == len(set(seen)), "every (key, step) once"
     varying = "train/images_per_second"
-    straight = {(key, at, value) for key, at, value in history(jobs.runs / "straight") if key != varying}
-    assert {(key, at, value) for key, at, value in history(run_dir) if key != varying} == straight
+    expected = {(key, at, value) for key, at, value in history(straight) if key != varying}
+    assert {(key, at, value) for key, at, value in history(run_dir) if key != varying} == expected
     [found] = [run for run in mlflow_runs(jobs.home) if run.info.run_name == "killed"]
     assert found.info.status == "FINISHED"
     assert sorted(mlflow_history(jobs.home, found)) == sorted(history(run_dir))
 
 
 @pytest.mark.slow
-def test_a_compiled_run_goes_on_exactly_and_keeps_the_names_of_its_weights(jobs: Jobs, monkeypatch):
+def test_a_compiled_run_goes_on_exactly_and_keeps_the_names_of_its_weights(
+    jobs: Jobs, uninterrupted: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
-    assert jobs.run("finetune", "straight") == 0
     run_dir = jobs.new("finetune", "killed", "train.compile=true")
     kill_at(jobs, "finetune", run_dir, 5, TRACE_ONLY)
     assert jobs.run("finetune", run_dir) == 0
-    assert weights(run_dir) == weights(jobs.runs / "straight")
+    assert weights(run_dir) == weights(uninterrupted("finetune"))
 
 
 def test_auto_finds_the_killed_run_and_a_finished_one_ends_well_again(jobs: Jobs):
@@ -138,14 +144,14 @@ def test_auto_finds_the_killed_run_and_a_finished_one_ends_well_again(jobs: Jobs
     assert found.info.status == "FINISHED"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_an_interrupted_run_says_so_and_goes_on(jobs: Jobs, children: list[Any], number: signal.Signals):
-    run_dir = jobs.new("finetune", "stopped", "data.workers=1")  # a loader process is in the group too
+@pytest.mark.parametrize(("number", "loaders"), [(signal.SIGINT, 1), (signal.SIGTERM, 0), (signal.SIGHUP, 0)])
+def test_an_interrupted_run_says_so_and_goes_on(jobs: Jobs, children: list[Any], number: signal.Signals, loaders: int):
+    run_dir = jobs.new("finetune", "stopped", f"data.workers={loaders}")  # Ctrl-C reaches the whole group
     process = jobs.start("finetune", run_dir, HELD)
     children.append(process)
     wait_for_step(run_dir, 2)
     os.killpg(process.pid, number) if number == signal.SIGINT else os.kill(process.pid, number)
-    process.join(300)
+    process.join(PATIENCE)
     assert process.exitcode == 130
     last = "interrupted; continue with: rwkvctl finetune --resume stopped"
     assert run_dir.with_suffix(".log").read_text().splitlines()[-1] == last
@@ -260,7 +266,7 @@ def test_a_loss_that_is_no_number_fails_in_one_line(jobs: Jobs, capsys: pytest.C
 def test_a_run_that_diverges_keeps_its_last_whole_checkpoint(jobs: Jobs, children: list[Any]):
     run_dir = jobs.new("finetune", "run", "train.log_steps=10")
     children.append(process := jobs.start("finetune", run_dir, DIVERGE))
-    process.join(300)
+    process.join(PATIENCE)
     assert process.exitcode == 1
     log = run_dir.with_suffix(".log").read_text()
     assert "failed: step 4: the loss is not finite; start a new run with" in log
@@ -275,7 +281,7 @@ def test_two_workers_stop_together_when_one_diverges(jobs: Jobs, children: list[
     processes = [jobs.start("finetune", run_dir, DIVERGE, RANK=str(rank), **group) for rank in range(2)]
     children += processes
     for process in processes:
-        process.join(300)
+        process.join(PATIENCE)
     assert [process.exitcode for process in processes] == [1, 1]
     assert run_dir.with_suffix(".log").read_text().count("failed: step 4: the loss is not finite") == 2
 
@@ -284,7 +290,7 @@ def test_weights_that_are_not_finite_are_not_kept(jobs: Jobs, children: list[Any
     """The last update of an epoch, after which no loss is computed."""
     run_dir = jobs.new("finetune", "run")
     children.append(process := jobs.start("finetune", run_dir, POISON))
-    process.join(300)
+    process.join(PATIENCE)
     assert process.exitcode == 1
     assert re.search("^failed: step 4: model .* is not finite", run_dir.with_suffix(".log").read_text(), re.MULTILINE)
     assert latest(run_dir).name == "step-00000003"
@@ -294,12 +300,13 @@ def test_weights_that_are_not_finite_are_not_kept(jobs: Jobs, children: list[Any
 
 
 @pytest.mark.parametrize("limit", [40_000, 4_000_000])  # too little for MLflow's database too, or for weights only
-def test_a_full_disk_is_one_line_and_the_run_goes_on_later(jobs: Jobs, children: list[Any], limit: int):
-    assert jobs.run("finetune", "straight") == 0
+def test_a_full_disk_is_one_line_and_the_run_goes_on_later(
+    jobs: Jobs, uninterrupted: Callable[[str], Path], children: list[Any], limit: int
+):
     run_dir = jobs.new("finetune", "full")
     kill_at(jobs, "finetune", run_dir, 4)
     children.append(process := jobs.start("finetune", run_dir, FULL.format(limit=limit)))
-    process.join(300)
+    process.join(PATIENCE)
     assert process.exitcode == 1
     log = run_dir.with_suffix(".log").read_text()
     [line] = [line for line in log.splitlines() if line.startswith("failed: ")]
@@ -309,7 +316,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_later(jobs: Jobs, children:
     [status] = {run.info.status for run in mlflow_runs(jobs.home) if run.info.run_name == "full"}
     assert status == "FAILED" or limit == 40_000, "where the database is on another disk"
     assert jobs.run("finetune", run_dir) == 0
-    assert weights(run_dir) == weights(jobs.runs / "straight")
+    assert weights(run_dir) == weights(uninterrupted("finetune"))
     assert {run.info.status for run in mlflow_runs(jobs.home)} == {"FINISHED"}
 
 
@@ -340,7 +347,7 @@ def test_training_needs_neither_ray_nor_mlflow(
 ):
     run_dir = jobs.new(kind, "offline")
     children.append(process := jobs.start(kind, run_dir, WITHOUT_RAY_AND_MLFLOW))
-    process.join(120)
+    process.join(PATIENCE)
     log = run_dir.with_suffix(".log").read_text()
     assert process.exitcode == 0, log
     assert "register it later with: rwkvctl sync offline" in log
@@ -355,7 +362,7 @@ def test_training_needs_neither_ray_nor_mlflow(
         [found] = mlflow_runs(jobs.home)
         assert sorted(mlflow_history(jobs.home, found)) == sorted(history(run_dir))
         assert (found.info.run_name, found.info.status) == ("offline", "FINISHED")
-    name = "rwkv_unet_polyps" if kind == "finetune" else "rwkv_unet_enc_t"
+    name = "rwkv_unet_polyps" if kind == "finetune" else "rwkv_unet_enc_xt"
     assert f"registered models:/{name}/1" in capsys.readouterr().out
 
 

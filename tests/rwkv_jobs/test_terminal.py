@@ -18,9 +18,7 @@ import pytest
 
 from rwkvctl.runs import folder as run_folder
 
-from .conftest import Jobs, events, mlflow_runs, wait_for, wait_for_step
-
-PATIENCE = 600.0
+from .conftest import PATIENCE, Jobs, events, mlflow_runs, wait_for, wait_for_step
 
 
 class Terminal:
@@ -97,15 +95,11 @@ def session(pid: int) -> list[int]:
     ("launcher", "how"),
     [
         ("process", "ctrl-c"),
-        pytest.param("ray", "ctrl-c twice", marks=pytest.mark.slow),
-        pytest.param("ray", "sigterm", marks=pytest.mark.slow),
+        pytest.param("ray", "ctrl-c twice", marks=[pytest.mark.slow, pytest.mark.ray]),
+        pytest.param("ray", "sigterm", marks=[pytest.mark.slow, pytest.mark.ray]),
     ],
 )
-def test_a_stopped_job_ends_in_order(
-    jobs: Jobs, hostile: Path, launcher: str, how: str, request: pytest.FixtureRequest
-):
-    if launcher == "ray":
-        request.getfixturevalue("one_ray")
+def test_a_stopped_job_ends_in_order(jobs: Jobs, hostile: Path, launcher: str, how: str):
     run_dir = jobs.new("finetune", "stopped", f"cluster.launcher={launcher}", "train.epochs=100000")
     command = [sys.executable, "-P", "-m", "rwkvctl.cli.app", "finetune", "--resume", "stopped"]
     terminal = Terminal(command, hostile)

@@ -211,7 +211,8 @@ def test_a_trial_of_every_shipped_space_trains_and_is_scored(name: str, scans: P
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("one_ray", "home", "ray")
+@pytest.mark.ray
+@pytest.mark.usefixtures("home", "ray")
 def test_a_shipped_space_on_the_data_of_its_recipe(scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("rwkvctl.launch.workers.ray_session", lambda cluster: nullcontext())
     run_dir = run_folder.create(spec := shipped("loss_weights", scans, 1), str(tmp_path))
@@ -220,7 +221,8 @@ def test_a_shipped_space_on_the_data_of_its_recipe(scans: Path, tmp_path: Path, 
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("one_ray", "home", "ray")
+@pytest.mark.ray
+@pytest.mark.usefixtures("home", "ray")
 def test_a_trial_that_fails_does_not_take_the_others_with_it(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -18,7 +18,7 @@ from rwkv_jobs.worker import Worker
 from rwkvctl.data.store.manifest import Manifest
 from rwkvctl.runs import folder as run_folder
 
-from .conftest import Jobs, history, latest, mlflow_history, mlflow_runs, wait_for_step, weights
+from .conftest import PATIENCE, Jobs, history, latest, mlflow_history, mlflow_runs, wait_for_step, weights
 from .test_interruptions import DIE, free_port
 
 TWO = ["train.epochs=8", "cluster.workers=2"]  # long enough to be killed twice on the way
@@ -31,7 +31,11 @@ def torchrun(jobs: Jobs, name: str) -> Path:
     sets = [word for assignment in own for word in ("--set", assignment)]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
-        [*command, "-m", "rwkv_jobs.finetune", recipe, *sets], capture_output=True, text=True, check=False, timeout=300
+        [*command, "-m", "rwkv_jobs.finetune", recipe, *sets],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return jobs.runs / name
@@ -53,7 +57,7 @@ def once(run_dir: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("one_ray")
+@pytest.mark.ray
 def test_ray_equals_torchrun_whoever_is_killed(jobs: Jobs, children: list[Any]):
     expected = torchrun(jobs, "torchrun")
     once(expected)
@@ -65,7 +69,7 @@ def test_ray_equals_torchrun_whoever_is_killed(jobs: Jobs, children: list[Any]):
     assert driver.is_alive(), "the worker was replaced"
     driver.kill()
     children.append(driver := jobs.start("finetune", run_dir))
-    driver.join(200)
+    driver.join(PATIENCE)
     assert driver.exitcode == 0, run_dir.with_suffix(".log").read_text()[-3000:]
     assert weights(run_dir) == weights(expected)
     once(run_dir)
@@ -77,7 +81,7 @@ def test_one_worker_goes_on_for_two_at_the_exact_sample(jobs: Jobs):
     die = DIE.format(step=5)
     processes = [jobs.start("finetune", run_dir, die, RANK=str(rank), **group) for rank in range(2)]
     for process in processes:
-        process.join(120)
+        process.join(PATIENCE)
     assert [process.exitcode for process in processes] == [-signal.SIGKILL] * 2
     position = json.loads((latest(run_dir) / "state.json").read_text())["position"]
     assert (position["step"], position["consumed"]) == (4, 4), "in mid-epoch"
