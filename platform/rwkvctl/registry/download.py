@@ -30,7 +30,7 @@ _URI = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\
 def downloaded(uri: str, tracking_uri: str) -> Path:
     """The local model folder of `models:/name@alias`, `models:/name/3` or `models:/name/latest`.
 
-    It is downloaded once; the files are those of the version or it is a UserError, by `bundle.load`.
+    It is downloaded once; `bundle.load` then verifies that the files are those of the version.
 
     Raises:
         UserError: a URI of another form, or one that does not exist (with near matches).
@@ -49,7 +49,7 @@ def downloaded(uri: str, tracking_uri: str) -> Path:
         return client.download_artifacts(run_id, path, folder)
 
     if not (kept / bundle.INFO_NAME).exists():
-        _download(uri, fetch, kept, f"its run {run_id} has them no more (`mlflow gc` removes them with a run)")
+        _download(uri, fetch, kept, f"run {run_id} no longer has them (`mlflow gc` deletes a run's files)")
     return kept
 
 
@@ -62,9 +62,13 @@ def _foreign(uri: str, version: ModelVersion, tracking_uri: str) -> Path:
     inside = artifacts.get("bundle", {}).get("path") if isinstance(artifacts, dict) else None
     if inside is None:
         kinds = sorted(name for name in flavors if name != "python_function") or sorted(flavors)
-        what = f"an MLflow model of kind {', '.join(kinds)}" if kinds else f"files at {source[:80] or 'no place'}"
+        what = (
+            f"an MLflow model of kind {', '.join(kinds)}"
+            if kinds
+            else f"files at {source[:80] or 'an unknown location'}"
+        )
         raise UserError(
-            f"{uri}: is {what}, made by another program; rwkvctl runs models that its own trainings register"
+            f"{uri}: is {what}, made by another program; rwkvctl runs only models that it has registered itself"
         )
 
     def fetch(folder: str) -> str:
@@ -72,7 +76,7 @@ def _foreign(uri: str, version: ModelVersion, tracking_uri: str) -> Path:
 
     kept = cache_dir() / "models" / hashlib.sha256(f"{source}/{inside}".encode()).hexdigest()[:32]
     if not (kept / bundle.INFO_NAME).exists():
-        _download(uri, fetch, kept, f"{source[:80]} has them no more")
+        _download(uri, fetch, kept, f"{source[:80]} no longer has them")
     return kept
 
 
@@ -108,7 +112,7 @@ def _version_of(client: MlflowClient, parts: re.Match[str]) -> ModelVersion:
 
 
 def _download(uri: str, fetch: Callable[[str], str], target: Path, gone: str) -> None:
-    """Fetch a model folder; it appears under `target` whole, also when two processes fetch it at once.
+    """Fetch a model folder; it appears under `target` complete, also when two processes fetch it at once.
 
     `fetch` downloads it into a folder and says where; `gone` is what to say when it is not there.
     """
@@ -121,8 +125,8 @@ def _download(uri: str, fetch: Callable[[str], str], target: Path, gone: str) ->
                 found.rename(target)
     except Exception as error:  # every kind of store has errors of its own
         reason = " ".join(str(error).split())[:100]
-        raise UserError(f"{uri}: the files of this version cannot be had ({reason}): {gone}") from None
+        raise UserError(f"{uri}: cannot download the files of this version ({reason}): {gone}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     if not (target / bundle.INFO_NAME).exists():
-        raise UserError(f"{uri}: the files of this version are not a whole model folder: {gone}")
+        raise UserError(f"{uri}: the files of this version are not a complete model folder: {gone}")

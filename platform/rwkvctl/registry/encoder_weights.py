@@ -1,7 +1,7 @@
 """Where a network's encoder starts: weights of a run, of the registry, of a file, or those that timm publishes.
 
 Whatever the source, they are brought to the encoder's own names once, before training, into one file that every
-worker loads strictly. What was matched is said; what does not fit is refused, never skipped. Files are read by
+worker loads strictly. The run reports what matched; what does not fit is refused, never skipped. Files are read by
 `registry.weights_file`.
 """
 
@@ -27,7 +27,7 @@ from rwkvctl.registry.references import PRETRAINED, is_weights_file
 
 FILE_NAME = "encoder.safetensors"
 CLASSIFIERS = ("head.", "fc.", "classifier.", "norm.")
-"""Prefixes of what a classifier has after its last map, and an encoder does not need."""
+"""Prefixes of what a classifier has after its last feature map, and an encoder does not need."""
 AUTHORS_STEM = "stage0.0."
 """In every name of the stem in the authors' own checkpoints."""
 LONGEST = 299
@@ -36,16 +36,16 @@ State = Mapping[str, Tensor]
 
 
 class Loaded(NamedTuple):
-    """How many tensors of the encoder were found, and what else the source held."""
+    """How many tensors of the encoder were found, and what else the source contained."""
 
     matched: int
     unused: list[str]
 
     def __str__(self) -> str:
         classifier = all(name.startswith(CLASSIFIERS) for name in self.unused)
-        what = "classifier" if classifier else "not of the encoder"
-        unused = f", {len(self.unused)} of the source not used ({what})" if self.unused else ""
-        return f"encoder starts from {self.matched} tensors, none missing{unused}"
+        what = "classifier head" if classifier else "not part of the encoder"
+        unused = f"; {len(self.unused)} tensors of the source not used ({what})" if self.unused else ""
+        return f"encoder initialised from {self.matched} tensors, none missing{unused}"
 
 
 def prepare_encoder_weights(spec: FinetuneSpec, run_dir: Path) -> Loaded | None:
@@ -54,7 +54,7 @@ def prepare_encoder_weights(spec: FinetuneSpec, run_dir: Path) -> Loaded | None:
         return None
     network = networks.network(spec.model, 1)
     if not isinstance(network, RWKVUNet) and networks.timm_encoder(spec.model) is None:
-        raise UserError(f"model.encoder_weights: {spec.model.name} has no encoder that could be started from weights")
+        raise UserError(f"model.encoder_weights: {spec.model.name} has no encoder that can be initialised from weights")
     encoder = network.get_submodule("encoder")
     reference = spec.model.encoder_weights
     assert reference is not None
@@ -100,7 +100,7 @@ def _fill_ours(encoder: nn.Module, state: State) -> Loaded:
         loaded = fill(encoder, inner)
         return Loaded(loaded.matched, [*loaded.unused, *rest])
     if not any(AUTHORS_STEM in name for name in state):
-        raise ValueError(f"none of its {len(state)} names is one of this encoder ({_first(list(state), 3)})")
+        raise ValueError(f"none of its {len(state)} tensor names belongs to this encoder ({_first(list(state), 3)})")
     prefix = min((name.partition(AUTHORS_STEM)[0] for name in state if AUTHORS_STEM in name), key=len)
     inner, rest = weights_file.split(state, prefix)
     assert isinstance(encoder, RWKVUNetEncoder)
@@ -120,7 +120,7 @@ def _fill_timm(encoder: nn.Module, timm_name: str, state: State) -> Loaded:
         inner, rest = weights_file.split(state, as_network)
         return Loaded(fill(encoder, inner).matched, rest)
     if prefix is None:
-        raise ValueError(f"none of its {len(state)} names is one of {timm_name} ({_first(list(state), 3)})")
+        raise ValueError(f"none of its {len(state)} tensor names belongs to {timm_name} ({_first(list(state), 3)})")
     inner, rest = weights_file.split(state, prefix)
     fill(classifier, inner, optional=CLASSIFIERS)
     loaded = _from_classifier(encoder, classifier.state_dict())
@@ -144,7 +144,7 @@ def _published(timm_name: str) -> nn.Module:
 
 
 def _from_classifier(encoder: nn.Module, state: State) -> Loaded:
-    """timm loads its weights into the whole classifier, before it takes the maps out: names differ afterwards."""
+    """timm loads weights into the full classifier before it extracts the feature maps, after which names differ."""
     wanted = {name: _classifier_name(name, state) for name in encoder.state_dict()}
     return fill(encoder, {name: state[theirs] for name, theirs in wanted.items() if theirs in state})
 
@@ -187,7 +187,9 @@ def refuse_odd_values(state: State) -> None:
     """ValueError where weights are not finite: a network that starts from them never trains."""
     odd = [name for name, x in state.items() if x.is_floating_point() and not torch.isfinite(x).all()]
     if odd:
-        raise ValueError(f"{len(odd)} tensors hold NaN or infinite values ({_first(odd, 3)}); take another checkpoint")
+        raise ValueError(
+            f"{len(odd)} tensors contain NaN or infinite values ({_first(odd, 3)}); take another checkpoint"
+        )
 
 
 def _first(names: list[str], count: int) -> str:

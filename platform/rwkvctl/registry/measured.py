@@ -1,9 +1,9 @@
 """What scores were measured on, and which of a version's scores promotion gates may look at.
 
 A gate compares what a model scores on the data, the split and the cases that it was meant to be judged by. So every
-score on a version stands beside a note: the tag `metric.test/dsc_strict/mean` beside `measured.test`. Scores of other
-data or another split stand under `elsewhere.<dataset>-<fingerprint>/<split>/test/dsc_strict/mean`, where gates don't
-look.
+score of a version is kept with a note: the tag `metric.test/dsc_strict/mean` with `measured.test`. Scores on other
+data or another split are kept under `elsewhere.<dataset>-<fingerprint>/<split>/test/dsc_strict/mean`, which gates
+ignore.
 """
 
 from __future__ import annotations
@@ -98,17 +98,19 @@ def check_for_gate(tags: Mapping[str, str], metric: str, where: str, remedy: str
     """The note beside a version's metric; UserError, which names `where` and `remedy`, if no gate may rely on it."""
     note = note_of(tags, metric)
     if note is None:
-        raise UserError(f"{where}: {metric} does not say what it was measured on, so no gate reads it; run: {remedy}")
+        raise UserError(
+            f"{where}: it is not recorded what {metric} was measured on, so no gate can use it; run: {remedy}"
+        )
     if note.fingerprint != tags.get("fingerprint") or note.split != tags.get("split", note.split):
         raise UserError(
-            f"{where}: {metric} was measured on other data ({note.dataset}, split {note.split}), and gates count the "
-            f"model's own data and split; run: {remedy}"
+            f"{where}: {metric} was measured on other data ({note.dataset}, split {note.split}), but gates use only "
+            f"scores on the model's own data and split; run: {remedy}"
         )
     if note.trained_on is None or note.trained_on > 0:
         count = "an unknown number" if note.trained_on is None else note.trained_on
         raise UserError(
-            f"{where}: {metric} is no test: {count} of its {note.cases} cases were trained on; make a split without "
-            "them (rwkvctl data split) and train on it"
+            f"{where}: {metric} is not a valid test score: {count} of its {note.cases} cases were trained on; "
+            "make a split without them (rwkvctl data split) and train on it"
         )
     return note
 

@@ -1,4 +1,4 @@
-"""Gates, and the alias that moves when all of them hold."""
+"""Promotion gates, and the alias that moves when a version passes all of them."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _check_gate(client: MlflowClient, gate: str, candidate: ModelVersion, aliase
     value, _ = _metric(client, candidate, metric)
     limit, what = _limit(client, gate, candidate, metric, bound, aliases)
     if limit is None:
-        return f"{metric} = {value:.6g}: no {bound} yet to compare with"
+        return f"{metric} = {value:.6g}: no {bound} to compare with yet"
     if not _SIGNS[sign](value, limit):
         raise UserError(
             f"{candidate.name} version {candidate.version} is not promoted: {metric} = {value:.6g} is not {sign} {what}"
@@ -80,8 +80,8 @@ def _limit(
     ours, theirs = (one.tags.get(FINGERPRINT_TAG) or "unknown" for one in (candidate, other))
     if ours != theirs:
         raise UserError(
-            f"gate {gate!r}: version {candidate.version} and {bound} (version {other.version}) come from different "
-            f"data ({ours[:12]} and {theirs[:12]}), so their metrics cannot be compared: retrain one of them"
+            f"gate {gate!r}: version {candidate.version} and {bound} (version {other.version}) were trained on "
+            f"different data ({ours[:12]} and {theirs[:12]}), so their metrics cannot be compared: retrain one of them"
         )
     (value, theirs_on), (_, ours_on) = _metric(client, other, metric), _metric(client, candidate, metric)
     if ours_on != theirs_on:
@@ -112,8 +112,8 @@ def _metric(client: MlflowClient, version: ModelVersion, metric: str) -> tuple[f
     for name in (metric, f"test/{metric}/mean"):
         if places := measured.elsewhere(version.tags, name):
             raise UserError(
-                f"{where}: {name} was measured on other data only ({', '.join(places[:3])}), and gates count the "
-                f"model's own data and split; run: {command}"
+                f"{where}: {name} was measured on other data only ({', '.join(places[:3])}), but gates use only "
+                f"scores on the model's own data and split; run: {command}"
             )
     near = suggest(metric, sorted({*own, *of_run}), command)
     raise UserError(f"{where} has no metric {metric!r}; {near}")

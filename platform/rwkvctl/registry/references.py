@@ -1,4 +1,4 @@
-"""From what a user calls a model to the folder that holds it."""
+"""From a user's reference to a model to its folder."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def copy_model(reference: str, target: Path, spec: JobSpec) -> Path:
 
 
 def check_encoder(spec: FinetuneSpec) -> None:
-    """Whether `model.encoder_weights` can be had, as far as that is known without reading weights."""
+    """Check that `model.encoder_weights` exists and fits, as far as that is known without reading the weights."""
     reference = spec.model.encoder_weights
     if reference is None:
         return
@@ -67,8 +67,8 @@ def check_encoder(spec: FinetuneSpec) -> None:
     if reference == PRETRAINED:
         if encoder is None:
             raise UserError(
-                "model.encoder_weights pretrained: means timm's weights, but model.encoder is our own; give a run, "
-                "models:/NAME@ALIAS, a model folder or a file"
+                "model.encoder_weights pretrained: means timm's weights, but the encoder is RWKV-UNet's own; "
+                "give a run, models:/NAME@ALIAS, a model folder or a file"
             )
     elif is_weights_file(reference):
         if not Path(reference).is_file():
@@ -78,15 +78,15 @@ def check_encoder(spec: FinetuneSpec) -> None:
 
 
 def check_same_encoder(reference: str, folder: Path, encoder: str | None) -> None:
-    """UserError where a model folder holds another timm classifier than the network's encoder (None for our own)."""
+    """UserError where a model folder contains another timm classifier than the network's encoder (None for our own)."""
     from rwkvctl.models import bundle
 
     info = bundle.read_info(folder)
     held = str(info.model.get("name", ""))
     if info.kind != "classifier" or held == encoder or (encoder is None and held.startswith(OURS)):
         return
-    wanted = encoder or "our own"
+    wanted = encoder or "RWKV-UNet's own"
     raise UserError(
-        f"model.encoder_weights {reference}: holds {held}, but the network's encoder is {wanted}: "
+        f"model.encoder_weights {reference}: contains {held}, but the network's encoder is {wanted}: "
         + (f"set model.encoder={held}" if not held.startswith(OURS) else "give weights of that encoder")
     )

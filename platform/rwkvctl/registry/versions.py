@@ -1,7 +1,7 @@
-"""What a registry holds: models, their versions and aliases. Nothing here changes anything.
+"""What is in a registry: models, their versions and aliases. Nothing here changes anything.
 
 Other programs keep models in the same registry, under any name and with any tags; people edit tags by hand. What is
-not ours is passed over or noted, and never keeps the rest from being shown.
+not ours is skipped or noted, and never keeps the rest from being shown.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def all_versions(tracking_uri: str) -> list[Version]:
 
 
 def versions_of(client: MlflowClient, name: str) -> list[ModelVersion]:
-    """All versions of a model. MLflow's filters know no way to write some names (`bob's "best"`): those are
+    """All versions of a model. Some names (`bob's "best"`) cannot be written in MLflow's filters: those are
     compared here."""
     query = f"name='{name}'" if re.fullmatch(r"[\w .-]+", name) else None
     return [version for version in _search(client, query) if version.name == name]
@@ -98,7 +98,7 @@ def _version(found: ModelVersion, aliases: Mapping[str, int]) -> Version:
     number = int(found.version)
     metrics, notes = metrics_of(found.tags)
     if PATH_TAG not in found.tags:
-        notes.append("made by another program than rwkvctl: what it scored and comes from is not known")
+        notes.append("not made by rwkvctl: its scores and its training are unknown")
     return Version(
         name=found.name,
         version=number,
@@ -120,7 +120,7 @@ def metrics_of(tags: Mapping[str, str]) -> tuple[dict[str, float], list[str]]:
             try:
                 metrics[key.removeprefix(METRIC_TAG)] = float(value)
             except ValueError:
-                notes.append(f"tag {key} is {value[:40]!r}, not a number: left out; rwkvctl evaluate writes it again")
+                notes.append(f"tag {key} is {value[:40]!r}, not a number: ignored; rwkvctl evaluate writes it again")
     return metrics, notes
 
 

@@ -26,7 +26,7 @@ COMPILED = "_orig_mod"
 def read(path: Path) -> dict[str, Tensor]:
     """The tensors of a weights file by name, without the dictionaries around them; no code in it is ever run.
 
-    ValueError, a line without the path, where it cannot be read or holds no dictionary of tensors.
+    ValueError, a line without the path, where it cannot be read or contains no dictionary of tensors.
     """
     try:
         if path.name.lower().endswith(".safetensors"):
@@ -37,7 +37,7 @@ def read(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"cannot be read ({' '.join(str(error).split())[:120]})") from None
     except Exception as error:  # pickle's own, for what is no plain tensor
         raise ValueError(
-            f"holds more than tensors, which is not loaded ({type(error).__name__}); "
+            f"contains other objects than tensors, which are not loaded ({type(error).__name__}); "
             "save the weights alone: torch.save(model.state_dict(), FILE)"
         ) from None
     return {_not_compiled(name): x for name, x in _unwrapped(content).items()}
@@ -65,7 +65,7 @@ def _unwrapped(content: Any) -> dict[str, Tensor]:
 
 
 def _tensors(content: Any) -> dict[str, Tensor] | None:
-    """The tensors of a flat dictionary, beside which plain numbers and texts (an epoch, a name) may stand."""
+    """The tensors of a flat dictionary, which may also contain plain numbers and strings (an epoch, a name)."""
     if not isinstance(content, Mapping) or not all(isinstance(key, str) for key in content):
         return None
     if not all(isinstance(x, Tensor | int | float | str | None) for x in content.values()):
@@ -97,7 +97,7 @@ def prefix_of(state: Iterable[str], own: Iterable[str]) -> str | None:
     best = votes.most_common(2)
     if len(best) == 2 and best[0][1] == best[1][1] > 1:
         names = " and ".join(sorted(f"`{prefix}`" for prefix, _ in best))
-        raise ValueError(f"holds the encoder twice, under {names}: save one of them alone")
+        raise ValueError(f"contains the encoder twice, under {names}: save one of them alone")
     return best[0][0]
 
 

@@ -55,7 +55,7 @@ def test_from_a_pretrained_classifier(classifier: nn.Module, tmp_path: Path):
     encoder, loaded = started(spec(tmp_path, encoder_weights=str(tmp_path / "enc")), tmp_path)
     assert same(encoder, classifier.state_dict())
     assert loaded.matched == len(encoder.state_dict())
-    assert str(loaded).endswith("none missing, 4 of the source not used (classifier)")
+    assert str(loaded).endswith("none missing; 4 tensors of the source not used (classifier head)")
 
 
 @pytest.mark.parametrize("wrap", [lambda state: state, lambda state: {"state_dict": state}])
@@ -92,7 +92,7 @@ def test_wrappers_and_prefixes_are_found(tmp_path: Path, wrap: Any):
     torch.save(wrap(network.state_dict()), tmp_path / "net.ckpt")
     encoder, loaded = started(spec(tmp_path, encoder_weights=str(tmp_path / "net.ckpt")), tmp_path)
     assert same(encoder, network.state_dict(), "encoder.")
-    assert "not of the encoder" in str(loaded)
+    assert "not part of the encoder" in str(loaded)
 
 
 def test_timm_names_behind_a_prefix(tmp_path: Path):
@@ -126,16 +126,20 @@ def test_from_a_pretrained_timm_classifier_and_from_a_network_that_has_it(tmp_pa
 @pytest.mark.parametrize(
     ("encoder", "held", "said"),
     [
-        (None, "resnet10t", "holds resnet10t, but the network's encoder is our own: set model.encoder=resnet10t"),
+        (
+            None,
+            "resnet10t",
+            "contains resnet10t, but the network's encoder is RWKV-UNet's own: set model.encoder=resnet10t",
+        ),
         (
             "resnet18",
             "resnet10t",
-            "holds resnet10t, but the network's encoder is resnet18: set model.encoder=resnet10t",
+            "contains resnet10t, but the network's encoder is resnet18: set model.encoder=resnet10t",
         ),
         (
             "resnet18",
             "rwkv_unet_enc_t",
-            "holds rwkv_unet_enc_t, but the network's encoder is resnet18: give weights of",
+            "contains rwkv_unet_enc_t, but the network's encoder is resnet18: give weights of",
         ),
     ],
 )
@@ -165,7 +169,8 @@ def test_a_refusal_is_short_and_names_what_is_there(classifier: nn.Module, tmp_p
     )
     foreign = timm.create_model("resnet10t", num_classes=5).state_dict()
     assert refused(tmp_path, foreign).startswith(
-        f"none of its {len(foreign)} names is one of this encoder (conv1.0.weight, conv1.1.weight, conv1.1.bias, ...)"
+        f"none of its {len(foreign)} tensor names belongs to this encoder "
+        "(conv1.0.weight, conv1.1.weight, conv1.1.bias, ...)"
     )
     some = {name: x for name, x in state.items() if "stages.2" not in name}
     lacks = len(state) - len(some)
@@ -173,7 +178,7 @@ def test_a_refusal_is_short_and_names_what_is_there(classifier: nn.Module, tmp_p
     short = [name if len(name) <= 45 else f"...{name[-42:]}" for name in names]
     assert f"{lacks} missing ({', '.join(short)}, ...)" in refused(tmp_path, some)
     twice = {f"{part}.{name}": x for part in ("student", "teacher") for name, x in state.items()}
-    assert refused(tmp_path, twice).startswith("holds the encoder twice, under `student.` and `teacher.`")
+    assert refused(tmp_path, twice).startswith("contains the encoder twice, under `student.` and `teacher.`")
     larger = timm.create_model("rwkv_unet_enc_s").state_dict()
     assert "of another shape (" in refused(tmp_path, larger)
 
@@ -181,7 +186,7 @@ def test_a_refusal_is_short_and_names_what_is_there(classifier: nn.Module, tmp_p
 def test_weights_that_are_not_finite_are_refused(classifier: nn.Module, tmp_path: Path):
     bad = {k: torch.full_like(v, float("nan")) if v.ndim == 4 else v for k, v in classifier.state_dict().items()}
     count = sum(x.ndim == 4 for x in bad.values())
-    assert refused(tmp_path, bad).startswith(f"{count} tensors hold NaN or infinite values (")
+    assert refused(tmp_path, bad).startswith(f"{count} tensors contain NaN or infinite values (")
     head = classifier.state_dict() | {"head.fc.weight": torch.full((5, 128), float("nan"))}  # which is not used
     torch.save(head, tmp_path / "ok.pth")
     started(spec(tmp_path, encoder_weights=str(tmp_path / "ok.pth")), tmp_path)
@@ -242,7 +247,7 @@ class Evil:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"not a checkpoint", "cannot be read|holds more than tensors"), (Evil(), "holds more than tensors"),
+    [(b"not a checkpoint", "cannot be read|contains other objects"), (Evil(), "contains other objects than tensors"),
      ([1], "is not a dictionary of tensors")],
 )  # fmt: skip
 def test_bad_files_are_one_line(tmp_path: Path, content: Any, message: str, capsys: pytest.CaptureFixture[str]):
@@ -256,7 +261,7 @@ def test_bad_files_are_one_line(tmp_path: Path, content: Any, message: str, caps
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"encoder_weights": "pretrained"}, "means timm's weights, but model.encoder is our own"),
+        ({"encoder_weights": "pretrained"}, "means timm's weights, but the encoder is RWKV-UNet's own"),
         ({"encoder_weights": "gone.pth"}, "gone.pth: no such file"),
         ({"encoder_weights": "run-1"}, "run 'run-1' is not in"),
         (
@@ -279,5 +284,5 @@ def test_timms_weights_without_a_network(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_a_network_without_an_encoder(tmp_path: Path):
-    with pytest.raises(UserError, match="unet has no encoder that could be started from weights"):
+    with pytest.raises(UserError, match="unet has no encoder that can be initialised from weights"):
         encoder_weights.prepare_encoder_weights(spec(tmp_path, name="unet"), tmp_path / "run")

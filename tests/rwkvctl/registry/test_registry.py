@@ -170,7 +170,7 @@ def test_gates_that_pass_are_told_and_the_alias_moves(two_versions: str) -> None
     assert promote("net", 1, "champion", gates=gates, tracking_uri=two_versions) == [
         "dsc_strict = 0.7 >= 0.65",
         "test/dsc_strict/mean = 0.7 < 1",
-        "dsc_strict = 0.7: no champion yet to compare with",
+        "dsc_strict = 0.7: no champion to compare with yet",
     ]
     assert promote("net", 2, "champion", gates=["dsc_strict>champion"], tracking_uri=two_versions) == [
         "dsc_strict = 0.8 > 0.7 of champion (version 1)"
@@ -204,7 +204,7 @@ def test_metrics_of_other_data_are_not_compared(two_versions: str, tmp_path: Pat
     run = synced_run(tmp_path / "run3", two_versions, **{"test/dsc_strict/mean": 0.99})
     folder = model_folder(tmp_path / "model3", 3, fingerprint="beef" * 16)
     assert register(run, folder, "net", tracking_uri=two_versions) == 3
-    with pytest.raises(UserError, match="come from different data"):
+    with pytest.raises(UserError, match="were trained on different data"):
         promote("net", 3, "champion", gates=["dsc_strict>champion"], tracking_uri=two_versions)
 
 
@@ -253,19 +253,21 @@ def test_cases_that_were_trained_on_open_no_gate(
     two_versions: str, registry_of_two: Path, trained_on: int | None, said: str
 ) -> None:
     scored(two_versions, registry_of_two / "model1", 0.97, trained_on=trained_on)
-    with pytest.raises(UserError, match=f"is no test: {said}"):
+    with pytest.raises(UserError, match=f"is not a valid test score: {said}"):
         promote("net", 1, "champion", gates=["dsc_strict>=0.1"], tracking_uri=two_versions)
 
 
 def test_a_metric_without_a_note_or_that_is_no_number_opens_no_gate(two_versions: str, registry_of_two: Path) -> None:
     client = MlflowClient(two_versions, registry_uri=two_versions)
     client.set_model_version_tag("net", "1", f"metric.{DSC}", "0.99")  # by hand
-    with pytest.raises(UserError, match="does not say what it was measured on, so no gate reads it; run: rwkvctl eval"):
+    with pytest.raises(
+        UserError, match=r"it is not recorded what .* was measured on, so no gate can use it; run: rwkvctl eval"
+    ):
         promote("net", 1, "champion", gates=["dsc_strict>=0.1"], tracking_uri=two_versions)
     client.set_model_version_tag("net", "1", f"metric.{DSC}", "good")
     newest, oldest = show("net", two_versions)
     assert (newest.notes, oldest.metrics) == ([], {})
-    assert oldest.notes == [f"tag metric.{DSC} is 'good', not a number: left out; rwkvctl evaluate writes it again"]
+    assert oldest.notes == [f"tag metric.{DSC} is 'good', not a number: ignored; rwkvctl evaluate writes it again"]
     with pytest.raises(UserError, match=r"net version 1: tag metric\.test/dsc_strict/mean is 'good', not a number"):
         promote("net", 1, "champion", gates=["dsc_strict>=0.1"], tracking_uri=two_versions)
     scored(two_versions, registry_of_two / "model1", 0.7)
@@ -291,9 +293,9 @@ def test_other_programs_models_keep_ours_from_nothing(two_versions: str, registr
     assert {model.name: model.versions for model in list_models(two_versions)} == dict.fromkeys(FOREIGN, 1) | {"net": 2}
     for name in FOREIGN:
         [version] = show(name, two_versions)
-        assert "made by another program than rwkvctl" in version.notes[-1]
+        assert "not made by rwkvctl" in version.notes[-1]
         promote(name, 1, "champion", tracking_uri=two_versions)
-        with pytest.raises(UserError, match=r"files at .*, made by another program; rwkvctl runs models that its own"):
+        with pytest.raises(UserError, match=r"files at .*, made by another program; rwkvctl runs only models that"):
             downloaded(f"models:/{name}@champion", two_versions)
     assert [version.name for version in all_versions(two_versions)] == []  # none has the spec of a training
 
@@ -332,7 +334,7 @@ def test_a_version_whose_run_is_gone_is_one_line(tracking_uri: str, tmp_path: Pa
     [version] = show("net", tracking_uri)
     assert version.run_id == run_id
     with pytest.raises(
-        UserError, match=rf"models:/net/1: the files of this version cannot be had \(.*run {run_id}"
+        UserError, match=rf"models:/net/1: cannot download the files of this version \(.*run {run_id}"
     ) as it:
         downloaded("models:/net/1", tracking_uri)
     assert len(str(it.value)) < 300
