@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -41,6 +41,13 @@ def run(op: Callable[..., Tensor], w: Tensor, u: Tensor, k: Tensor, v: Tensor, g
 def assert_close(ours: dict[str, Tensor], args: tuple[Tensor, ...], tolerances: dict[str, float] = FLOAT32) -> None:
     """Max-norm errors against the formula."""
     _assert_close(ours, _formula(args), args, tolerances)
+
+
+def assert_all_close(results: Iterable[dict[str, Tensor]], args: tuple[Tensor, ...]) -> None:
+    """The same for several implementations: with many tokens it is the formula that takes long."""
+    theirs = _formula(args)
+    for ours in results:
+        _assert_close(ours, theirs, args, FLOAT32)
 
 
 def assert_each_channel_close(ours: dict[str, Tensor], args: tuple[Tensor, ...]) -> None:

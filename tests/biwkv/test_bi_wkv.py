@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from formula import NAMES, TOLERANCES, assert_close, inputs, run
+from formula import NAMES, TOLERANCES, assert_all_close, assert_close, inputs, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -21,6 +19,7 @@ from torch import Tensor
 from biwkv import bi_wkv, bi_wkv_reference, scan
 from biwkv.op import BACKENDS
 
+RUN_HERE = [name for name in ("scan", "cpu") if not BACKENDS[name].why_not(torch.empty(1))]
 GOLDENS = Path(__file__).parents[1] / "goldens" / "modules.npz"
 
 
@@ -64,21 +63,22 @@ def test_shapes(op: Callable[..., Tensor], tokens: int, batch: int, channels: in
     assert_close(run(op, *args), args)
 
 
-@pytest.mark.parametrize("tokens", [784, 1024])
+@pytest.mark.parametrize("tokens", [784])
 def test_sizes_of_the_model(op: Callable[..., Tensor], tokens: int) -> None:
-    args = inputs(1, tokens, 8, decay=10)
+    args = inputs(1, tokens, 4, decay=10)
     assert_close(run(op, *args), args)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("batch", "tokens", "channels"), [(1, 4096, 2), (2, 5000, 1), (1, 196, 960), (1, 49, 1152)])
-def test_large(op: Callable[..., Tensor], batch: int, tokens: int, channels: int) -> None:
+@pytest.mark.parametrize(("batch", "tokens", "channels"), [(1, 4100, 1), (1, 49, 1152)])
+def test_large(batch: int, tokens: int, channels: int) -> None:
+    """More tokens than a model has at 512 x 512, and as many channels as the largest."""
     args = inputs(batch, tokens, channels, decay=-10)
-    assert_close(run(op, *args), args)
+    assert_all_close((run(partial(bi_wkv, backend=name), *args) for name in RUN_HERE), args)
 
 
 @pytest.mark.parametrize("decay", [0, 1, -1, 10, -10, 40, -40, 1000])
-@pytest.mark.parametrize("tokens", [2, 33, 190])
+@pytest.mark.parametrize("tokens", [2, 70])
 def test_ranges(op: Callable[..., Tensor], decay: float, tokens: int) -> None:
     for k_scale, bonus, spike in itertools.product((0.1, 1, 5, 20, 80), (0, 1, -20, 20), (0, 60)):
         args = inputs(2, tokens, 3, decay=decay, bonus=bonus, k_scale=k_scale, spike=spike)
@@ -104,7 +104,7 @@ def test_both_chunk_lengths_agree(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @settings(max_examples=80, deadline=None)
 @given(
-    backend=st.sampled_from([name for name in ("scan", "cpu") if not BACKENDS[name].why_not(torch.empty(1))]),
+    backend=st.sampled_from(RUN_HERE),
     batch=st.integers(1, 3),
     tokens=st.integers(1, 70),
     channels=st.integers(1, 9),
@@ -255,9 +255,8 @@ def test_unknown_backend() -> None:
 
 
 def test_needs_nothing_but_torch() -> None:
+    """What is loaded with it, test_imports_stay_light says in test_model.py."""
     folder = Path(scan.__file__).parent
     sources = "\n".join(path.read_text() for path in folder.glob("*.py") if path.name != "triton_kernels.py")
     for name in ("numpy", "timm", "rwkv_unet", "rwkvctl", "triton"):
         assert not re.search(rf"^\s*(import|from) {name}\b", sources, re.MULTILINE)
-    code = "import sys, biwkv; sys.exit('biwkv.triton_kernels' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
