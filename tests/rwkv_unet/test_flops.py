@@ -20,13 +20,15 @@ from rwkv_unet.layers import LayerNorm
 
 
 def giga(name: str, side: int, num_classes: int = 9, **overrides) -> float:
-    model = create_model(name, num_classes=num_classes, **overrides)
+    with torch.device("meta"):  # where nothing is initialised; that a device changes nothing has a test of its own
+        model = create_model(name, num_classes=num_classes, **overrides)
     return count_macs(model, (3, side, side)).paper / 1e9
 
 
 @pytest.mark.parametrize(("size", "expected"), [("b", 8.9589), ("s", 4.7339), ("t", 1.8270)])
 def test_encoders_without_classifier(size: str, expected: float) -> None:
-    encoder = create_model(f"rwkv_unet_{size}", num_classes=1).encoder
+    with torch.device("meta"):
+        encoder = create_model(f"rwkv_unet_{size}", num_classes=1).encoder
     assert count_macs(encoder, (3, 224, 224)).paper / 1e9 == pytest.approx(expected, abs=1e-4)
 
 
@@ -41,12 +43,12 @@ def test_nets(size: str, side: int, num_classes: int, expected: float) -> None:
     assert giga(f"rwkv_unet_{size}", side, num_classes) == pytest.approx(expected, abs=1e-3)
 
 
-TABLES = (
-    [({"attention": a}, g) for a, g in [("mhsa", 18.547), ("focused_linear", 11.192), ("spatial_mix", 11.110)]]
+TABLES = (  # without the row of each table that is the net itself, 11.110: it is in test_nets
+    [({"attention": a}, g) for a, g in [("mhsa", 18.547), ("focused_linear", 11.192)]]
     + [({"glsp_channel_mix": True}, 19.430)]
-    + [({"decoder_kernel_size": k}, g) for k, g in [(3, 10.971), (5, 11.002), (7, 11.049), (9, 11.110), (11, 11.187)]]
+    + [({"decoder_kernel_size": k}, g) for k, g in [(3, 10.971), (5, 11.002), (7, 11.049), (11, 11.187)]]
     + [({"num_skips": n, "ccm": False}, g) for n, g in enumerate([9.177, 9.331, 9.410, 9.477])]
-    + [({"num_skips": n}, g) for n, g in [(1, 10.964), (2, 11.043), (3, 11.110)]]
+    + [({"num_skips": n}, g) for n, g in [(1, 10.964), (2, 11.043)]]
     + [({"ccm_hidden_rate": n}, g) for n, g in [(1, 10.588), (3, 11.632), (4, 12.154)]]
 )
 
@@ -160,7 +162,7 @@ def test_true_count_is_products_and_wkv() -> None:
 
 
 def test_counting_leaves_the_model_as_it_was() -> None:
-    model = create_model("rwkv_unet_t", num_classes=1).train()
+    model = create_model("rwkv_unet_xt", num_classes=1).train()
     model.encoder.stem.eval()
     modes = [module.training for module in model.modules()]
     state = {name: x.clone() for name, x in model.state_dict().items()}
@@ -175,7 +177,7 @@ def test_counting_leaves_the_model_as_it_was() -> None:
 
 
 def test_counting_cleans_up_after_an_error() -> None:
-    model = create_model("rwkv_unet_t", num_classes=1).train()
+    model = create_model("rwkv_unet_xt", num_classes=1).train()
     with pytest.raises(ValueError, match="not divisible by 16"):
         count_macs(model, (3, 30, 32))
     assert model.training
@@ -194,6 +196,7 @@ def test_parameters() -> None:
     nets = {"t": 3_146_785, "s": 9_703_225, "b": 17_127_049}
     unused_norms = {"t": 1_024, "s": 1_280, "b": 1_536}
     for size in encoders:
-        model = create_model(f"rwkv_unet_{size}", num_classes=1)
+        with torch.device("meta"):
+            model = create_model(f"rwkv_unet_{size}", num_classes=1)
         assert count_parameters(model.encoder) == encoders[size]
         assert count_parameters(model) == nets[size] - unused_norms[size]
