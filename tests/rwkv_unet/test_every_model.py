@@ -6,43 +6,61 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rwkv_unet import create_model, list_models
-from rwkv_unet.flops import count_parameters
+from rwkv_unet.baselines import fcbformer
+from rwkv_unet.blocks import GLSP
 
 SMALL = {"stem_dim": 8, "depths": (1, 1, 2, 1), "dims": (8, 12, 16, 24), "expansions": (2.0, 2.0, 2.0, 2.0)}
+ATTENTIONS = ("spatial_mix_2d", "mhsa", "focused_linear", "bi_mamba", "none")
+SHALLOW = {"shallow_attention": True, "depths": (1, 2, 1, 1)}
 ABLATIONS: list[dict[str, Any]] = [
-    *({"attention": attention} for attention in ("spatial_mix_2d", "mhsa", "focused_linear", "bi_mamba", "none")),
-    {"shallow_attention": True, "depths": (1, 2, 1, 1)},
+    *({"attention": attention} for attention in ATTENTIONS),
+    SHALLOW,
     {"glsp_channel_mix": True},
     {"num_skips": 1},
     {"encoder": "convnext_atto"},
 ]
-CASES: list[tuple[str, dict[str, Any]]] = [
+Case = tuple[str, dict[str, Any]]
+CASES: list[Case] = [
     *((name, {}) for name in list_models(examples=True)),
     *(("rwkv_unet_t", {**SMALL, **ablation}) for ablation in ABLATIONS),
     *(("rwkv_unet_3d_t", {**SMALL, "flat_stages": flat, "num_skips": skips}) for flat, skips in ((0, 3), (2, 1))),
 ]
-LARGER = ("rwkv_unet_t", "rwkv_unet_s", "rwkv_unet_b", "rwkv_unet_3d_t", "rolling_unet_m", "rolling_unet_l", "unext")
+
+# Tracing takes as long as there are layers: each network is traced with one of every kind of block that it has.
+SHORT: dict[str, dict[str, Any]] = {
+    **{name: {"dims": (8, 8, 16)} for name in ("unet", "att_unet", "unet_plus_plus")},
+    **{name: {"encoder": "pvt_v2_b0"} for name in ("fcbformer", "pvt_cascade", "emcad")},
+    "u_kan": {"dims": (8, 8, 8, 8, 8)},
+}
+BASELINES = [name for name in list_models() if not name.startswith("rwkv_unet_")]
+LARGER = ("rolling_unet_m", "rolling_unet_l", "unext")
 """The modules of a smaller one, which is traced in their place."""
-TRACED = [(name, overrides) for name, overrides in CASES if overrides or name not in LARGER]
+TRACED: list[Case] = [
+    ("rwkv_unet_t", SMALL),
+    ("rwkv_unet_t", {**SMALL, "encoder": "test_convnext"}),
+    ("rwkv_unet_3d_t", {**SMALL, "flat_stages": 2, "num_skips": 1}),
+    *((name, SHORT.get(name, {})) for name in BASELINES if name not in LARGER),
+]
+EXPORTED: list[Case] = [
+    (
+        "rwkv_unet_t",
+        {**SMALL, "num_skips": 1, **SHALLOW, "glsp_channel_mix": True},
+    ),
+    *((name, {}) for name in list_models(examples=True) if ":" in name),
+]
+"""Those of other libraries, and other wiring of the same blocks, are traced once."""
 
 
-def _label(overrides: dict[str, Any]) -> str:
-    return ",".join(f"{key}={value}" for key, value in overrides.items() if SMALL.get(key) != value)
+def _label(case: Case) -> str:
+    name, overrides = case
+    return "-".join([name, *(f"{key}={value}" for key, value in overrides.items() if SMALL.get(key) != value)])
 
 
-every_model = pytest.mark.parametrize(
-    ("name", "overrides"), CASES, ids=lambda x: x if isinstance(x, str) else _label(x)
-)
-every_kind = pytest.mark.parametrize(
-    ("name", "overrides"), TRACED, ids=lambda x: x if isinstance(x, str) else _label(x)
-)
-
-
-def make(name: str, overrides: dict[str, Any]) -> Any:
-    torch.manual_seed(0)
+def make(name: str, overrides: dict[str, Any], seed: int = 0) -> Any:
+    torch.manual_seed(seed)
     return create_model(name, num_classes=2, **overrides)
 
 
@@ -52,61 +70,103 @@ def images(model: Any, *times: int, batch: int = 1) -> Tensor:
     return torch.randn(batch, 3, *(a * b for a, b in zip(divisors, times[-len(divisors) :], strict=True)))
 
 
-@every_model
-def test_shapes_determinism_and_state(name: str, overrides: dict[str, Any]) -> None:
-    model, again = make(name, overrides).eval(), make(name, overrides).eval()
+@pytest.fixture(scope="module", params=CASES, ids=_label)
+def case(request: pytest.FixtureRequest) -> Case:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def model(case: Case) -> Any:
+    """One network for all tests of a case, which run one after the other."""
+    return make(*case)
+
+
+def test_shapes_determinism_and_state(case: Case, model: Any) -> None:
+    model, again = model.eval(), make(*case, seed=1).eval()
     with torch.no_grad():
         for x in (images(model, 2, 1, 3), images(model, 1, 2, 1, batch=2)):
             y = model(x)
             assert y.shape == (len(x), 2, *x.shape[2:])
             assert y.isfinite().all()
-            assert torch.equal(model(x), y)
-        again.load_state_dict({key: torch.zeros_like(value) for key, value in model.state_dict().items()})
+        assert torch.equal(model(x), y)
         again.load_state_dict(model.state_dict())
         assert torch.equal(again(x), y)
 
 
-@every_model
-def test_every_parameter_gets_a_finite_gradient(name: str, overrides: dict[str, Any]) -> None:
-    model = make(name, overrides).train()
-    logits = model(images(model, 1, 2, 1, batch=2))
+def test_every_parameter_gets_a_finite_gradient(model: Any) -> None:
+    logits = model.train()(images(model, 1, 2, 1, batch=2))
     (logits * torch.randn_like(logits)).mean().backward()
     for key, x in model.named_parameters():
         assert (x.grad is not None) == x.requires_grad, key
         assert x.grad is None or x.grad.isfinite().all(), key
+    model.zero_grad()
 
 
-@every_kind
-def test_sizes_that_do_not_fit_are_refused_with_one_that_does(name: str, overrides: dict[str, Any]) -> None:
+def test_sizes_that_do_not_fit_are_refused_with_one_that_does(model: Any) -> None:
+    x = images(model, 1, 1, 1)
+    with pytest.raises(ValueError, match=r"is not divisible by .*; the next that works is"):
+        model(torch.cat([x, x[..., :1]], dim=-1))
+    with pytest.raises(ValueError, match="channels, not 5"):
+        model(torch.cat([x, x[:, :2]], dim=1))
+
+
+def block(attention: str) -> GLSP:
+    return GLSP(8, 8, expansion=2, norm="layer", attention=attention, channel_mix=True, residual=True).eval()
+
+
+def kinds(cases: list[Any]) -> set[str]:
+    """Our kinds of modules in networks, or in blocks with such attention."""
     with torch.device("meta"):
-        model = make(name, overrides)
-        x = images(model, 1, 1, 1)
-        with pytest.raises(ValueError, match=r"is not divisible by .*; the next that works is"):
-            model(torch.cat([x, x[..., :1]], dim=-1))
-        with pytest.raises(ValueError, match="channels, not 5"):
-            model(x.expand(1, 5, *x.shape[2:]) if x.shape[1] == 1 else torch.cat([x, x[:, :2]], dim=1))
+        models = [block(case) if isinstance(case, str) else make(*case) for case in cases]
+    every = {type(module) for model in models for module in model.modules()}
+    return {kind.__qualname__ for kind in every if kind.__module__.startswith("rwkv_unet")}
+
+
+def test_every_kind_of_module_is_traced() -> None:
+    """The networks and blocks of the two tests below are the smallest, and must not be smaller than that."""
+    assert kinds(CASES) - kinds([*TRACED, *ATTENTIONS]) == {"LibraryNetwork"}  # which is only exported
+
+
+@pytest.fixture
+def traced(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
+    """A short network, or one block."""
+    if isinstance(request.param, str):
+        return block(request.param)
+    monkeypatch.setattr(fcbformer, "FULL_SIZE_DIMS", fcbformer.FULL_SIZE_DIMS[1:3])
+    name, overrides = request.param
+    model = make(name, overrides).eval()
+    if name in ("transunet", "fcbformer", "pvt_cascade", "emcad"):  # with an encoder of timm, of stages of equal blocks
+        for module in model.encoder.modules():
+            if isinstance(blocks := getattr(module, "blocks", None), nn.Sequential | nn.ModuleList):
+                module.blocks = blocks[:1]
+    return model
+
+
+def example(model: nn.Module) -> Tensor:
+    return torch.randn(1, 8, 4, 6) if isinstance(model, GLSP) else images(model, 1, 2, 1)
+
+
+def _traced_label(case: str | Case) -> str:
+    return case if isinstance(case, str) else _label(case)
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
-@every_kind
-def test_compiles_as_one_graph(name: str, overrides: dict[str, Any]) -> None:
-    model = make(name, overrides).eval()
-    if name.startswith(("smp:", "monai:")) or count_parameters(model) > 30e6:
-        pytest.skip("not ours to mend, or long: its export is traced all the same")
-    x = images(model, 1, 2, 1)
+@pytest.mark.parametrize("traced", [*TRACED, *ATTENTIONS], indirect=True, ids=_traced_label)
+def test_compiles_as_one_graph(traced: nn.Module) -> None:
+    """What comes after the graph is the same for all, and tested with rwkv_unet_t in test_model.py."""
+    x = example(traced)
     torch.compiler.reset()
     with torch.no_grad():
-        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-        torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-5)
+        compiled = torch.compile(traced, fullgraph=True, backend="eager")
+        torch.testing.assert_close(compiled(x), traced(x), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the tracer's own
-@every_kind
-def test_exports(name: str, overrides: dict[str, Any]) -> None:
-    model = make(name, overrides).eval()
-    x = images(model, 1, 2, 1)
+@pytest.mark.parametrize("traced", [*TRACED, *EXPORTED, *ATTENTIONS], indirect=True, ids=_traced_label)
+def test_exports(traced: nn.Module) -> None:
+    x = example(traced)
     with torch.no_grad():
-        program = torch.export.export(model, (x,))
-        torch.testing.assert_close(program.module()(x), model(x), rtol=1e-4, atol=1e-5)
+        program = torch.export.export(traced, (x,))
+        torch.testing.assert_close(program.module()(x), traced(x), rtol=1e-4, atol=1e-5)

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from torch._dynamo.testing import CompileCounter
 
 from rwkv_unet import ModelConfig, RWKVUNetEncoder, create_model
-from rwkv_unet.config import MODELS
 from rwkv_unet.layers import q_shift
 
 
@@ -25,9 +24,8 @@ def tiny(**overrides: Any) -> Any:
     return create_model("rwkv_unet_t", num_classes=2, **{**sizes, **overrides})
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_shape_and_a_finite_gradient_for_every_parameter(name: str) -> None:
-    model = create_model(name, num_classes=4, drop_path=0.0)
+def test_shape_and_a_finite_gradient_for_every_parameter() -> None:
+    model = create_model("rwkv_unet_xt", num_classes=4, drop_path=0.0)
     logits = model(torch.randn(2, 3, 48, 32))
     assert logits.shape == (2, 4, 48, 32)
     logits.square().mean().backward()
@@ -100,7 +98,7 @@ def test_memory_format_changes_nothing() -> None:
 
 
 def test_bfloat16_autocast() -> None:
-    model, x = create_model("rwkv_unet_t", num_classes=2), torch.randn(2, 3, 32, 32)
+    model, x = tiny(), torch.randn(2, 3, 32, 32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = model(x).float().square().mean()
     loss.backward()
@@ -108,7 +106,8 @@ def test_bfloat16_autocast() -> None:
 
 
 def test_drop_path_rises_over_the_encoder() -> None:
-    model: Any = create_model("rwkv_unet_s", num_classes=1)
+    with torch.device("meta"):
+        model: Any = create_model("rwkv_unet_s", num_classes=1)
     rates = [getattr(block.drop_path, "drop_prob", 0.0) for stage in model.encoder.stages for block in stage]
     assert rates == pytest.approx([0.05 * i / 14 for i in range(15)])
     assert model.ccm.drop_path.drop_prob == 0.05
@@ -208,7 +207,7 @@ def test_compiles_as_one_graph() -> None:
 REALLY_COMPILED = """
 import torch
 from rwkv_unet import create_model
-model = create_model("rwkv_unet_t", num_classes=2, depths=(1, 1, 2, 1)).eval()  # every kind of block once
+model = create_model("rwkv_unet_xt", num_classes=2, depths=(1, 1, 2, 1)).eval()  # every kind of block once
 x = torch.randn(1, 3, 32, 32)
 with torch.no_grad():
     torch.testing.assert_close(torch.compile(model, fullgraph=True)(x), model(x), rtol=1e-3, atol=1e-4)
@@ -217,7 +216,7 @@ with torch.no_grad():
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="the compiler of torch.compile needs a C++ compiler")
-def test_what_the_real_compiler_makes_of_t_gives_the_same() -> None:
+def test_what_the_real_compiler_makes_of_it_gives_the_same() -> None:
     """In a process of its own: the compiler loads setuptools, which takes offence at a distutils that is there."""
     done = subprocess.run([sys.executable, "-c", REALLY_COMPILED], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -256,15 +255,17 @@ def test_timm_classifier() -> None:
 
 @pytest.mark.parametrize("size", ["t", "s", "b"])
 def test_timm_features(size: str) -> None:
-    model: Any = timm.create_model(f"rwkv_unet_enc_{size}", features_only=True)
+    with torch.device("meta"):
+        model: Any = timm.create_model(f"rwkv_unet_enc_{size}", features_only=True)
+        some: Any = timm.create_model(f"rwkv_unet_enc_{size}", features_only=True, out_indices=(2, 4), in_chans=1)
+        shapes = [tuple(x.shape) for x in model(torch.randn(1, 3, 32, 64))]
+        maps = some(torch.randn(1, 1, 32, 32))
     assert model.feature_info.reduction() == [1, 2, 4, 8, 16]
-    shapes = [tuple(x.shape) for x in model(torch.randn(1, 3, 32, 64))]
     assert shapes == [
         (1, channels, 32 // r, 64 // r)
         for channels, r in zip(model.feature_info.channels(), model.feature_info.reduction(), strict=True)
     ]
-    some: Any = timm.create_model(f"rwkv_unet_enc_{size}", features_only=True, out_indices=(2, 4), in_chans=1)
-    assert [x.shape[1] for x in some(torch.randn(1, 1, 32, 32))] == some.feature_info.channels()
+    assert [x.shape[1] for x in maps] == some.feature_info.channels()
 
 
 def test_weight_decay_leaves_decays_and_mix_ratios_alone() -> None:
@@ -280,9 +281,9 @@ def test_weight_decay_leaves_decays_and_mix_ratios_alone() -> None:
 @pytest.mark.slow
 def test_imports_stay_light() -> None:
     code = (
-        "import sys, biwkv, rwkv_unet, rwkv_unet.flops;"
+        "import sys, biwkv;"
+        "bad = {'timm', 'torchvision', 'rwkv_unet', 'biwkv.triton_kernels'} & set(sys.modules); assert not bad, bad;"
+        "import rwkv_unet, rwkv_unet.flops;"
         "bad = {'ray', 'mlflow', 'monai', 'rwkvctl', 'rwkv_jobs'} & set(sys.modules); assert not bad, bad"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
-    alone = "import sys, biwkv; assert not {'timm', 'torchvision', 'rwkv_unet'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", alone], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -26,18 +26,19 @@ from rwkvctl.models.onnx_ops import TRANSLATIONS
 def model() -> nn.Module:
     """One whose logits depend on the image and on its attention."""
     torch.manual_seed(0)
-    model = create_model("rwkv_unet_t", num_classes=3, depths=(1, 1, 2, 2)).eval()
+    model = create_model("rwkv_unet_xt", num_classes=3, depths=(1, 1, 2, 1)).eval()
     for name, parameter in model.named_parameters():
         if name.endswith((".decay", ".first")):
             nn.init.normal_(parameter, std=3)
         elif parameter.ndim > 1:
             nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
+    assert any(name.endswith(".decay") for name, _ in model.named_parameters())
     return model
 
 
 def info() -> bundle.BundleInfo:
     return bundle.BundleInfo(
-        model={"name": "rwkv_unet_t", "num_classes": 3, "depths": (1, 1, 2, 2)},
+        model={"name": "rwkv_unet_xt", "num_classes": 3, "depths": (1, 1, 2, 1)},
         classes=["background", "liver", "spleen"],
         image_size=48,
         image_kind="rgb8",
@@ -139,7 +140,7 @@ def test_the_file_says_how_a_scan_becomes_its_input(tmp_path: Path, form: str):
     export(Windowed(), scans, path := tmp_path / f"x.{form}", form, fixed_size=True)
     assert facts_of(path) == {
         "intensity": RULE, "orientation": "RAS", "image_kind": "float", "image_size": 224, "mean": None, "std": None,
-        "classes": scans.classes, "model": scans.model | {"depths": [1, 1, 2, 2]}, "dataset": "", "weights_sha256": "",
+        "classes": scans.classes, "model": scans.model | {"depths": [1, 1, 2, 1]}, "dataset": "", "weights_sha256": "",
     }  # fmt: skip
     export(Windowed(), scans.model_copy(update={"intensity": None, "orientation": None}), path, form, fixed_size=True)
     assert (facts_of(path)["intensity"], facts_of(path)["orientation"]) == (None, None)
