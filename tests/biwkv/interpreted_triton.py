@@ -39,11 +39,11 @@ def test_ranges(tokens: int) -> None:
     assert_each_channel_close(run(op, *args), args)
 
 
-@settings(max_examples=6, deadline=None, derandomize=True, database=None)
+@settings(max_examples=5, deadline=None, derandomize=True, database=None)
 @given(
     batch=st.integers(1, 2),
     tokens=st.integers(1, 20),
-    channels=st.integers(1, 70),
+    channels=st.integers(1, 20),  # test_shapes has more than a program takes
     k_dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
     v_dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
     decay=st.floats(-60, 300),
