@@ -175,7 +175,7 @@ def test_a_run_that_is_being_trained_is_not_trained_twice(
     assert jobs.run("finetune", run_dir) == 2
     assert one_error(capsys) == (
         f"run {run_dir} is being written by process {process.pid} on {os.uname().nodename}: "
-        "stop that job first, or give this one another name"
+        "stop that job first, or use another --name for this one"
     )
     assert len(events(run_dir, "start")) == before
     assert process.is_alive()

@@ -1,4 +1,4 @@
-"""Secrets in the addresses of servers and databases: found, and never shown.
+"""Secrets in the addresses of servers and databases: found and never shown.
 
 A password in a URI would be written into the spec, the tracking server, logs and the list of processes. So no URI with
 one is taken (`refuse_secrets`), and one that comes all the same, from a variable say, is masked before it is shown.
@@ -53,7 +53,7 @@ def refuse_secrets(uri: str) -> str:
     """The URI itself; ValueError, which shows no secret, where it has one."""
     if not has_secret(uri):
         return uri
-    raise ValueError(f"must hold no password or token; {remedy(uri)}")
+    raise ValueError(f"must not contain a password or token; {remedy(uri)}")
 
 
 def check(uri: str, what: str) -> None:

@@ -1,4 +1,4 @@
-"""What can be known to be wrong before anything is started."""
+"""What can be found to be wrong before anything is started."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TASKS = {"pretrain": "classification", "finetune": "segmentation"}
 
 
 def check_cluster(cluster: ClusterSpec) -> None:
-    """Workers that this machine cannot run; a cluster is asked when it is connected."""
+    """Refuse workers that this machine cannot run; a cluster's resources are checked once it is connected."""
     if cluster.address is None and (cluster.nodes or 1) > 1:
         raise UserError(
             f"cluster.nodes {cluster.nodes} needs a cluster: give --address HOST:PORT, "
@@ -41,7 +41,7 @@ def check_cluster(cluster: ClusterSpec) -> None:
 
 
 def check_process(cluster: ClusterSpec) -> None:
-    """More workers in process than torchrun has started."""
+    """Refuse more workers in process than torchrun has started."""
     wanted, have = cluster.workers or 1, int(os.environ.get("WORLD_SIZE", "1"))
     if wanted not in (1, have):
         raise UserError(
@@ -51,7 +51,7 @@ def check_process(cluster: ClusterSpec) -> None:
 
 
 def check_training(spec: TrainingSpec) -> Manifest:
-    """The data of a training job: there, whole, of the right task, with samples in every part that is needed.
+    """The data of a training job: present, undamaged, for the right task, with samples in every part that is needed.
 
     A shard is hashed the first time that this machine meets it; afterwards its size and time are enough.
     """
@@ -83,14 +83,14 @@ def check_training(spec: TrainingSpec) -> Manifest:
 
 
 def check_name(spec: TrainingSpec) -> None:
-    """A name that the model can be registered under, also where it is derived."""
+    """Refuse a name that the model cannot be registered under, given or derived."""
     name = registered_name(spec)
     if name and (problem := model_name_problem(name)) is not None:
         raise UserError(f"{problem}; set tracking.register_as to another name, or to '' to register nothing")
 
 
 def check_batch(spec: TrainingSpec, manifest: Manifest) -> None:
-    """One image a worker, whose deepest map is a single pixel: batch norm has nothing to take a mean of."""
+    """Refuse one image per worker whose deepest feature map is a single pixel: batch norm has no statistics then."""
     workers = spec.cluster.workers or 1
     each = spec.train.batch_size // workers
     unlabeled = isinstance(spec, FinetuneSpec) and spec.consistency is not None
@@ -101,13 +101,14 @@ def check_batch(spec: TrainingSpec, manifest: Manifest) -> None:
         return
     larger = next((s for s in (32, 64, 128) if s > size and trains(spec, manifest, (each, channels, s, s))), None)
     raise UserError(
-        f"train.batch_size {spec.train.batch_size}: one image of {size} px a worker leaves batch norm a single value; "
-        f"use train.batch_size={2 * workers}" + (f" or data.image_size={larger}" if larger else "")
+        f"train.batch_size {spec.train.batch_size}: one image of {size} px per worker gives batch norm "
+        f"one value per channel; use train.batch_size={2 * workers}"
+        + (f" or data.image_size={larger}" if larger else "")
     )
 
 
 def trains(spec: TrainingSpec, manifest: Manifest, shape: tuple[int, int, int, int]) -> bool:
-    """Whether the network takes a batch (B, C, H, W) in training mode; run without memory."""
+    """Whether the network takes a batch (B, C, H, W) in training mode; run on the meta device."""
     import torch
 
     from rwkvctl.models import build
@@ -128,7 +129,7 @@ def trains(spec: TrainingSpec, manifest: Manifest, shape: tuple[int, int, int, i
 
 
 def load_manifest(spec: TrainingSpec) -> Manifest:
-    """The manifest of a job's data; when there is none, the line says what makes it."""
+    """The manifest of a job's data; when there is none, the error names the command that makes it."""
     from rwkvctl.data.convert import formats
     from rwkvctl.data.store.manifest import Manifest
 
@@ -187,7 +188,7 @@ def sweep_plan(spec: TuneSpec, manifest: Manifest) -> dict[str, str]:
     scored = f"on the {len(val)} val cases of split {split}, {when}"
     if shared:
         apart = [name for name in manifest.splits if has_own_val(manifest, name)]
-        scored += f"; {shared} of them are test cases too" + (f" (not so with data.split={apart[0]})" if apart else "")
+        scored += f"; {shared} of them are also test cases" + (f" (none with data.split={apart[0]})" if apart else "")
     return {"trials": trials, "scored": scored}
 
 

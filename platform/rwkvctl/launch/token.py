@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def send_token_if_there_is_one() -> None:
-    """Set `RAY_AUTH_MODE=token` where a token is at hand and the user has not chosen a mode; before ray is imported."""
+    """Set `RAY_AUTH_MODE=token` where there is a token and the user has not chosen a mode; before ray is imported."""
     at_hand = (
         os.environ.get("RAY_AUTH_TOKEN")
         or os.environ.get("RAY_AUTH_TOKEN_PATH")

@@ -23,7 +23,7 @@ from rwkvctl.launch.token import send_token_if_there_is_one
 
 WorkerFunction = Callable[[Any, Path], None]
 FATAL = "fatal.json"
-"""Written by a worker whose error would only come again: the driver reports it, nobody retries."""
+"""Written by a worker whose error would recur: the driver reports it and does not retry."""
 
 
 @contextmanager
@@ -41,7 +41,7 @@ def ray_session(cluster: ClusterSpec, cpus: int | None = None) -> Iterator[None]
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
     import ray
 
-    # Ray says on every start that its tokens are on; that they are is what we want.
+    # Ray announces at every start that token authentication is on, which is what we want.
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "WARNING"}
     try:
@@ -68,7 +68,7 @@ def connect(address: str, **options: Any) -> None:
 
 @contextmanager
 def own_signal_handlers() -> Iterator[None]:
-    """`ray.init` takes SIGTERM for itself, and would end the process without a word to the run."""
+    """`ray.init` takes SIGTERM for itself, and would end the process without telling the run."""
     before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     try:
         yield
@@ -217,7 +217,7 @@ def raise_fatal(fatal: Path) -> None:
 
 
 def check_resources(cluster: ClusterSpec, workers: int) -> None:
-    """Refuse what the connected cluster can never place; Ray would wait for it without end."""
+    """Refuse what the connected cluster can never place; Ray would wait for it for ever."""
     import ray
 
     have = ray.cluster_resources()
@@ -228,4 +228,6 @@ def check_resources(cluster: ClusterSpec, workers: int) -> None:
             f"the cluster has {have.get('CPU', 0):g}: ask for fewer"
         )
     if 0 < have.get("GPU", 0) < workers:
-        raise UserError(f"cluster.workers {workers} needs a GPU each, the cluster has {have['GPU']:g}: ask for fewer")
+        raise UserError(
+            f"cluster.workers {workers} needs one GPU per worker, the cluster has {have['GPU']:g}: ask for fewer"
+        )

@@ -1,4 +1,4 @@
-"""Size and speed of models side by side, on random images, each in a process whose peak memory is its own."""
+"""Size and speed of models side by side, on random images; each in a process of its own, for its peak memory."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def rate(step: Callable[[], object], setting: Setting) -> float:
 
 
 def peak(device: torch.device) -> int:
-    """Most bytes held so far: by the allocator on a GPU, by the process on a CPU."""
+    """Peak memory so far in bytes: of the allocator on a GPU, of the process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if sys.platform == "linux":  # where getrusage begins with the peak of the process that started this one

@@ -81,7 +81,7 @@ def receptive_field(model: nn.Module, images: Tensor) -> ReceptiveField:
         (gradient,) = torch.autograd.grad(score, x)
         total += gradient[0].abs().sum(0).double()
     if not total.max() > 0:
-        raise UserError("the centre of the last map is 0 for every image: give other images or another model")
+        raise UserError("the centre of the last feature map is 0 for every image: use other images or another model")
     field = (total / total.max()).numpy()
     return ReceptiveField(field, {share: side(field, share) for share in SHARES})
 

@@ -34,7 +34,7 @@ MAY_CHANGE = (
     *("name", "storage", "cluster", "tracking", "data.workers", "data.path"),
     *("trials", "concurrency", "base.storage", "base.cluster", "base.tracking", "base.data.workers", "base.data.path"),
 )
-"""Fields that a resumed run may have otherwise: where it runs and how many trials, not what it computes."""
+"""Fields that may differ in a resumed run: where it runs and how many trials, not what it computes."""
 
 
 def default_name(spec: JobSpec) -> str:
@@ -64,7 +64,7 @@ def create(spec: JobSpec, storage: str) -> Path:
     except OSError as error:
         shutil.rmtree(folder, ignore_errors=True)
         if error.errno in UNUSABLE:
-            raise UserError(f"storage {storage}: cannot hold runs ({explain(error)}); give another folder") from None
+            raise UserError(f"storage {storage}: cannot store runs ({explain(error)}); give another folder") from None
         raise
     return folder
 

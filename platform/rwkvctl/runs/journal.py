@@ -1,4 +1,4 @@
-"""The journal: what a run has to tell, on disk before anywhere else.
+"""The journal: everything that a run reports, on disk before anywhere else.
 
 `journal.jsonl` in the run directory is appended to, one JSON object a line, by the one process that leads the run.
 Tracking servers are fed from it (`rwkvctl.runs.sync`), so a server that is down, slow or absent costs the
@@ -139,7 +139,7 @@ class Journal:
                 if written != len(line):
                     raise OSError(f"{self.path}: only {written} of {len(line)} bytes were written: is the disk full?")
             except OSError:
-                os.truncate(self.path, end)  # Half a line must not be glued to the next one.
+                os.truncate(self.path, end)  # Half a line must not run into the next one.
                 raise
 
     def _replay(self) -> str:
@@ -198,7 +198,7 @@ def _decode(line: bytes, path: str | os.PathLike[str], offset: int) -> dict[str,
 
 
 def _encode(value: float) -> float | str:
-    """Strict JSON knows no NaN and no infinity; `float` reads these strings back."""
+    """Strict JSON has no NaN and no infinity; `float` reads these strings back."""
     return value if math.isfinite(value) else str(value)
 
 

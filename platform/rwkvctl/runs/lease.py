@@ -1,9 +1,9 @@
-"""One trainer a run directory: a lease that a dead trainer loses and a living one keeps.
+"""One trainer per run directory: a lease that a dead trainer loses and a living one keeps.
 
 The lease is a small file that is replaced atomically, so it works on shared file systems without locks. Its holder
-touches it every few seconds. Who wants it watches whether that happens, by its own clock, since the clocks of two
-machines may differ. Two who steal it at one moment may both think for an instant that they hold it; the rename of
-one comes last, and `check`, which the trainer calls before every write that matters, tells the other.
+touches it every few seconds. A process that wants it watches for that by its own clock, since the clocks of two
+machines may differ. Two that steal it at the same moment may both think for an instant that they hold it; the rename
+of one comes last, and `check`, which the trainer calls before every write that matters, tells the other.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ class RunLease:
             return
         holder = _read(self.path)
         if holder is None or holder["token"] != self.token:
-            raise LeaseLost(f"{self.path.parent} was taken over by {_name(holder)}: this process stops writing to it")
+            how = f"was taken over by {_name(holder)}" if holder else "lost its lease.json"
+            raise LeaseLost(f"{self.path.parent} {how}: this process stops writing to it")
         self._checked = now
 
     def release(self) -> None:
@@ -90,7 +91,7 @@ class RunLease:
             if now >= deadline:
                 raise UserError(
                     f"run {self.path.parent} is being written by {_name(holder)}: "
-                    "stop that job first, or give this one another name"
+                    "stop that job first, or use another --name for this one"
                 )
             time.sleep(min(0.2, stale_after / 6))
 
@@ -102,7 +103,7 @@ class RunLease:
             except LeaseLost:
                 return
             except OSError:
-                continue  # A shared file system may be away for a moment; `check` in the trainer decides.
+                continue  # A shared file system may be unavailable for a moment; `check` in the trainer decides.
 
 
 def _read(path: Path) -> dict[str, Any] | None:
@@ -121,8 +122,8 @@ def _mtime(path: Path) -> int:
         return 0
 
 
-def _name(holder: dict[str, Any] | None) -> str:
-    return f"process {holder['pid']} on {holder['host']}" if holder else "nobody (lease.json was removed)"
+def _name(holder: dict[str, Any]) -> str:
+    return f"process {holder['pid']} on {holder['host']}"
 
 
 def _this_process() -> dict[str, Any]:

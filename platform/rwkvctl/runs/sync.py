@@ -160,7 +160,7 @@ class Syncer:
         _running.pop(self.run_dir, None)
         if self._all_sent():
             return True
-        log.warning("MLflow has not got all of %s: run `rwkvctl sync %s` later", self._journal, self.run_dir)
+        log.warning("MLflow does not have all of %s yet: run `rwkvctl sync %s` later", self._journal, self.run_dir)
         return False
 
     def _run(self, interval: float) -> None:
@@ -182,7 +182,7 @@ class Syncer:
             except Exception as error:  # Whatever a server can do wrong must not reach the training.
                 reason = first_line(error)
                 if not down:
-                    text = "MLflow at %s: %s; metrics wait in the journal"
+                    text = "MLflow at %s: %s; metrics are kept in the journal"
                     log.warning(text, mask(self.tracking_uri), reason)
                 down = True
             self._end_turn(reason)
@@ -323,7 +323,7 @@ class Syncer:
         elif full.exists():
             self._client.log_artifact(run_id, str(full), artifact_path or None)
         else:
-            log.warning("artifact %s of %s is gone and was not sent", path, self.run_dir)
+            log.warning("artifact %s of %s no longer exists and was not sent", path, self.run_dir)
 
     def _set_status(self, pending: _Pending) -> None:
         assert self._client is not None
@@ -335,7 +335,7 @@ class Syncer:
 
 
 def sync_run(run_dir: str | os.PathLike[str], tracking_uri: str, experiment: str = "rwkvctl") -> Sent:
-    """Go through the whole journal of a run and send what MLflow has not got; says how much that was.
+    """Go through the whole journal of a run and send what MLflow lacks; returns how much that was.
 
     Raises:
         UserError: there is no journal in `run_dir`.
@@ -357,7 +357,7 @@ def or_failed(run: str, tracking_uri: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise JobFailedError(
-            f"run {run}: MLflow at {mask(tracking_uri)[:80]} did not take it ({first_line(error)}); nothing is lost: "
+            f"run {run}: MLflow at {mask(tracking_uri)[:80]} did not accept it ({first_line(error)}); nothing is lost: "
             "try again, or give another server with --to"
         ) from error
 

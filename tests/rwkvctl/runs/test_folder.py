@@ -226,7 +226,7 @@ def test_many_changes_are_counted(storage: str):
 def test_a_storage_that_is_a_file_is_named(tmp_path: Path, below: str):
     (tmp_path / "blocked").touch()
     storage = f"{tmp_path}/blocked{below}"
-    with pytest.raises(UserError, match=f"storage {storage}: cannot hold runs .*; give another folder"):
+    with pytest.raises(UserError, match=f"storage {storage}: cannot store runs .*; give another folder"):
         run_folder.create(spec(name="first"), storage)
 
 

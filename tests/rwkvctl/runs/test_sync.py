@@ -275,7 +275,7 @@ def test_server_that_is_down_costs_one_warning_and_little_time(
     assert time.monotonic() - start < 11
     texts = [record.getMessage() for record in caplog.records if record.name == "rwkvctl"]
     assert len(texts) == 2
-    assert "metrics wait in the journal" in texts[0]
+    assert "metrics are kept in the journal" in texts[0]
     assert f"rwkvctl sync {tmp_path / 'run'}" in texts[1]
 
 
@@ -470,7 +470,7 @@ def test_a_sync_that_cannot_be_is_one_line_and_loses_nothing(tmp_path: Path, uri
     with Journal(tmp_path / "run" / "journal.jsonl") as journal:
         journal.metrics({"a": 1.0}, step=1)
     before = (tmp_path / "run" / "journal.jsonl").read_bytes()
-    with pytest.raises(JobFailedError, match=rf"^run run: MLflow at {uri} did not take it \(.*\); nothing") as it:
+    with pytest.raises(JobFailedError, match=rf"^run run: MLflow at {uri} did not accept it \(.*\); nothing") as it:
         sync_run(tmp_path / "run", uri)
     assert len(str(it.value)) < 320
     assert "\n" not in str(it.value)
@@ -479,6 +479,6 @@ def test_a_sync_that_cannot_be_is_one_line_and_loses_nothing(tmp_path: Path, uri
 
 def test_a_password_in_the_uri_is_refused_before_anything_is_sent(tmp_path: Path) -> None:
     Journal(tmp_path / "run" / "journal.jsonl").close()
-    with pytest.raises(UserError, match=r"tracking server postgresql://ann:\*\*\*@db/x: must hold no password"):
+    with pytest.raises(UserError, match=r"tracking server postgresql://ann:\*\*\*@db/x: must not contain a password"):
         sync_run(tmp_path / "run", "postgresql://ann:hunter2@db/x")
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["journal.jsonl"]

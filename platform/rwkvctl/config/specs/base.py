@@ -10,7 +10,7 @@ from rwkvctl.base.suggestions import did_you_mean
 from rwkvctl.base.uris import mask, refuse_secrets
 
 Address = Annotated[str, AfterValidator(refuse_secrets)]
-"""A path or URI that is written down with the spec, in places that others read: it must hold no secret."""
+"""A path or URI that is written down with the spec, in places that others read: it must not contain a secret."""
 
 
 class Spec(BaseModel):
