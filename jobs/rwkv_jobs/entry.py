@@ -106,7 +106,7 @@ def resolve(job: str, target: str, assignments: list[str]) -> tuple[JobSpec, Pat
 def same_run(spec: JobSpec) -> tuple[JobSpec, Path]:
     """Under torchrun all ranks come here, and again when they are restarted: the run of the given name."""
     if spec.name is None:
-        raise UserError("name: must be set under torchrun, so that all ranks mean one run (--set name=...)")
+        raise UserError("name: must be set under torchrun, so that all ranks join one run (--set name=...)")
     folder = Path(spec.storage or "").absolute() / spec.name
     if torchrun_rank() == 0:
         if (folder / run_folder.SPEC).exists():

@@ -35,7 +35,7 @@ KINDS: dict[str, bundle.Kind] = {"segmentation": "segmentation", "classification
 
 
 def check(spec: EvaluateSpec, run_dir: Path) -> None:
-    """Whether there is such a model, undamaged, and data that it fits."""
+    """Whether the model exists and is undamaged, and the data fits it."""
     model = references.model_folder(spec.model, spec)
     _, _, info = data_of(spec, model)
     bundle.read_weights(model, info)
@@ -63,12 +63,17 @@ def note_on_versions(spec: EvaluateSpec, run_dir: Path) -> None:
 
 
 def say_overlap(run_dir: Path, where: measured.Measured) -> None:
-    """A line where scores are no test of the model."""
+    """A line where scores are not a valid test of the model."""
     if where.trained_on is None:
-        say(run_dir, "whether these cases were trained on is not known: the model's training data is not where it was")
+        say(
+            run_dir,
+            "it is not known whether these cases were trained on: the model's training data is no longer at its path",
+        )
     elif where.trained_on:
-        text = f"{where.trained_on} of {where.cases} {where.part} cases were trained on: these scores are not a test"
-        say(run_dir, f"{text}, and no gate counts them")
+        text = (
+            f"{where.trained_on} of {where.cases} {where.part} cases were trained on: these are not valid test scores"
+        )
+        say(run_dir, f"{text}, and no gate uses them")
 
 
 def data_of(spec: EvaluateSpec, model: Path) -> tuple[Manifest, DataSpec, bundle.BundleInfo]:
@@ -76,7 +81,7 @@ def data_of(spec: EvaluateSpec, model: Path) -> tuple[Manifest, DataSpec, bundle
     info = bundle.read_info(model)
     path = spec.data or info.extra.get("data")
     if path is None:
-        raise UserError(f"model {spec.model}: does not say which data it was trained on; give --data")
+        raise UserError(f"model {spec.model}: does not record which data it was trained on; give --data")
     manifest = Manifest.load(path)
     bundle.require(info, KINDS[manifest.task], f"data {path} is for {manifest.task}, and model {spec.model}")
     same_data.check(manifest, info)
@@ -110,7 +115,7 @@ def measured_on(spec: EvaluateSpec, manifest: Manifest, split: str, info: bundle
 
 
 def training_part(manifest: Manifest, info: bundle.BundleInfo) -> tuple[Manifest, list[str]] | None:
-    """The data set that a model was trained on and the ids that it saw; None where they are not to be had any more."""
+    """The data set that a model was trained on and the ids that it saw; None where they are no longer available."""
     split, path = measured.split_of(info), info.extra.get("data")
     try:
         own = manifest if manifest.fingerprint == info.fingerprint else Manifest.load(str(path or ""))

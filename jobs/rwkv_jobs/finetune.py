@@ -34,12 +34,12 @@ from rwkvctl.training.checkpoint import TrainState, load_checkpoint, pointed_at,
 from rwkvctl.training.losses import segmentation_loss
 
 NO_FOREGROUND = (
-    "warning: no mask of the validation part has foreground, so that its scores say nothing; the last weights are kept"
+    "warning: no validation mask contains foreground, so validation scores mean nothing; the last weights are kept"
 )
 
 
 def check(spec: FinetuneSpec, run_dir: Path) -> None:
-    """Whether the model can be built, and its encoder can be had."""
+    """Whether the model can be built, and its encoder can be found."""
     manifest = Manifest.load(spec.data.path or "")
     networks.check(spec.model, manifest.classes, (manifest.channels, spec.data.image_size, spec.data.image_size))
     if not (run_dir / encoder_weights.FILE_NAME).exists():
@@ -111,7 +111,7 @@ def train(spec: FinetuneSpec, run_dir: Path) -> None:
 
 
 def make_model(spec: FinetuneSpec, manifest: Manifest, run_dir: Path) -> nn.Module:
-    """The network with the seed's weights, or with with the prepared encoder weights of the run."""
+    """The network initialised from the seed, with the run's prepared encoder weights if there are any."""
     torch.manual_seed(spec.seed)
     model = networks.segmentation_network(spec.model, manifest.classes)
     if spec.model.encoder_weights is not None:

@@ -23,10 +23,10 @@ def run_training(train: Callable[[Any, Path], None], spec: TrainingSpec, run_dir
 
 
 def register(spec: TrainingSpec, run_dir: Path) -> str | None:
-    """A version of the registered model; None, with a line that says so, where MLflow cannot be had.
+    """The URI of the registered version; None, with a line that says so, where MLflow cannot be reached.
 
-    The thread that sends the metrics does it, once they are sent; what it cannot do yet it tries again until the run
-    ends, and the driver says so.
+    The thread that sends the metrics registers it, once they are sent. If that fails it tries again until the run ends;
+    the driver says so when it has succeeded.
     """
     uri = spec.tracking.uri or ""
     syncer = sync.running(run_dir)

@@ -87,7 +87,7 @@ def train(spec: PretrainSpec, run_dir: Path) -> None:
 
 
 def make_model(spec: PretrainSpec, manifest: Manifest) -> nn.Module:
-    """The classifier with the seed's weights."""
+    """The classifier, initialised from the seed."""
     torch.manual_seed(spec.seed)
     return networks.classifier(spec.model, manifest.classes)
 

@@ -65,7 +65,7 @@ class Recorder:
             except JobFailedError as error:
                 problem = str(error)
             except OSError as error:
-                problem = f"step {state.position.step}: no checkpoint is written: {explain(error, self.run_dir)}"
+                problem = f"step {state.position.step}: cannot write a checkpoint: {explain(error, self.run_dir)}"
         [problem, *_] = self.worker.gather(problem)
         if problem is not None:
             raise JobFailedError(problem)

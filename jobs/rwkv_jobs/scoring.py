@@ -83,7 +83,7 @@ def score_cases(
 
 
 def has_foreground(manifest: Manifest, data: DataSpec, part: str, me: Worker) -> bool:
-    """Whether any mask of a part shows anything; reading stops at the first that does."""
+    """Whether any mask of a part contains foreground; reading stops at the first that does."""
     keys = manifest.ids(data.split or manifest.default_split, part)[me.rank :: me.world_size]
     reader = reader_for(manifest, keys)
     masks = (reader.mask(row) for row in range(len(reader)))
@@ -161,7 +161,7 @@ def count_hits(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def write_cases(folder: Path, scores: Scores) -> None:
-    """`cases.csv`: a row for every case and class. Their means belong into the run's `summary.json`."""
+    """`cases.csv`: a row for every case and class. Their means are in the run's `summary.json`."""
     rows = metrics.case_rows(scores.cases, scores.classes)
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")

@@ -1,4 +1,4 @@
-"""A sweep: Ray Tune runs the trials, Optuna chooses them, its study in a database is the truth.
+"""A sweep: Ray Tune runs the trials, Optuna chooses them, and its study in a database is the record.
 
 python -m rwkv_jobs.tune RUN_FOLDER
 """
@@ -70,7 +70,7 @@ def finish(spec: TuneSpec, run_dir: Path, study: optuna.Study, errors: list[Exce
     done, wanted = complete(study), min(spec.trials, spec.space.size() or spec.trials)
     if done < wanted:
         raise JobFailedError(
-            f"{wanted - done} of {wanted} trials failed; the last: {reason(errors)}. The others are in "
+            f"{wanted - done} of {wanted} trials failed; the last: {reason(errors)}. The others are listed in "
             f"{run_dir / 'artifacts' / 'trials.json'}; to try those that failed again: "
             f"rwkvctl tune --space {spec.space_name} --resume {run_dir.name}"
         )
@@ -141,7 +141,7 @@ def searcher(spec: TuneSpec, study: optuna.Study, storage: optuna.storages.BaseS
 
 
 def resources(spec: TuneSpec) -> dict[str, float]:
-    """What one trial holds."""
+    """What one trial reserves."""
     import ray
 
     gpu = {"GPU": 1.0} if ray.cluster_resources().get("GPU", 0) else {}

@@ -187,7 +187,7 @@ def test_a_gate_counts_the_models_own_test_part_and_says_what_was_trained_on(
     capsys.readouterr()
     other = new(jobs, "other", models / "polyps", data=str(again.root))
     assert guarded("evaluate", str(other), []) == 0
-    said = f"{shared} of {len(test)} test cases were trained on: these scores are not a test"
+    said = f"{shared} of {len(test)} test cases were trained on: these are not valid test scores"
     assert said in "".join(capsys.readouterr())
     assert result(other)["measured"]["trained_on"] == shared
     assert result(own)["measured"]["trained_on"] == 0
@@ -257,5 +257,5 @@ def test_a_model_says_which_data_it_knows(jobs: Jobs, models: Path, tmp_path: Pa
     bare = shutil.copytree(models / "polyps", tmp_path / "bare")
     content = json.loads((bare / "model.json").read_text()) | {"extra": {}}
     (bare / "model.json").write_text(json.dumps(content))
-    with pytest.raises(ValueError, match="does not say which data it was trained on; give --data"):
+    with pytest.raises(ValueError, match="does not record which data it was trained on; give --data"):
         evaluate.check(run_folder.read_spec(new(jobs, "eval", bare)), jobs.runs / "eval")  # type: ignore[arg-type]

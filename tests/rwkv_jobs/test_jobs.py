@@ -162,7 +162,7 @@ def test_a_validation_part_without_foreground_keeps_the_last_weights(
         Image.new("L", (40, 40)).save(raw / "masks" / f"{int(key.split('_')[1])}.png")
     data = prepare("folder", [raw], tmp_path / "data", seeds=[41]).root
     assert jobs.run("finetune", jobs.new("finetune", "run", "train.epoch_steps=1", data=data)) == 0
-    warning = "warning: no mask of the validation part has foreground, so that its scores say nothing"
+    warning = "warning: no validation mask contains foreground, so validation scores mean nothing"
     assert capsys.readouterr().out.count(warning) == 1
     run_dir = jobs.runs / "run"
     folder = run_dir / "checkpoints"

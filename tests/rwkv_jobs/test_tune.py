@@ -147,7 +147,7 @@ def test_a_sweep_says_what_failed_and_is_not_done(database: Database, tmp_path: 
     study.run(2, error=True)
     with pytest.raises(JobFailedError) as caught:
         tune.finish(spec, tmp_path, study.study, [ValueError("first"), ValueError("a\nCUDA out of memory")])
-    assert str(caught.value).startswith("2 of 5 trials failed; the last: CUDA out of memory. The others are in ")
+    assert str(caught.value).startswith("2 of 5 trials failed; the last: CUDA out of memory. The others are listed in ")
     assert str(caught.value).endswith(f"rwkvctl tune --space own --resume {tmp_path.name}")
     study = Study(database, spec)
     study.run()
@@ -217,7 +217,7 @@ def test_a_shipped_space_on_the_data_of_its_recipe(scans: Path, tmp_path: Path, 
     monkeypatch.setattr("rwkvctl.launch.workers.ray_session", lambda cluster: nullcontext())
     run_dir = run_folder.create(spec := shipped("loss_weights", scans, 1), str(tmp_path))
     assert len(drive(spec, run_dir)["trials"]) == 1
-    assert "since train.validate_every is 0; 4 of them are test cases too (not so with data.split=h" in said(run_dir)
+    assert "since train.validate_every is 0; 4 of them are also test cases (none with data.split=h" in said(run_dir)
 
 
 @pytest.mark.slow
