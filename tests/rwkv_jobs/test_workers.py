@@ -21,7 +21,7 @@ from rwkvctl.runs import folder as run_folder
 from .conftest import PATIENCE, Jobs, history, latest, mlflow_history, mlflow_runs, wait_for_step, weights
 from .test_interruptions import DIE, free_port
 
-TWO = ["train.epochs=8", "cluster.workers=2"]  # long enough to be killed twice on the way
+TWO = ["train.epochs=5", "cluster.workers=2"]  # long enough to be killed twice on the way
 RAY = [*TWO, "cluster.launcher=ray"]
 
 

@@ -206,9 +206,26 @@ def test_compiles_as_one_graph() -> None:
 
 REALLY_COMPILED = """
 import torch
-from rwkv_unet import create_model
-model = create_model("rwkv_unet_xt", num_classes=2, depths=(1, 1, 2, 1)).eval()  # every kind of block once
-x = torch.randn(1, 3, 32, 32)
+from torch import nn
+from rwkv_unet.blocks import GLSP
+from rwkv_unet.ccm import CrossChannelMix
+from rwkv_unet.decoder import UpBlock
+
+class EveryKind(nn.Module):  # a whole network takes minutes
+    def __init__(self):
+        super().__init__()
+        self.local = GLSP(3, 8, norm="batch", stride=2, attention="none")
+        self.attentive = GLSP(8, 8, expansion=2, norm="layer", attention="spatial_mix", residual=True)
+        self.mix = CrossChannelMix((8, 8), hidden_rate=2, drop_path=0.0, num_outputs=2)
+        self.up = UpBlock(16, 2, 9)
+
+    def forward(self, x):
+        x = self.local(x)
+        return self.up(torch.cat(list(self.mix([self.attentive(x), x])), dim=1))
+
+torch.manual_seed(0)
+model, x = EveryKind().eval(), torch.randn(1, 3, 32, 32)
+assert model(x).shape == (1, 2, 32, 32)
 with torch.no_grad():
     torch.testing.assert_close(torch.compile(model, fullgraph=True)(x), model(x), rtol=1e-3, atol=1e-4)
 """

@@ -76,6 +76,7 @@ def ui(
     print(f"MLflow UI on http://{host}:{port} (Ctrl-C ends it)", flush=True)
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")  # eight processes that nothing here needs
     command = [sys.executable, "-P", "-m", "mlflow", "ui", "--backend-store-uri", uri]
+    command += ["--workers", "1"]  # of four, each imports all of MLflow
     code = run_group([*command, "--host", host, "--port", str(port)])
     if code == INTERRUPTED:
         raise KeyboardInterrupt

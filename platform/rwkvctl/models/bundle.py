@@ -11,17 +11,18 @@ import shutil
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import safetensors.torch
-import torch
 from pydantic import Field, ValidationError, model_validator
 from safetensors import SafetensorError
-from torch import Tensor, nn
 
 from rwkvctl.base.errors import UserError
 from rwkvctl.base.files import fsync_directory, sha256_file, write_json
 from rwkvctl.config.specs.base import Spec
+
+if TYPE_CHECKING:  # what a folder says of its model is read without torch
+    import torch
+    from torch import Tensor, nn
 
 WEIGHTS_NAME = "weights.safetensors"
 INFO_NAME = "model.json"
@@ -94,12 +95,14 @@ def save(folder: str | os.PathLike[str], state_dict: Mapping[str, Tensor], info:
 
     The folder appears whole under its name. A crash while an old one is being replaced can leave neither.
     """
+    from safetensors.torch import save_file
+
     folder = Path(folder)
     new, old = (folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.{what}") for what in ("new", "old"))
     new.mkdir(parents=True)
     try:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
-        safetensors.torch.save_file(tensors, new / WEIGHTS_NAME, metadata={"format": "pt"})
+        save_file(tensors, new / WEIGHTS_NAME, metadata={"format": "pt"})
         info = info.model_copy(update={"weights_sha256": sha256_file(new / WEIGHTS_NAME)})
         write_json(new / INFO_NAME, info.model_dump(mode="json", by_alias=True))
         with (new / WEIGHTS_NAME).open("rb") as file:
@@ -154,6 +157,8 @@ def load(
 
 def read_weights(folder: str | os.PathLike[str], info: BundleInfo) -> dict[str, Tensor]:
     """The verified weights of a model folder, on the CPU."""
+    from safetensors.torch import load_file
+
     path = Path(folder) / WEIGHTS_NAME
     if not path.exists():
         raise UserError(f"{path}: no such file: the model folder is incomplete, get it again")
@@ -163,7 +168,7 @@ def read_weights(folder: str | os.PathLike[str], info: BundleInfo) -> dict[str, 
             "the file is damaged or was exchanged, get it again"
         )
     try:
-        return safetensors.torch.load_file(path)
+        return load_file(path)
     except SafetensorError as error:
         raise UserError(f"{path}: not a safetensors file ({error}): get it again") from None
 
