@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -177,6 +178,32 @@ print([name for name in {[*HEAVY, "rwkv_jobs"]!r} if name in sys.modules])
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[]"
+
+
+def test_a_job_is_checked_and_started_without_torch(tmp_path: Path):
+    """Its own process imports it, which takes seconds, and builds the networks of a sweep."""
+    from rwkvctl.data.convert import synth
+    from rwkvctl.data.convert.prepare import prepare
+
+    synth.write("clinicdb", tmp_path / "raw", n=16, size=40)
+    prepare("clinicdb", [tmp_path / "raw"], tmp_path / "shards", allow_partial=True)
+    code = """
+import sys
+from rwkvctl.cli import app, execute
+execute.submit = lambda *args, **options: 3
+for words in ("finetune clinicdb --encoder nowhere", "tune --space ccm_hidden"):
+    sys.argv = ["rwkvctl", *words.split(), "--data", "shards"]
+    try:
+        app.app()
+    except SystemExit as end:
+        assert end.code == 3, words
+print([name for name in ("torch", "timm", "ray", "mlflow", "optuna") if name in sys.modules])
+"""
+    environment = os.environ | {"RWKVCTL_HOME": str(tmp_path / "home")}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 def test_every_command_is_in_the_list():

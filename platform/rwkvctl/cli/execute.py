@@ -24,19 +24,21 @@ from rwkvctl.config.specs.jobs import (
 from rwkvctl.config.specs.load import dump
 from rwkvctl.launch import preflight
 from rwkvctl.launch.submit import submit
-from rwkvctl.registry import encoder_weights, references
+from rwkvctl.registry import references
 from rwkvctl.runs import folder as run_folder
 
 
 def start(
     job: str, spec: JobSpec, *, resume: str | None, dry_run: bool, as_json: bool, first_line: str | None = None
 ) -> None:
-    """Check, then run a job in a new run or in the one that is continued; leaves with the job's exit code."""
+    """Check, then run a job in a new run or in the one that is continued; leaves with the job's exit code.
+
+    Checked here is what takes no torch, whose import takes seconds: the job itself checks all before it begins.
+    """
     storage = spec.storage or settings.load().storage
-    preflight.check(spec)
+    preflight.check(spec, networks=dry_run)
     continued = run_to_continue(job, spec, resume, storage)
-    if continued is None or not (continued / encoder_weights.FILE_NAME).exists():
-        check_models(spec)
+    check_models(spec, continued, networks=dry_run)
     if dry_run:
         show_plan(spec, as_json=as_json)
     if first_line is not None:
@@ -54,11 +56,14 @@ def start(
     show_result(job, run_dir, as_json=as_json)
 
 
-def check_models(spec: JobSpec) -> None:
-    """The encoder or model that a job starts from is there."""
+def check_models(spec: JobSpec, continued: Path | None, *, networks: bool) -> None:
+    """The model that a job evaluates or predicts with is there; with `networks` the encoder that it starts from too."""
     base = spec.base if isinstance(spec, TuneSpec) else spec
-    if isinstance(base, FinetuneSpec):
-        references.check_encoder(base)
+    if isinstance(base, FinetuneSpec) and networks:
+        from rwkvctl.registry import encoder_weights
+
+        if continued is None or not (continued / encoder_weights.FILE_NAME).exists():
+            references.check_encoder(base)
     elif isinstance(spec, EvaluateSpec | PredictSpec):
         references.model_folder(spec.model, spec)
 

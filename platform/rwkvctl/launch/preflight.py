@@ -144,34 +144,40 @@ def load_manifest(spec: TrainingSpec) -> Manifest:
     return Manifest.load(spec.data.path)
 
 
-def check(spec: JobSpec) -> None:
-    """Everything above, for any job."""
+def check(spec: JobSpec, *, networks: bool = True) -> None:
+    """Everything above, for any job; without `networks` those of a sweep are not built."""
     check_cluster(spec.cluster)
     if isinstance(spec, PretrainSpec | FinetuneSpec):
         check_training(spec)
     if isinstance(spec, TuneSpec):
-        check_sweep(spec)
+        check_sweep(spec, networks=networks)
 
 
-def check_sweep(spec: TuneSpec) -> None:
+def check_sweep(spec: TuneSpec, *, networks: bool = True) -> None:
     """The fields of the space, the data that its trials are scored on, and every network that they would train."""
-    from rwkvctl.models import build as networks
-
     if (spec.base.cluster.workers or 1) > 1:
         raise UserError("cluster.workers: a trial runs on one worker; leave it out and set --concurrency")
     trials = check_space(spec)
     manifest = check_training(trial_spec(spec.base, {}))
     by_data = {trial.model_dump_json(include={"data", "train", "consistency"}): trial for trial in trials}
-    by_network = {(trial.model.model_dump_json(), trial.data.image_size): trial for trial in trials}
     for trial in by_data.values():
         try:
             check_training(trial)
         except UserError as error:
             raise UserError(f"space {spec.space_name}: {error}") from None
+    if networks:
+        check_networks(spec, trials, manifest)
+
+
+def check_networks(spec: TuneSpec, trials: list[FinetuneSpec], manifest: Manifest) -> None:
+    """Every network of a sweep can be built, and takes the images."""
+    from rwkvctl.models import build
+
+    by_network = {(trial.model.model_dump_json(), trial.data.image_size): trial for trial in trials}
     for trial in by_network.values():
         try:
             size = trial.data.image_size
-            networks.check(trial.model, manifest.classes, (manifest.channels, size, size))
+            build.check(trial.model, manifest.classes, (manifest.channels, size, size))
         except UserError as error:
             raise UserError(f"space {spec.space_name}: {error}") from None
 
