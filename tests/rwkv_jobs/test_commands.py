@@ -78,7 +78,7 @@ def test_from_a_download_to_a_mask_by_the_commands_of_readme(
 @pytest.mark.ray
 def test_a_sweep_that_is_killed_runs_only_what_it_lacks(jobs: Jobs, shards: Path, children: list[Any]):
     words = [
-        "tune", "--space", "ccm_hidden", "--variant", "t", "--data", shards / "polyps", "--trials", 2, *TINY,
+        "tune", "--space", "ccm_hidden", "--variant", "xt", "--data", shards / "polyps", "--trials", 2, *TINY,
         "--concurrency", 1, "--name", "sweep", "--set", "train.batch_size=4", "--set", "train.epochs=1",
     ]  # fmt: skip
     command = [sys.executable, "-m", "rwkvctl.cli.app", *map(str, words)]
