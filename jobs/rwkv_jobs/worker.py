@@ -48,6 +48,13 @@ class Worker:
         dist.all_reduce(value)
         return value
 
+    def total(self, value: torch.Tensor) -> torch.Tensor:
+        """The sum of a tensor over all workers, through which gradients pass: for a loss of the global batch.
+
+        Every worker must go on to the same loss from it.
+        """
+        return value if self.world_size == 1 else _Total.apply(value)
+
     def least(self, value: torch.Tensor) -> torch.Tensor:
         """The smallest value of every element over all workers."""
         if self.world_size == 1:
@@ -74,6 +81,20 @@ class Worker:
         if self.world_size > 1:
             for buffer in model.buffers():
                 dist.broadcast(buffer, src=0)
+
+
+class _Total(torch.autograd.Function):
+    """All-reduce whose gradient is multiplied by the world size, since `wrap` averages the workers' gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, value: torch.Tensor) -> torch.Tensor:
+        total = value.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient * dist.get_world_size()
 
 
 @contextmanager
