@@ -1,8 +1,9 @@
-"""What all tests share: their order, an empty tracking database, and a line about the tests that could not run."""
+"""What all tests share: their order, an empty tracking database, a classifier, and a line about tests left out."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,25 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if without:
         reasons = {report.longrepr[2].removeprefix("Skipped: ") for report in without}
         terminalreporter.write_line(f"{len(without)} GPU tests left out: {'; '.join(sorted(reasons))}", yellow=True)
+
+
+@pytest.fixture
+def classifier_folder(tmp_path: Path) -> Callable[[str], Path]:
+    """Makes a model folder of a timm classifier of two classes, as `pretrain` leaves one."""
+
+    def make(name: str) -> Path:
+        import timm
+
+        import rwkv_unet  # noqa: F401  (registers the encoders)
+        from rwkvctl.models import bundle
+
+        info = bundle.BundleInfo(
+            model={"name": name, "num_classes": 2}, classes=["a", "b"], image_size=32, image_kind="rgb8", channels=3
+        )
+        bundle.save(tmp_path / "encoder", timm.create_model(name, num_classes=2).state_dict(), info)
+        return tmp_path / "encoder"
+
+    return make
 
 
 @pytest.fixture(scope="session")

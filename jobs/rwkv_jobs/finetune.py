@@ -94,7 +94,7 @@ def train(spec: FinetuneSpec, run_dir: Path) -> None:
                     alpha=spec.loss.alpha,
                     beta=spec.loss.beta,
                     ignore_index=manifest.ignore_index,
-                    total=me.total,
+                    total=me.sum,
                 )
                 if unlabeled and views is not None:
                     loss = loss + unlabeled.loss(logits[labeled:], views, position.step)

@@ -41,19 +41,9 @@ class Worker:
         return self.sum(value) / self.world_size
 
     def sum(self, value: torch.Tensor) -> torch.Tensor:
-        """The sum of a tensor over all workers."""
-        if self.world_size == 1:
-            return value
-        value = value.clone()
-        dist.all_reduce(value)
-        return value
-
-    def total(self, value: torch.Tensor) -> torch.Tensor:
-        """The sum of a tensor over all workers, through which gradients pass: for a loss of the global batch.
-
-        Every worker must go on to the same loss from it.
-        """
-        return value if self.world_size == 1 else _Total.apply(value)
+        """The sum of a tensor over all workers. Gradients pass through, for a loss of the global batch; every worker
+        must go on to the same loss from it."""
+        return value if self.world_size == 1 else _Sum.apply(value)
 
     def least(self, value: torch.Tensor) -> torch.Tensor:
         """The smallest value of every element over all workers."""
@@ -83,14 +73,14 @@ class Worker:
                 dist.broadcast(buffer, src=0)
 
 
-class _Total(torch.autograd.Function):
+class _Sum(torch.autograd.Function):
     """All-reduce whose gradient is multiplied by the world size, since `wrap` averages the workers' gradients."""
 
     @staticmethod
     def forward(ctx: Any, value: torch.Tensor) -> torch.Tensor:
-        total = value.clone()
-        dist.all_reduce(total)
-        return total
+        value = value.clone()
+        dist.all_reduce(value)
+        return value
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:

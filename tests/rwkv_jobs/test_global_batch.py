@@ -38,7 +38,7 @@ def step(me: Worker) -> dict[str, torch.Tensor]:
     wrapped = me.wrap(model)  # kept until the backward pass, in which it averages
     share = slice(me.rank * 4 // me.world_size, (me.rank + 1) * 4 // me.world_size)
     images, target = (x[share] for x in batch())
-    loss = segmentation_loss(wrapped(images), target, alpha=0.4, beta=0.6, total=me.total)
+    loss = segmentation_loss(wrapped(images), target, alpha=0.4, beta=0.6, total=me.sum)
     loss.backward()
     return {"loss": loss.detach()} | {name: x.grad for name, x in model.named_parameters() if x.grad is not None}
 

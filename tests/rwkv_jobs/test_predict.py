@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-import timm
 import torch
 from PIL import Image
 
@@ -89,17 +89,10 @@ def test_a_range_for_a_model_of_8_bits(tmp_path: Path, model: str):
     assert run(tmp_path, model, [str(tmp_path / "x.png")], window="0,899")["written"]
 
 
-def test_a_pretrained_encoder_makes_no_masks(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
-    folder = tmp_path / "encoder"
-    weights = timm.create_model("rwkv_unet_enc_t", num_classes=2).state_dict()
-    info = bundle.BundleInfo(
-        model={"name": "rwkv_unet_enc_t", "num_classes": 2},
-        classes=["a", "b"],
-        image_size=32,
-        image_kind="rgb8",
-        channels=3,
-    )
-    bundle.save(folder, weights, info)
+def test_a_pretrained_encoder_makes_no_masks(
+    tmp_path: Path, classifier_folder: Callable[[str], Path], capfd: pytest.CaptureFixture[str]
+):
+    folder = classifier_folder("rwkv_unet_enc_t")
     picture(tmp_path / "image.png")
     spec = predict_spec(str(folder), [str(tmp_path / "image.png")], str(tmp_path / "masks"))
     assert guarded("predict", str(run_folder.create(spec, str(tmp_path / "runs"))), []) == 2

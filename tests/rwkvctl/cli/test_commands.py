@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import timm
 import yaml
 
 from rwkvctl.data.convert.prepare import prepare
 from rwkvctl.data.convert.synth import phantom
 from rwkvctl.data.store.manifest import Manifest
-from rwkvctl.models import bundle
 
 
 @pytest.fixture(scope="session")
@@ -175,15 +174,8 @@ def test_a_wrong_command_line_is_code_2(rwkvctl, home: Path, line: str):
     assert not home.exists()
 
 
-def test_a_classifier_is_not_exported(rwkvctl, tmp_path: Path):
-    info = bundle.BundleInfo(
-        model={"name": "resnet10t", "num_classes": 2},
-        classes=["a", "b"],
-        image_size=32,
-        image_kind="rgb8",
-        channels=3,
-    )
-    bundle.save(tmp_path / "encoder", timm.create_model("resnet10t", num_classes=2).state_dict(), info)
+def test_a_classifier_is_not_exported(rwkvctl, classifier_folder: Callable[[str], Path], tmp_path: Path):
+    classifier_folder("resnet10t")
     done = rwkvctl(f"model export {tmp_path}/encoder --out {tmp_path}/model.onnx")
     assert (done.code, done.out) == (2, "")
     assert done.err == (

@@ -14,13 +14,12 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
-import timm
 import torch
 from mlflow.exceptions import MlflowException
 from PIL import Image
@@ -167,20 +166,14 @@ def two_pages() -> bytes:
 
 
 @pytest.mark.usefixtures("migrated_database")  # which imports MLflow without its warnings
-def test_a_registered_classifier_answers_that_it_makes_no_masks(tmp_path: Path):
+def test_a_registered_classifier_answers_that_it_makes_no_masks(
+    tmp_path: Path, classifier_folder: Callable[[str], Path]
+):
     """In this process, by the function that the server calls for a request; the status is that of its answer."""
     from mlflow.pyfunc import load_model, scoring_server
 
-    classifier = timm.create_model("rwkv_unet_enc_t", num_classes=2)
-    info = bundle.BundleInfo(
-        model={"name": "rwkv_unet_enc_t", "num_classes": 2},
-        classes=["a", "b"],
-        image_size=32,
-        image_kind="rgb8",
-        channels=3,
-    )
-    bundle.save(tmp_path / "encoder", classifier.state_dict(), info)
-    register._save_pyfunc(tmp_path / "version", tmp_path / "encoder", bundle.read_info(tmp_path / "encoder"))
+    folder = classifier_folder("rwkv_unet_enc_t")
+    register._save_pyfunc(tmp_path / "version", folder, bundle.read_info(folder))
     model = load_model(str(tmp_path / "version"))
     body = json.dumps({"inputs": [base64.b64encode(two_pages()).decode()]})
     with pytest.raises(MlflowException) as refusal:
