@@ -19,6 +19,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """`242 GPU tests left out: no CUDA device`: skipped tests are easily taken for passed ones."""
+    if terminalreporter.config.option.markexpr == "not slow":
+        terminalreporter.write_line("slow tests left out: make test-all runs them too", yellow=True)
     skipped: Reports = terminalreporter.stats.get("skipped", [])
     without = [report for report in skipped if "gpu" in getattr(report, "keywords", ())]  # a module's report has none
     if without:
