@@ -17,6 +17,7 @@ from rwkv_jobs.progress import Progress
 from rwkvctl.base.errors import UserError
 from rwkvctl.base.files import write_json
 from rwkvctl.base.lineage import git_commit
+from rwkvctl.config.specs.changes import flatten
 from rwkvctl.config.specs.jobs import JobSpec, PredictSpec
 from rwkvctl.launch import preflight
 from rwkvctl.runs import folder as run_folder
@@ -72,7 +73,7 @@ def check(job: ModuleType, spec: JobSpec, run_dir: Path) -> None:
 
 def start(journal: Journal, spec: JobSpec, run_dir: Path) -> None:
     """The first entries of a run, or of its continuation."""
-    fields = run_folder.flatten(spec.model_dump(mode="json", by_alias=True))
+    fields = flatten(spec.model_dump(mode="json", by_alias=True))
     journal.event("start", run=run_dir.name, job=fields["job"])
     journal.event("message", text=f"run {run_dir.name} in {run_dir}")
     open_yet = {key for key, value in fields.items() if value is None or (key, value) == UNRESOLVED}

@@ -30,7 +30,7 @@ from rwkvctl.models import bundle
 from rwkvctl.registry import encoder_weights, references
 from rwkvctl.registry.release import SUMMARY
 from rwkvctl.runs.journal import say
-from rwkvctl.training.checkpoint import TrainState, load_checkpoint, pointed_at, read_checked
+from rwkvctl.training.checkpoint import TrainState
 from rwkvctl.training.losses import segmentation_loss
 
 NO_FOREGROUND = (
@@ -65,7 +65,7 @@ def train(spec: FinetuneSpec, run_dir: Path) -> None:
         state = TrainState(
             model, make_optimizer(model, spec.optimizer), manifest.fingerprint, spec.model_dump(mode="json")
         )
-        load_checkpoint(run_dir / "checkpoints", state)
+        recorder.restore(state)
         recorder.params(described := describe(model, manifest, spec.data.image_size))
         recorder.event(
             "plan", epochs=spec.train.epochs, steps_per_epoch=loader.steps_per_epoch, step=state.position.step
@@ -149,9 +149,7 @@ def finish(
     described: dict[str, Any],
 ) -> None:
     """Put the best weights into a model folder, with their DSC and HD95 on the validation part."""
-    best = pointed_at(run_dir / "checkpoints", "best")
-    assert best is not None, "training ended without a checkpoint"
-    read_checked(best)
+    best = recorder.best()
     model.load_state_dict(load_file(best / "model.safetensors"))
     part = "val" if spec.train.validate_every else None
     gallery = Gallery(run_dir / "artifacts" / "val" / "overlays", 4)

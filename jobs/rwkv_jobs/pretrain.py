@@ -29,7 +29,7 @@ from rwkvctl.data.store.manifest import Manifest
 from rwkvctl.models import build as networks
 from rwkvctl.models import bundle
 from rwkvctl.registry.release import SUMMARY
-from rwkvctl.training.checkpoint import TrainState, load_checkpoint, pointed_at, read_checked
+from rwkvctl.training.checkpoint import TrainState
 
 
 def check(spec: PretrainSpec, run_dir: Path) -> None:
@@ -55,7 +55,7 @@ def train(spec: PretrainSpec, run_dir: Path) -> None:
         state = TrainState(
             model, optimizer, manifest.fingerprint, spec.model_dump(mode="json"), ema.module if ema else None
         )
-        load_checkpoint(run_dir / "checkpoints", state)
+        recorder.restore(state)
         recorder.params(described := describe(model, manifest, spec.data.image_size))
         recorder.event(
             "plan", epochs=spec.train.epochs, steps_per_epoch=loader.steps_per_epoch, step=state.position.step
@@ -122,11 +122,9 @@ def finish(
     described: dict[str, Any],
 ) -> None:
     """Put the best weights (of the network or of its moving average, whichever scored higher) into a model folder."""
-    best = pointed_at(run_dir / "checkpoints", "best")
-    assert best is not None, "training ended without a checkpoint"
-    content = read_checked(best)
+    best = recorder.best()
     scores: dict[str, dict[str, float]] = {}
-    for name in ["model", "ema"] if "ema.safetensors" in content["sha256"] else ["model"]:
+    for name in ["model", "ema"] if spec.ema_decay else ["model"]:
         model.load_state_dict(load_file(best / f"{name}.safetensors"))
         scores[name] = accuracy(spec, manifest, me, model)
     if not me.is_main:

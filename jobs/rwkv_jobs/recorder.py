@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
+from collections.abc import Callable
 from pathlib import Path
+from types import TracebackType
 from typing import TypeVar
 
 from rwkv_jobs.worker import Worker, resolved_precision
-from rwkvctl.base.errors import JobFailedError, explain
+from rwkvctl.base.errors import JobFailedError, UserError, explain
+from rwkvctl.config.specs.changes import few
 from rwkvctl.config.specs.jobs import TrainingSpec
 from rwkvctl.runs import folder as run_folder
 from rwkvctl.runs.journal import Journal
-from rwkvctl.runs.lease import RunLease
-from rwkvctl.training.checkpoint import TrainState, save_checkpoint
+from rwkvctl.runs.lease import LeaseLost, RunLease
+from rwkvctl.training.checkpoint import TrainState
+from rwkvctl.training.checkpoint_folder import find_checkpoint, read_checked, settle_on
+from rwkvctl.training.checkpoint_read import keep_best, load_checkpoint
+from rwkvctl.training.checkpoint_write import CheckpointWriter
 
+T = TypeVar("T")
 AnyTraining = TypeVar("AnyTraining", bound=TrainingSpec)
+LONG_WAIT = 1.0
+"""Seconds that training may wait for the disk before it says so."""
+DAMAGE_TAG = "rwkvctl.damaged_checkpoint"
+"""On the MLflow run: which checkpoint could not be read, and what was taken instead."""
 
 
 def with_precision(spec: AnyTraining, precision: str) -> AnyTraining:
@@ -24,20 +37,27 @@ class Recorder:
     """What rank 0 writes: journal and checkpoints, under a lease on the run's folder. On other ranks it does nothing.
 
     Made before anything is read from the run: all ranks wait until rank 0 holds the lease, so that no orphan of an
-    earlier start can still write what they are about to read. Closed however the job ends.
+    earlier start can still write what they are about to read. Closed however the job ends, when the last checkpoint is
+    on the disk.
     """
 
     def __init__(self, worker: Worker, run_dir: Path):
         self.worker, self.run_dir, self.active = worker, run_dir, worker.is_main
+        self.folder = run_dir / "checkpoints"
+        self.has_waited = False
         if self.active:
             self.lease = RunLease(run_dir)
         worker.barrier()
         if self.active:
             self.journal = Journal(run_dir / "journal.jsonl", lease=self.lease)
+            self.writer = CheckpointWriter(self.folder, before=self.journal.flush, after=self.written)
 
     def metrics(self, values: dict[str, float] | None, step: int) -> None:
+        """Called after every step: on the only worker it also raises what writing a checkpoint has failed with."""
         if self.active and values:
             self.journal.metrics(values, step)
+        if self.active and self.worker.world_size == 1:
+            self.writer.check()
 
     def params(self, values: dict[str, object]) -> None:
         if self.active:
@@ -51,24 +71,90 @@ class Recorder:
         if self.active:
             self.journal.event(kind, **fields)
 
-    def checkpoint(self, state: TrainState, *, best: bool = False) -> None:
-        """Write a checkpoint; what the journal says of its steps is on disk before it. All ranks see it afterwards.
+    def restore(self, state: TrainState) -> None:
+        """Continue from the newest sound checkpoint, in place, on all ranks from the same; where none was ever
+        written, nothing happens. A damaged one that is passed over is told in one line and in MLflow.
 
         Raises:
-            JobFailedError: on all ranks, if the weights are not finite or the disk does not take them.
+            UserError: on all ranks, if every checkpoint is damaged, or it belongs to other data or another spec.
         """
-        problem = None
+        found = self.everywhere(lambda: find_checkpoint(self.folder) if self.active else None)
+        [name, *_] = self.worker.gather(found and found.path.name)
+        if name is None:
+            return
+        content = None if found is None else found.content
+        self.everywhere(lambda: load_checkpoint(self.folder / name, state, content))
+        if found is not None and found.damage:
+            self.tell_damage(f"{few(found.damage)}; going on from {name}")
+            settle_on(self.folder, found)
+        position = state.position
+        lost = self.everywhere(lambda: keep_best(self.folder, position) if self.active else None)
+        if lost is not None:
+            self.tell_damage(f"{lost}; the best of the epochs from here on is kept")
+        [(position.best, position.best_epoch), *_] = self.worker.gather((position.best, position.best_epoch))
+
+    def checkpoint(self, state: TrainState, *, best: bool = False) -> None:
+        """Copy the state, and write it in the background; what the journal says of its steps is on disk before it.
+
+        Raises:
+            JobFailedError: on all ranks, if the weights of the former checkpoint were not finite or the disk did not
+                take it.
+        """
+        waited = self.finish_writing()
         if self.active:
-            try:
-                self.journal.flush()
-                save_checkpoint(self.run_dir / "checkpoints", state, best=best)
-            except JobFailedError as error:
-                problem = str(error)
-            except OSError as error:
-                problem = f"step {state.position.step}: cannot write a checkpoint: {explain(error, self.run_dir)}"
-        [problem, *_] = self.worker.gather(problem)
-        if problem is not None:
-            raise JobFailedError(problem)
+            self.writer.begin(state, best=best)
+        if waited > LONG_WAIT and not self.has_waited:
+            self.has_waited = True
+            text = f"step {state.position.step}: waited {waited:.1f} s for the former checkpoint to be written"
+            self.event("message", text=f"{text}; write them less often, or to a faster disk")
+
+    def written(self, **fields: object) -> None:
+        """Called in the background when a checkpoint is on the disk."""
+        self.journal.event("checkpoint", **fields)
+
+    def finish_writing(self) -> float:
+        """Return when nothing is being written, on all ranks; the seconds that it took here. Raises what `checkpoint`
+        does."""
+
+        def finish() -> float:
+            begun = time.monotonic()
+            if self.active:
+                self.writer.finish()
+            return time.monotonic() - begun
+
+        return self.everywhere(finish)
+
+    def best(self) -> Path:
+        """The best checkpoint, on all ranks, when all are written; where it is damaged, the newest sound one, which is
+        told in one line and in MLflow."""
+        self.finish_writing()
+        found = self.everywhere(lambda: find_checkpoint(self.folder, "best") if self.active else None)
+        [name, *_] = self.worker.gather(found and found.path.name)
+        assert name is not None, "training ended without a checkpoint"
+        if found is not None and found.damage:
+            self.tell_damage(f"{few(found.damage)}; the model is that of {name}, the newest sound one, not the best")
+        self.everywhere(lambda: None if self.active else read_checked(self.folder / name))
+        return self.folder / name
+
+    def tell_damage(self, text: str) -> None:
+        """In the log, and on the MLflow run."""
+        self.journal.event("message", text=f"damaged checkpoint: {text}")
+        self.journal.tags({DAMAGE_TAG: text})
+
+    def everywhere(self, action: Callable[[], T]) -> T:
+        """What `action` returns on this rank; if it fails on any rank, all raise that rank's error."""
+        result: T | None = None
+        problem: UserError | JobFailedError | None = None
+        try:
+            result = action()
+        except (UserError, JobFailedError) as error:
+            problem = error
+        except OSError as error:
+            problem = JobFailedError(explain(error, self.run_dir))
+        problems = [other for other in self.worker.gather(problem) if other is not None]
+        if problems:
+            raise problems[0]
+        return result  # type: ignore[return-value]
 
     def settle(self, spec: AnyTraining) -> AnyTraining:
         """The spec with `train.precision: auto` resolved by rank 0's device, at the first start, and kept in the run:
@@ -87,7 +173,18 @@ class Recorder:
     def __enter__(self) -> Recorder:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        if self.active:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self.active:
+            return
+        problem = self.writer.close()
+        try:
+            if problem is not None and (error is None or isinstance(error, JobFailedError)):
+                raise problem  # which came before what it has led to
+            if problem is not None:
+                with contextlib.suppress(OSError, LeaseLost):
+                    self.event("message", text=str(problem))
+        finally:
             self.journal.close()
             self.lease.release()

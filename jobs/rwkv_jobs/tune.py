@@ -16,6 +16,7 @@ from optuna.trial import TrialState
 from rwkv_jobs import finetune, points
 from rwkvctl.base.errors import JobFailedError
 from rwkvctl.base.files import write_json
+from rwkvctl.config.specs.changes import flatten
 from rwkvctl.config.specs.jobs import FinetuneSpec, TuneSpec
 from rwkvctl.config.specs.load import merge
 from rwkvctl.config.specs.sweep import trial_spec
@@ -224,7 +225,7 @@ def summarise(spec: TuneSpec, run_dir: Path, study: optuna.Study) -> dict[str, A
         result = run_folder.result(folder)
         if result is None:
             continue
-        fields = run_folder.flatten(run_folder.read_spec(folder).model_dump(mode="json"))
+        fields = flatten(run_folder.read_spec(folder).model_dump(mode="json"))
         params, figures = {path: fields[path] for path in spec.space.params}, trial_figures(result)
         if (params, figures[spec.metric]) in complete:
             complete.remove((params, figures[spec.metric]))

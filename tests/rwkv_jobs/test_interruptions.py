@@ -32,6 +32,23 @@ def step(self, loss, number):
     return taken(self, loss, number)
 stepper.Stepper.step = step
 """
+WAIT_FOR_CHECKPOINT = """
+from rwkv_jobs.recorder import Recorder
+written = Recorder.checkpoint
+def checkpoint(self, state, **options):
+    written(self, state, **options)
+    self.finish_writing()
+Recorder.checkpoint = checkpoint
+"""
+DAMAGE_BEST = """
+from rwkv_jobs.recorder import Recorder
+found = Recorder.best
+def best(self):
+    self.finish_writing()
+    os.truncate(self.folder / "step-00000006" / "model.safetensors", 1000)
+    return found(self)
+Recorder.best = best
+"""
 HELD = """
 import time
 from rwkv_jobs import stepper
@@ -115,6 +132,52 @@ def test_a_killed_run_ends_with_the_weights_of_an_uninterrupted_one(
     [found] = [run for run in mlflow_runs(jobs.home) if run.info.run_name == "killed"]
     assert found.info.status == "FINISHED"
     assert sorted(mlflow_history(jobs.home, found)) == sorted(history(run_dir))
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(
+    jobs: Jobs, uninterrupted: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+):
+    straight, run_dir = uninterrupted("finetune"), jobs.new("finetune", "damaged")
+    kill_at(jobs, "finetune", run_dir, 5, WAIT_FOR_CHECKPOINT)
+    newest = latest(run_dir)
+    assert newest.name == "step-00000004"
+    flip(newest / "optimizer.safetensors")
+    capsys.readouterr()
+    assert jobs.run("finetune", run_dir) == 0
+    what = f"{newest.name}/optimizer.safetensors does not match its hash in state.json"
+    text = f"{what}; going on from step-00000003"
+    assert f"damaged checkpoint: {text}\n" in capsys.readouterr().out
+    assert weights(run_dir) == weights(straight)
+    varying = "train/images_per_second"
+    expected = {(key, at, value) for key, at, value in history(straight) if key != varying}
+    assert {(key, at, value) for key, at, value in history(run_dir) if key != varying} == expected
+    [found] = [run for run in mlflow_runs(jobs.home) if run.info.run_name == "damaged"]
+    assert (found.info.status, found.data.tags["rwkvctl.damaged_checkpoint"]) == ("FINISHED", text)
+
+
+def test_a_damaged_best_checkpoint_is_told_and_the_newest_gives_the_model(
+    jobs: Jobs, children: list[Any], capsys: pytest.CaptureFixture[str]
+):
+    """Damaged when training has ended."""
+    run_dir = jobs.new("finetune", "run", "train.validate_every=0")
+    children.append(process := jobs.start("finetune", run_dir, DAMAGE_BEST))
+    process.join(PATIENCE)
+    log = run_dir.with_suffix(".log").read_text()
+    assert process.exitcode == 0, log
+    text = (
+        "step-00000006/model.safetensors does not match its hash in state.json; "
+        "the model is that of step-00000004, the newest sound one, not the best"
+    )
+    assert f"damaged checkpoint: {text}" in log.splitlines()
+    assert json.loads((run_dir / "result.json").read_text())["checkpoint"] == "step-00000004"
+    [found] = mlflow_runs(jobs.home)
+    assert found.data.tags["rwkvctl.damaged_checkpoint"] == text
 
 
 @pytest.mark.slow
@@ -207,16 +270,24 @@ def test_a_run_whose_data_changed_is_refused(jobs: Jobs, tmp_path: Path, capsys:
     assert {path: path.read_bytes() for path in latest(run_dir).iterdir()} == kept
 
 
-def test_a_damaged_checkpoint_is_refused(jobs: Jobs, capsys: pytest.CaptureFixture[str]):
+def test_another_spec_than_the_checkpoints_and_no_sound_checkpoint_are_refused(
+    jobs: Jobs, capsys: pytest.CaptureFixture[str]
+):
     run_dir = jobs.new("finetune", "run")
     kill_at(jobs, "finetune", run_dir, 4)
-    path = latest(run_dir) / "optimizer.safetensors"
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
+    spec = run_folder.read_spec(run_dir)
+    run_folder.write_spec(run_dir, spec.model_copy(update={"seed": 7}))
     capsys.readouterr()
     assert jobs.run("finetune", run_dir) == 2
-    assert one_error(capsys).startswith(f"{path}: its content does not match the hash")
+    said = f"was trained with another spec (seed: {spec.seed} -> 7); set it back in the run's spec.yaml"
+    assert said in one_error(capsys)
+    run_folder.write_spec(run_dir, spec)
+    for path in (run_dir / "checkpoints").glob("step-*/optimizer.safetensors"):
+        flip(path)
+    capsys.readouterr()
+    assert jobs.run("finetune", run_dir) == 2
+    assert one_error(capsys).startswith(f"{run_dir}/checkpoints: no checkpoint is sound (step-0000000")
+    assert not (run_dir / "model").exists()
 
 
 def test_a_damaged_shard_is_refused_before_anything_is_written(

@@ -19,7 +19,7 @@ from rwkvctl.data.store.manifest import Manifest
 from rwkvctl.runs import folder as run_folder
 
 from .conftest import PATIENCE, Jobs, history, latest, mlflow_history, mlflow_runs, wait_for_step, weights
-from .test_interruptions import DIE, free_port
+from .test_interruptions import DIE, WAIT_FOR_CHECKPOINT, free_port
 
 TWO = ["train.epochs=5", "cluster.workers=2"]  # long enough to be killed twice on the way
 RAY = [*TWO, "cluster.launcher=ray"]
@@ -78,7 +78,7 @@ def test_ray_equals_torchrun_whoever_is_killed(jobs: Jobs, children: list[Any]):
 def test_one_worker_goes_on_for_two_at_the_exact_sample(jobs: Jobs):
     run_dir = jobs.new("finetune", "two", *TWO)
     group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    die = DIE.format(step=5)
+    die = WAIT_FOR_CHECKPOINT + DIE.format(step=5)
     processes = [jobs.start("finetune", run_dir, die, RANK=str(rank), **group) for rank in range(2)]
     for process in processes:
         process.join(PATIENCE)

@@ -37,6 +37,7 @@ COMMANDS = [
     "data doctor", "data split",
     "pretrain", "finetune", "tune", "evaluate", "predict",
     "model", "model list", "model show", "model promote", "model export", "model compare", "model erf", "model plot",
+    "checkpoint", "checkpoint list", "checkpoint verify", "checkpoint gc",
     "study", "study list", "study show", "study report",
     "runs", "sync", "ui",
     "recipe", "recipe list", "recipe show", "recipe schema",

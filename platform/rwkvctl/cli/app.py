@@ -10,7 +10,7 @@ from rwkvctl.base.errors import JobFailedError, UserError, explain
 from rwkvctl.base.exit_codes import FAILED, INTERRUPTED, USER_ERROR
 from rwkvctl.base.processes import isolate_children
 from rwkvctl.base.uris import mask
-from rwkvctl.cli import config, data, demo, jobs, model, recipe, runs, study
+from rwkvctl.cli import checkpoint, config, data, demo, jobs, model, recipe, runs, study
 
 app = typer.Typer(
     name="rwkvctl",
@@ -26,6 +26,7 @@ app.command()(jobs.tune)
 app.command()(jobs.evaluate)
 app.command()(jobs.predict)
 app.add_typer(model.app, name="model", help="Models: list, show, promote, export, compare, look at.")
+app.add_typer(checkpoint.app, name="checkpoint", help="What a run can go on from: list, verify, gc.")
 app.command(name="runs")(runs.list_runs)
 app.command()(runs.sync)
 app.command()(runs.ui)

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from rwkvctl.config.specs.changes import flatten
 from rwkvctl.config.specs.jobs import FinetuneSpec
 from rwkvctl.config.specs.study import PaperFigures, RowSpec, StudySpec, assignments, row_spec
-from rwkvctl.runs import folder as run_folder
 
 if TYPE_CHECKING:
     from rwkvctl.registry.versions import Version
@@ -74,7 +74,7 @@ def _row(study: StudySpec, row: RowSpec, versions: Sequence[Version]) -> Row:
 
 def _score(study: StudySpec, row: RowSpec, dataset: str, versions: Sequence[Version]) -> Score | None:
     """The mean over all versions that were trained as the row says (its model, and what it sets) and evaluated."""
-    wanted = run_folder.flatten(row_spec(study, row, dataset).model_dump(mode="json"))
+    wanted = flatten(row_spec(study, row, dataset).model_dump(mode="json"))
     paths = [path for path in wanted if path.startswith("model.")] + list(assignments(study, row))
     found = [v.metrics for v in versions if DSC in v.metrics and _trained_as(v, dataset, wanted, paths)]
     if not found:
@@ -88,5 +88,5 @@ def _trained_as(version: Version, dataset: str, wanted: Mapping[str, Any], paths
         spec = FinetuneSpec.model_validate_json(version.tags["spec"])
     except ValidationError:  # a pretraining's, or of another version of this program
         return False
-    fields = run_folder.flatten(spec.model_dump(mode="json"))
+    fields = flatten(spec.model_dump(mode="json"))
     return spec.data.dataset == dataset and all(fields.get(path) == wanted.get(path) for path in paths)

@@ -26,15 +26,11 @@ from rwkvctl.base.errors import UNUSABLE, UserError, explain
 from rwkvctl.base.files import write_bytes
 from rwkvctl.base.suggestions import did_you_mean
 from rwkvctl.config import settings
+from rwkvctl.config.specs import changes
 from rwkvctl.config.specs.jobs import JOBS, JobSpec, TrainingSpec
 from rwkvctl.config.specs.load import build, dump
 
 SPEC, JOURNAL, RESULT = "spec.yaml", "journal.jsonl", "result.json"
-MAY_CHANGE = (
-    *("name", "storage", "cluster", "tracking", "data.workers", "data.path"),
-    *("trials", "concurrency", "base.storage", "base.cluster", "base.tracking", "base.data.workers", "base.data.path"),
-)
-"""Fields that may differ in a resumed run: where it runs and how many trials, not what it computes."""
 
 
 def default_name(spec: JobSpec) -> str:
@@ -131,12 +127,10 @@ def resume_command(job: str, folder: Path) -> str:
     return f"rwkvctl {job} --resume {shlex.quote(folder.name if at_home else str(folder.absolute()))}"
 
 
-def differences(old: JobSpec, new: JobSpec) -> list[str]:
+def differences(old: JobSpec, new: JobSpec, *, longer: bool = True) -> list[str]:
     """Fields in which two specs would compute something else, as `path: old -> new`."""
-    before, after = flatten(old.model_dump(mode="json")), flatten(keep_resolved(old, new).model_dump(mode="json"))
-    paths = sorted(before.keys() | after.keys())
-    fixed = [path for path in paths if not any(path == free or path.startswith(f"{free}.") for free in MAY_CHANGE)]
-    return [f"{path}: {before.get(path)} -> {after.get(path)}" for path in fixed if before.get(path) != after.get(path)]
+    before, after = old.model_dump(mode="json"), keep_resolved(old, new).model_dump(mode="json")
+    return changes.differences(before, after, longer=longer)
 
 
 def keep_resolved(old: JobSpec, new: JobSpec) -> JobSpec:
@@ -145,15 +139,6 @@ def keep_resolved(old: JobSpec, new: JobSpec) -> JobSpec:
         return new
     train = new.train.model_copy(update={"precision": old.train.precision})
     return new.model_copy(update={"train": train})
-
-
-def flatten(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"a": {"b": 1}}` as `{"a.b": 1}`."""
-    flat: dict[str, Any] = {}
-    for key, value in fields.items():
-        path = f"{prefix}{key}"
-        flat |= flatten(value, f"{path}.") if isinstance(value, dict) else {path: value}
-    return flat
 
 
 def resume(reference: str, spec: JobSpec | None, storage: str) -> Path | None:
@@ -174,7 +159,7 @@ def resume(reference: str, spec: JobSpec | None, storage: str) -> Path | None:
         if not (folder / SPEC).is_file() or (result(folder) is not None and spec.name is None):
             continue
         old = read_spec(folder)
-        if old.job == spec.job and (spec.name or not differences(old, spec)):
+        if old.job == spec.job and (spec.name or not differences(old, spec, longer=False)):
             refuse_changes(folder, spec if spec.name else spec.model_copy(update={"name": old.name}))
             return folder
     return None
@@ -186,14 +171,8 @@ def refuse_changes(folder: Path, spec: JobSpec) -> JobSpec:
     if spec.name not in (None, old.name):
         raise UserError(f"run {folder.name}: cannot be renamed to {spec.name!r}; leave out --name, or start a new run")
     if changed := differences(old, spec):
-        raise UserError(f"run {folder.name} was started with another spec ({few(changed)}); start a new run")
+        raise UserError(f"run {folder.name} was started with another spec ({changes.few(changed)}); start a new run")
     return old
-
-
-def few(changed: list[str], most: int = 3) -> str:
-    """The first changes, each cut to a readable length, and how many more there are."""
-    shown = "; ".join(line if len(line) < 80 else f"{line[:77]}..." for line in changed[:most])
-    return shown if len(changed) <= most else f"{shown}; and {len(changed) - most} more"
 
 
 def adopt(folder: Path, spec: JobSpec | None) -> None:

@@ -21,6 +21,8 @@ from typing import Any
 from rwkvctl.base.errors import UserError
 from rwkvctl.base.files import write_json
 
+ADVICE = "stop that job first, or use another --name for this one"
+
 
 class LeaseLost(RuntimeError):
     """Another trainer has taken this run directory: stop, and write nothing more."""
@@ -33,19 +35,22 @@ class RunLease:
         run_dir: created if it is absent.
         wait: how long to wait for a living holder to finish, in seconds, before it is a UserError. The orphaned
             workers of a killed driver live on for some seconds.
+        advice: the end of that error: what to do.
         stale_after: a holder on another machine that has not touched the lease for so many seconds is dead.
 
     A holder on this machine is dead when its process is. A lease of this very process is taken over at once (a
     notebook runs its cell again); whoever held it gets LeaseLost.
     """
 
-    def __init__(self, run_dir: str | os.PathLike[str], *, wait: float = 60.0, stale_after: float = 30.0):
+    def __init__(
+        self, run_dir: str | os.PathLike[str], *, wait: float = 60.0, stale_after: float = 30.0, advice: str = ADVICE
+    ):
         self.path = Path(run_dir) / "lease.json"
         self.token = uuid.uuid4().hex
         self._beat = stale_after / 6
         self._checked = 0.0
         self._released = threading.Event()
-        self._wait_for_holder(wait, stale_after)
+        self._wait_for_holder(wait, stale_after, advice)
         write_json(self.path, {"token": self.token, "taken": time.time(), **_this_process()})
         self.check()
         self._heart = threading.Thread(target=self._keep_alive, name="run-lease", daemon=True)
@@ -77,7 +82,7 @@ class RunLease:
     ) -> None:
         self.release()
 
-    def _wait_for_holder(self, wait: float, stale_after: float) -> None:
+    def _wait_for_holder(self, wait: float, stale_after: float, advice: str) -> None:
         deadline = time.monotonic() + wait
         seen: tuple[str, int] | None = None
         seen_at = time.monotonic()
@@ -89,10 +94,7 @@ class RunLease:
             elif not _is_local(holder) and now - seen_at >= stale_after:
                 return
             if now >= deadline:
-                raise UserError(
-                    f"run {self.path.parent} is being written by {_name(holder)}: "
-                    "stop that job first, or use another --name for this one"
-                )
+                raise UserError(f"run {self.path.parent} is being written by {_name(holder)}: {advice}")
             time.sleep(min(0.2, stale_after / 6))
 
     def _keep_alive(self) -> None:

@@ -101,7 +101,7 @@ PAPER = {
 
 @pytest.mark.parametrize("name", PAPER)
 def test_recipes_say_what_the_paper_says(name: str):
-    from rwkvctl.runs.folder import flatten
+    from rwkvctl.config.specs.changes import flatten
 
     fields = flatten(recipe(name).model_dump())
     assert {path: fields[path] for path in PAPER[name]} == PAPER[name]

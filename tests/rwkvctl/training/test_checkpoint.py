@@ -1,8 +1,8 @@
-"""A checkpoint holds the whole state, bit for bit, is whole or absent, and is not read when it is not what it says."""
+"""A checkpoint holds the whole state, bit for bit, and is whole or absent."""
 
 from __future__ import annotations
 
-import copy
+import hashlib
 import json
 import os
 import signal
@@ -14,49 +14,15 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from safetensors.torch import load_file, save
 
-from rwkvctl.base import files
 from rwkvctl.base.errors import JobFailedError, UserError
-from rwkvctl.training import checkpoint
-from rwkvctl.training.checkpoint import Position, TrainState, load_checkpoint, pointed_at, save_checkpoint
+from rwkvctl.training import checkpoint_read, checkpoint_write
+from rwkvctl.training.checkpoint import Copier, Position
+from rwkvctl.training.checkpoint_folder import pointed_at, read_checked
+from rwkvctl.training.checkpoint_write import DTYPES, save_checkpoint, write_tensors
 
-
-def make_state(seed: int, *, ema: bool = True, lr: float = 1e-3) -> TrainState:
-    """A small network with everything that has state: norms with buffers, two parameter groups, an average."""
-    torch.manual_seed(seed)
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 2))
-    decayed, others = [model[0].weight, model[3].weight], [model[0].bias, *model[1].parameters(), model[3].bias]
-    groups: list[dict[str, Any]] = [
-        {"params": decayed, "weight_decay": 0.05},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.8, 0.95))
-    return TrainState(model, optimizer, "f" * 64, {"seed": seed}, copy.deepcopy(model) if ema else None)
-
-
-def train(state: TrainState, steps: int) -> None:
-    """A few steps on data that depend on the step alone."""
-    for _ in range(steps):
-        torch.manual_seed(1000 + state.position.step)
-        loss = state.model(torch.randn(5, 3, 8, 8)).square().mean()
-        state.optimizer.zero_grad()
-        loss.backward()
-        state.optimizer.param_groups[0]["lr"] *= 0.9
-        state.optimizer.step()
-        if state.ema is not None:
-            for average, value in zip(state.ema.parameters(), state.model.parameters(), strict=True):
-                average.data.lerp_(value.data, 0.1)
-        state.position.step += 1
-        state.position.consumed += 5
-
-
-def bits(state: TrainState) -> dict[str, bytes]:
-    return {
-        f"{file}/{name}": tensor.numpy().tobytes()
-        for file, tensors in state.tensors().items()
-        for name, tensor in tensors.items()
-    }
+from .tiny_state import bits, make_state, resume, train
 
 
 @pytest.mark.parametrize("ema", [True, False])
@@ -66,7 +32,7 @@ def test_a_resumed_state_continues_bit_for_bit(tmp_path: Path, ema: bool):
     straight.position.best, straight.position.best_epoch, straight.position.epoch = 0.25, 1, 2
     save_checkpoint(tmp_path, straight)
     resumed = make_state(1, ema=ema, lr=7.0)
-    assert load_checkpoint(tmp_path, resumed)
+    assert resume(tmp_path, resumed) == []
     assert resumed.position == Position(step=3, epoch=2, consumed=15, best=0.25, best_epoch=1)
     assert bits(resumed) == bits(straight)
     for ours, theirs in zip(resumed.optimizer.param_groups, straight.optimizer.param_groups, strict=True):
@@ -79,12 +45,12 @@ def test_a_resumed_state_continues_bit_for_bit(tmp_path: Path, ema: bool):
 def test_nothing_to_continue_from(tmp_path: Path):
     state = make_state(0)
     before = bits(state)
-    assert not load_checkpoint(tmp_path / "absent", state)
+    assert resume(tmp_path / "absent", state) is None
     assert bits(state) == before
     assert not (tmp_path / "absent").exists()
 
 
-def test_latest_and_best_are_kept_and_nothing_else(tmp_path: Path):
+def test_the_two_latest_and_the_best_are_kept_and_nothing_else(tmp_path: Path):
     state = make_state(0)
     for step in range(1, 7):
         train(state, 1)
@@ -96,6 +62,7 @@ def test_latest_and_best_are_kept_and_nothing_else(tmp_path: Path):
         "best.json",
         "latest.json",
         "step-00000003",
+        "step-00000006",
         "step-00000007",
     ]
     assert pointed_at(tmp_path, "best") == tmp_path / "step-00000003"
@@ -111,8 +78,62 @@ def test_what_a_killed_writer_left_under_the_name_is_replaced(tmp_path: Path):
     train(state, 2)
     save_checkpoint(tmp_path, state)
     found = make_state(2)
-    assert load_checkpoint(tmp_path, found)
+    assert resume(tmp_path, found) == []
     assert bits(found) == bits(state)
+
+
+def test_the_spec_and_the_hashes_are_there_to_read(tmp_path: Path):
+    state = make_state(0)
+    train(state, 1)
+    content = json.loads((save_checkpoint(tmp_path, state) / "state.json").read_text())
+    assert content["spec"] == {"seed": 0}
+    assert content["fingerprint"] == "f" * 64
+    assert set(content["sha256"]) == {"model.safetensors", "ema.safetensors", "optimizer.safetensors"}
+    assert [group["weight_decay"] for group in content["param_groups"]] == [0.05, 0.0]
+
+
+def test_a_checkpoint_of_version_0_1_is_read(tmp_path: Path):
+    """It was written with safetensors' own writer, and `state.json` had neither a time nor a checksum."""
+    state = make_state(0)
+    train(state, 2)
+    made = save_checkpoint(tmp_path, state)
+    content = json.loads((made / "state.json").read_text())
+    for name, tensors in state.tensors().items():
+        (made / f"{name}.safetensors").write_bytes(save({key: t.contiguous() for key, t in tensors.items()}))
+    old = {key: value for key, value in content.items() if key not in ("written", "checksum")}
+    (made / "state.json").write_text(json.dumps(old, indent=2, sort_keys=True))
+    found = make_state(1)
+    assert resume(tmp_path, found) == []
+    assert bits(found) == bits(state)
+
+
+# Files ---------------------------------------------------------------------------------------------------------------
+
+
+def test_tensors_are_written_as_safetensors_writes_them(tmp_path: Path):
+    torch.manual_seed(0)
+    tensors = {f"x.{dtype}": (torch.randn(3, 5) * 50).to(dtype) for dtype in DTYPES}
+    tensors |= {"scalar": torch.tensor(2.5), "empty": torch.zeros(0, 3), 'ä"\\': torch.ones(1)}
+    laid_out = torch.randn(2, 3, 4, 4).contiguous(memory_format=torch.channels_last)
+    written = write_tensors(tmp_path / "file", tensors | {"laid out": laid_out})
+    expected = save(tensors | {"laid out": laid_out.contiguous()})
+    assert (tmp_path / "file").read_bytes() == expected
+    assert written == hashlib.sha256(expected).hexdigest()
+    assert torch.equal(load_file(tmp_path / "file")["laid out"], laid_out)
+
+
+def test_a_copy_stays_as_it_is_while_training_goes_on(tmp_path: Path):
+    state, copier = make_state(0), Copier()
+    train(state, 2)
+    at_two, copy = bits(state), copier.copy(state)
+    train(state, 1)
+    found = {f"{f}/{n}": t.numpy().tobytes() for f, tensors in copy.files.items() for n, t in tensors.items()}
+    assert found == at_two
+    assert copy.position["step"] == 2
+    assert copy.param_groups[0]["lr"] != state.optimizer.param_groups[0]["lr"]
+    places = {t.data_ptr() for tensors in copy.files.values() for t in tensors.values()}
+    again = copier.copy(state)
+    assert {t.data_ptr() for tensors in again.files.values() for t in tensors.values()} == places, "one copy is held"
 
 
 # Atomicity ----------------------------------------------------------------------------------------------------------
@@ -140,7 +161,7 @@ def moments(monkeypatch: pytest.MonkeyPatch, die_at: int | None) -> list[str]:
         (Path, "mkdir"),
         (Path, "open"),
         (os, "fsync"),
-        (checkpoint.shutil, "rmtree"),
+        (checkpoint_write.shutil, "rmtree"),
     ):
         monkeypatch.setattr(owner, name, watched(name, getattr(owner, name)))
     return seen
@@ -161,13 +182,14 @@ def test_a_writer_killed_at_any_point_leaves_a_loadable_latest(tmp_path: Path):
             with pytest.raises(Killed):
                 save_checkpoint(folder, after, best=True)
         found = make_state(9)
-        assert load_checkpoint(folder, found), moment
+        assert resume(folder, found) == [], moment
         assert bits(found) in (bits(before), bits(after)), moment
         best = pointed_at(folder, "best")
         assert best is not None
-        checkpoint.read_checked(best)
+        read_checked(best)
         save_checkpoint(folder, after, best=True)  # the next run of the job tidies up
-        assert sorted(p.name for p in folder.iterdir()) == ["best.json", "latest.json", "step-00000003"], moment
+        left = sorted(p.name for p in folder.iterdir())
+        assert left == ["best.json", "latest.json", "step-00000002", "step-00000003"], moment
 
 
 def count_moments(patch: pytest.MonkeyPatch, folder: Path) -> int:
@@ -184,13 +206,14 @@ WRITER = """
 import sys
 sys.path.insert(0, {here!r})
 from pathlib import Path
-from test_checkpoint import make_state, train, load_checkpoint, save_checkpoint
+from tiny_state import make_state, resume, train
+from rwkvctl.training.checkpoint_write import CheckpointWriter
 state = make_state(0)
-load_checkpoint(Path(sys.argv[1]), state)
+resume(Path(sys.argv[1]), state)
+writer = CheckpointWriter(Path(sys.argv[1]), after=lambda step, **_: print(step, flush=True))
 while True:
     train(state, 1)
-    save_checkpoint(Path(sys.argv[1]), state, best=state.position.step % 3 == 0)
-    print(state.position.step, flush=True)
+    writer.begin(state, best=state.position.step % 3 == 0)
 """
 
 
@@ -209,7 +232,7 @@ def test_a_writer_that_is_really_killed_leaves_a_loadable_latest(tmp_path: Path)
         said = max([said, *map(int, writer.stdout.read().split())])
         writer.stdout.close()
         found, expected = make_state(9), make_state(0)
-        assert load_checkpoint(tmp_path, found)
+        assert resume(tmp_path, found) == []
         assert found.position.step >= max(said, steps + 3)
         steps = found.position.step
         train(expected, steps)
@@ -217,70 +240,6 @@ def test_a_writer_that_is_really_killed_leaves_a_loadable_latest(tmp_path: Path)
 
 
 # What is refused ----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def saved(tmp_path: Path) -> Path:
-    state = make_state(0)
-    train(state, 1)
-    return save_checkpoint(tmp_path, state)
-
-
-@pytest.mark.parametrize("name", ["model", "ema", "optimizer"])
-def test_a_flipped_byte_is_named(saved: Path, name: str):
-    path = saved / f"{name}.safetensors"
-    content = bytearray(path.read_bytes())
-    content[-5] ^= 1
-    path.write_bytes(content)
-    refused(saved, rf"{name}\.safetensors: its content does not match the hash")
-
-
-def test_other_data_are_refused(saved: Path):
-    state = make_state(0)
-    state.fingerprint = "0" * 64
-    with pytest.raises(UserError, match=r"was trained on data ffffffffffff, but the data is now 000000000000"):
-        load_checkpoint(saved.parent, state)
-
-
-def refused(saved: Path, said: str) -> None:
-    state = make_state(3)
-    before = bits(state)
-    with pytest.raises(UserError, match=said) as caught:
-        load_checkpoint(saved.parent, state)
-    assert "\n" not in str(caught.value)
-    assert str(saved.parent) in str(caught.value)
-    assert bits(state) == before, "nothing is half loaded"
-
-
-@pytest.mark.parametrize("name", ["model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json"])
-def test_a_missing_file_is_named(saved: Path, name: str):
-    (saved / name).unlink()
-    refused(saved, f"{name}.* missing|missing.*{name}|{name}: missing")
-
-
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"schema": "rwkv-checkpoint/2"}', '{"schema": 1}'])
-def test_a_damaged_state_is_named(saved: Path, content: str):
-    (saved / "state.json").write_text(content)
-    refused(saved, r"state\.json: (damaged|not a checkpoint)")
-
-
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"checkpoint": 3}', "null"])
-def test_a_damaged_pointer_is_named(saved: Path, content: str):
-    (saved.parent / "latest.json").write_text(content)
-    refused(saved, r"latest\.json: not a checkpoint pointer")
-
-
-def test_a_pointer_into_nothing_is_named(saved: Path):
-    files.write_json(saved.parent / "latest.json", {"checkpoint": "step-00000099"})
-    refused(saved, r"step-00000099: no checkpoint here")
-
-
-def test_the_spec_and_the_hashes_are_there_to_read(saved: Path):
-    content = json.loads((saved / "state.json").read_text())
-    assert content["spec"] == {"seed": 0}
-    assert content["fingerprint"] == "f" * 64
-    assert set(content["sha256"]) == {"model.safetensors", "ema.safetensors", "optimizer.safetensors"}
-    assert [group["weight_decay"] for group in content["param_groups"]] == [0.05, 0.0]
 
 
 @pytest.mark.parametrize("where", ["model", "ema", "optimizer"])
@@ -296,11 +255,57 @@ def test_what_is_not_finite_is_not_written(tmp_path: Path, where: str, value: fl
     assert sorted(p.name for p in tmp_path.iterdir()) == ["best.json", "latest.json", "step-00000002"]
 
 
-def test_a_run_is_not_resumed_in_another_order_of_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def refused(saved: Path, state: Any, said: str) -> None:
+    """All of it: one line, and nothing is half loaded. An older checkpoint is no way out."""
+    before = bits(state)
+    with pytest.raises(UserError, match=said) as caught:
+        resume(saved.parent, state)
+    assert "\n" not in str(caught.value)
+    assert str(saved) in str(caught.value)
+    assert len(str(caught.value)) < 300 + len(str(saved))
+    assert bits(state) == before
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """The second of two."""
     state = make_state(0)
-    train(state, 2)
-    save_checkpoint(tmp_path, state)
-    assert load_checkpoint(tmp_path, make_state(1))
-    monkeypatch.setattr(checkpoint, "ORDER_VERSION", 2)
-    with pytest.raises(UserError, match="in an order of version 1, and this rwkvctl has version 2"):
-        load_checkpoint(tmp_path, make_state(1))
+    for _ in range(2):
+        train(state, 1)
+        path = save_checkpoint(tmp_path, state)
+    return path
+
+
+def test_other_data_are_refused(saved: Path):
+    state = make_state(3)
+    state.fingerprint = "0" * 64
+    refused(saved, state, r"was trained on data ffffffffffff, but the data is now 000000000000")
+
+
+def test_another_order_of_samples_is_refused(saved: Path, monkeypatch: pytest.MonkeyPatch):
+    now = checkpoint_read.ORDER_VERSION
+    monkeypatch.setattr(checkpoint_read, "ORDER_VERSION", now + 1)
+    refused(saved, make_state(3), f"in an order of version {now}, and this rwkvctl has version {now + 1}")
+
+
+def test_another_spec_is_refused(saved: Path):
+    state = make_state(3)
+    state.spec = {"seed": 1, "train": {"precision": "bf16"}, "cluster": {"workers": 7}}
+    refused(saved, state, r"another spec \(seed: 0 -> 1; train\.precision: None -> bf16\); set it back in the run's")
+
+
+def test_a_checkpoint_of_another_format_is_refused(saved: Path):
+    content = json.loads((saved / "state.json").read_text())
+    (saved / "state.json").write_text(json.dumps(content | {"schema": "rwkv-checkpoint/2"}))
+    refused(saved, make_state(3), "has the format rwkv-checkpoint/2, and this rwkvctl reads rwkv-checkpoint/1")
+
+
+def test_what_may_not_be_read_is_no_damage(saved: Path, monkeypatch: pytest.MonkeyPatch):
+    """A file of somebody else's: the older checkpoint would be a way back, but not what anybody wants."""
+
+    def forbidden(path: Path, *_: Any, **__: Any) -> str:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("rwkvctl.training.checkpoint_folder.sha256_file", forbidden)
+    with pytest.raises(PermissionError, match="step-00000002/"):
+        resume(saved.parent, make_state(3))

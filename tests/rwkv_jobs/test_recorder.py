@@ -1,0 +1,142 @@
+"""What the recorder tells of checkpoints that are slow, fail or are damaged."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rwkv_jobs import recorder as module
+from rwkv_jobs.recorder import Recorder
+from rwkv_jobs.worker import Worker
+from rwkvctl.base.errors import JobFailedError
+from rwkvctl.training import checkpoint_write
+from rwkvctl.training.checkpoint import TrainState
+
+from ..rwkvctl.training.tiny_state import make_state, train
+from .conftest import events
+
+ALONE = Worker(0, 1, torch.device("cpu"))
+
+
+def full(*_: Any) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def end(run_dir: Path, state: TrainState, error: BaseException) -> None:
+    """A run that ends while its checkpoint is being written."""
+    with Recorder(ALONE, run_dir) as recorder:
+        recorder.checkpoint(state)
+        raise error
+
+
+def messages(run_dir: Path) -> list[str]:
+    return [event["text"] for event in events(run_dir, "message")]
+
+
+def test_the_journal_of_its_steps_is_on_the_disk_before_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    state, order = make_state(0), []
+    with Recorder(ALONE, tmp_path) as recorder:
+        flush, replace = recorder.journal.flush, Path.replace
+        recorder.writer.before = lambda: order.append("journal") or flush()
+        monkeypatch.setattr(Path, "replace", lambda *a: order.append(Path(a[1]).name) or replace(*a))
+        train(state, 1)
+        recorder.checkpoint(state, best=True)
+    assert [name for name in order if name == "journal" or name.startswith(("step", "best", "latest"))] == [
+        "journal",
+        "step-00000001",
+        "best.json",
+        "latest.json",
+    ]
+    [told] = events(tmp_path, "checkpoint")
+    assert (told["step"], told["best"]) == (1, True)
+
+
+def test_a_failed_checkpoint_ends_the_only_worker_at_the_next_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    state = make_state(0)
+    monkeypatch.setattr(checkpoint_write, "write_files", full)
+
+    def run() -> None:
+        with Recorder(ALONE, tmp_path) as recorder:
+            train(state, 1)
+            recorder.checkpoint(state)
+            while True:
+                recorder.metrics(None, 2)
+
+    with pytest.raises(JobFailedError) as caught:
+        run()
+    folder = tmp_path / "checkpoints"
+    said = f"step 1: cannot write a checkpoint: {folder}: No space left on device; free some space"
+    assert str(caught.value) == said
+    assert not (tmp_path / "lease.json").exists()
+
+
+def test_what_failed_first_is_told(tmp_path: Path):
+    """Weights that are not finite lead to a loss that is not, often before their checkpoint was looked at."""
+    state = make_state(0)
+    next(state.model.parameters()).data[0] = float("nan")
+    with pytest.raises(JobFailedError, match=r"step 0: model .* is not finite"):
+        end(tmp_path, state, JobFailedError("step 1: the loss is not finite"))
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("a fault of ours")])
+def test_another_end_stays_what_it_is_and_the_checkpoint_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Any
+):
+    monkeypatch.setattr(checkpoint_write, "write_files", full)
+    state = make_state(0)
+    with pytest.raises((KeyboardInterrupt, RuntimeError)) as caught:
+        end(tmp_path, state, error)
+    assert not isinstance(caught.value, JobFailedError)
+    assert "step 0: cannot write a checkpoint" in messages(tmp_path)[-1]
+
+
+def test_an_interrupted_run_waits_for_what_is_being_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    written, write = [], checkpoint_write.write_files
+
+    def slow(*args: Any) -> None:
+        time.sleep(0.1)
+        write(*args)
+        written.append(args)
+
+    monkeypatch.setattr(checkpoint_write, "write_files", slow)
+    state = make_state(0)
+    with pytest.raises(KeyboardInterrupt):
+        end(tmp_path, state, KeyboardInterrupt())
+    assert len(written) == 1
+    assert (tmp_path / "checkpoints" / "latest.json").exists()
+    assert not [t for t in threading.enumerate() if t.name.startswith("checkpoint")]
+
+
+def test_waiting_for_the_disk_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "LONG_WAIT", -1.0)
+    state = make_state(0)
+    with Recorder(ALONE, tmp_path) as recorder:
+        for _ in range(3):
+            train(state, 1)
+            recorder.checkpoint(state)
+    [text] = messages(tmp_path)
+    assert text.startswith("step 1: waited 0.0 s for the former checkpoint to be written; write them less often")
+
+
+def test_a_lost_best_is_told_and_the_next_epochs_compete(tmp_path: Path):
+    state = make_state(0)
+    with Recorder(ALONE, tmp_path) as recorder:
+        for epoch, best in ((1, True), (2, False)):
+            train(state, 1)
+            state.position.epoch, state.position.consumed = epoch, 0
+            state.position.best, state.position.best_epoch = 0.5, 1
+            recorder.checkpoint(state, best=best)
+    os.truncate(tmp_path / "checkpoints" / "step-00000001" / "model.safetensors", 99)
+    found = make_state(9)
+    with Recorder(ALONE, tmp_path) as recorder:
+        recorder.restore(found)
+    assert (found.position.step, found.position.best) == (2, None)
+    what = "step-00000001/model.safetensors does not match its hash in state.json"
+    assert messages(tmp_path) == [f"damaged checkpoint: {what}; the best of the epochs from here on is kept"]
