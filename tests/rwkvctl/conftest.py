@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from rwkvctl.data.convert import synth
 from rwkvctl.data.convert.prepare import prepare
 from rwkvctl.data.convert.synth import phantom
 from rwkvctl.data.store.manifest import Manifest
@@ -52,6 +53,14 @@ def cardiac(hearts: Path, tmp_path_factory: pytest.TempPathFactory) -> Manifest:
 @pytest.fixture(scope="session")
 def classed(textures: Path, tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     return prepare("imagefolder", [textures], tmp_path_factory.mktemp("shards") / "classed")
+
+
+@pytest.fixture(scope="session")
+def cervix(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    """With unlabeled samples."""
+    raw = tmp_path_factory.mktemp("raw") / "cervix"
+    synth.write("fugc", raw)
+    return prepare("fugc", [raw], tmp_path_factory.mktemp("shards") / "cervix", allow_partial=True)
 
 
 @pytest.fixture

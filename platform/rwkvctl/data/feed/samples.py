@@ -22,7 +22,9 @@ Augment = ClassificationAugment | SegmentationAugment
 
 class Batch(NamedTuple):
     """images uint8 (B, 3, H, W) for rgb8 or float32 (B, 1, H, W) for float, channels last in memory;
-    targets uint8 (B, H, W) masks or int64 (B,) labels; keys: the samples' ids."""
+    targets uint8 (B, H, W) masks or int64 (B,) labels; keys: the samples' ids.
+
+    Of unlabeled samples: images (B, 2C, H, W) of two views each, targets int64 (B,) the turn of the second."""
 
     images: torch.Tensor
     targets: torch.Tensor
@@ -121,6 +123,7 @@ def size_of(image_size: int | tuple[int, int]) -> tuple[int, int]:
 
 
 def collate(samples: Sequence[Item]) -> Batch:
+    """Samples (C, H, W) whose channels lie last in memory, as they do in the batch: copies of whole rows."""
     images, targets, keys = zip(*samples, strict=True)
     with one_thread():
         channels_last = torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)

@@ -60,6 +60,11 @@ def to_tensor(image: Pixels) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(planes)).permute(2, 0, 1)
 
 
+def channels_last(image: torch.Tensor) -> torch.Tensor:
+    """(C, H, W) whose channels lie last in memory."""
+    return image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+
+
 # Segmentation -------------------------------------------------------------------------------------------------------
 
 
@@ -73,7 +78,7 @@ def segmentation_train(size: Size, augment: SegmentationAugment | None) -> Segme
         image = brightness_contrast(image, augment, rng)
         pair = tv_tensors.Image(to_tensor(image)), tv_tensors.Mask(torch.from_numpy(np.ascontiguousarray(mask)))
         moved, ids = _move(pair, augment, rng)
-        return moved.as_subclass(torch.Tensor).contiguous(), ids.as_subclass(torch.Tensor).contiguous()
+        return channels_last(moved.as_subclass(torch.Tensor)), ids.as_subclass(torch.Tensor).contiguous()
 
     return transform
 

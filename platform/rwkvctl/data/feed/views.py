@@ -37,4 +37,5 @@ def two_views(image: Pixels, size: Size, augment: SegmentationAugment, rng: np.r
     always = augment.model_copy(update={"brightness_contrast": 1.0})
     first, second = (to_tensor(brightness_contrast(small, always, rng)) for _ in range(2))
     number = int(rng.integers(1, TURNS))
-    return torch.cat([first, turn(second, number)]).contiguous(), number
+    views = [view.permute(1, 2, 0) for view in (first, turn(second, number))]
+    return torch.cat(views, dim=-1).permute(2, 0, 1), number  # channels last in memory

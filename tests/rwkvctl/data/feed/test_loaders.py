@@ -15,6 +15,8 @@ import torch
 
 from rwkvctl.base.errors import UserError
 from rwkvctl.config.specs.augment import ClassificationAugment, SegmentationAugment
+from rwkvctl.data.feed import model_input
+from rwkvctl.data.feed.ahead import ahead
 from rwkvctl.data.feed.cases import iter_cases
 from rwkvctl.data.feed.loaders import ClassificationEvalLoader, TrainLoader
 from rwkvctl.data.feed.model_input import to_input
@@ -65,11 +67,17 @@ def test_batches(name, request):
     assert same(first, next(loader.epoch(0)))
 
 
-@pytest.mark.parametrize("name", ["binary", "classed"])
-def test_workers_change_nothing(name, request):
+@pytest.mark.parametrize(
+    ("name", "augment"),
+    [
+        ("binary", {"augment": SEGMENTATION}),
+        ("classed", {}),
+    ],
+)
+def test_workers_change_nothing(name, augment, request):
     """Also after a pass that was given up half-way, with the same worker processes."""
     manifest = request.getfixturevalue(name)
-    alone, crew = make(manifest), make(manifest, workers=2)
+    alone, crew = make(manifest, **augment), make(manifest, workers=2, **augment)
     for epoch, consumed in ((0, 0), (1, 8), (0, 4)):
         pairs = list(zip(alone.epoch(epoch, consumed), crew.epoch(epoch, consumed), strict=True))
         assert all(same(a, b) for a, b in pairs)
@@ -156,6 +164,75 @@ def test_to_input(cardiac: Manifest):
     torch.testing.assert_close(to_input(images, "cpu"), expected)
     floats = next(make(cardiac).epoch(0)).images
     assert torch.equal(to_input(floats, "cpu"), floats)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("name", ["binary", "cardiac", "classed", "cervix"])
+def test_channels_stay_last_from_the_sample_to_the_network(name, workers, request):
+    """So the network's input is the batch's own memory or one pass over it, never a second layout."""
+    alone, loader = (make(request.getfixturevalue(name), workers=n, unlabeled=name == "cervix") for n in (0, workers))
+    assert alone._loader.dataset[0, 0][0].movedim(-3, -1).is_contiguous()
+    images = next(loader.epoch(0)).images
+    assert images.permute(0, 2, 3, 1).is_contiguous()
+    if name == "cervix":
+        images = torch.cat(images.chunk(2, dim=1))
+    assert to_input(images, "cpu").permute(0, 2, 3, 1).is_contiguous()
+    if images.dtype == torch.float32:
+        assert to_input(images, "cpu").data_ptr() == images.data_ptr()
+    loader.close()
+
+
+def test_constants_asked_for_in_inference_serve_training():
+    model_input._constants.cache_clear()
+    images = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
+    with torch.inference_mode():
+        to_input(images, "cpu")
+    weights = torch.ones(3, requires_grad=True)
+    (to_input(images, "cpu") * weights.view(1, 3, 1, 1)).sum().backward()
+    assert weights.grad is not None
+    assert model_input._constants(torch.device("cpu"))[0] is model_input._constants(torch.device("cpu"))[0]
+
+
+def test_on_a_cpu_batches_are_passed_on_as_they_are(binary: Manifest):
+    batches = make(binary).epoch(0)
+    assert ahead(batches, torch.device("cpu")) is batches
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_are_on_the_gpu_ahead_and_the_same(binary: Manifest, workers: int):
+    loader, device = make(binary, workers=workers), torch.device("cuda", 0)
+    plain = [*make(binary).epoch(0), *make(binary).epoch(1)]
+    moved, busy = [], torch.randn(2048, 2048, device=device)
+    for epoch in (0, 1):
+        for batch in ahead(loader.epoch(epoch), device):
+            for _ in range(20):
+                busy = (busy @ busy).clamp(-1, 1)  # the kernels are behind, memory is given back and taken meanwhile
+            moved.append((to_input(batch.images, device) + busy[0, 0] * 0, batch.targets.clone(), batch.keys))
+            assert batch.images.is_contiguous(memory_format=torch.channels_last)
+    loader.close()
+    assert [keys for *_, keys in moved] == [batch.keys for batch in plain]
+    for (images, targets, _), batch in zip(moved, plain, strict=True):
+        torch.testing.assert_close(images.cpu(), to_input(batch.images, "cpu"))
+        assert torch.equal(targets.cpu(), batch.targets)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_the_next_batch_is_copied_while_kernels_run(binary: Manifest):
+    """No copy waits for the kernels, nor the host for a copy: it is through before the first kernel has ended."""
+    device = torch.device("cuda", 0)
+    batches = [Batch(b.images.pin_memory(), b.targets.pin_memory(), b.keys) for b in make(binary).epoch(0)]
+    list(ahead(iter(batches), device))  # memory and stream are there
+    torch.cuda.synchronize()
+    torch.cuda._sleep(2_000_000_000)
+    began = torch.cuda.Event()
+    began.record()
+    seen = [batch.keys for batch in ahead(iter(batches), device)]
+    assert not began.query(), "the host waited"
+    torch.cuda.synchronize()
+    assert seen == [batch.keys for batch in batches]
 
 
 @pytest.mark.parametrize("world", [1, 2, 4, 9])
