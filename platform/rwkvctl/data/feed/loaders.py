@@ -59,7 +59,7 @@ class TrainLoader:
         reader = reader_for(manifest, ids)
         self._files = manifest.shard_files
         self._files.check_room(order.SHARDS_A_GROUP)
-        self.schedule = Schedule(reader.index.shard, seed, global_batch, rank, world_size, tail, epoch_steps)
+        self.schedule = Schedule(reader.shards(), seed, global_batch, rank, world_size, tail, epoch_steps)
         self._batches = _Batches(self.schedule)
         if unlabeled:
             assert isinstance(augment, SegmentationAugment)

@@ -1,19 +1,16 @@
 """The byte index: where in which shard every member of every sample lies, and the CRC-32 of its bytes.
 
 One file a shard, `index/<shard>.idx`, JSON lines `{"key": ..., "m": {"jpg": [offset, size, crc], ...}}`. In memory it
-is a few arrays, not objects: 1.3 million samples take about 130 MB, and cross to a loader worker in one copy. Reading
-that many lines takes most of a minute, so the arrays of a large data set are kept in the cache, where they load in
-a second.
+is a few arrays, not objects: 1.3 million samples take about 150 MB. Reading that many lines takes most of a minute, so
+the arrays of a large data set are kept in the cache as one table, which all processes of a machine map and share.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 import tarfile
 import unicodedata
-import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,8 +20,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkvctl.base import files
 from rwkvctl.base.errors import UserError
+from rwkvctl.data.store.mapped import Kept
 
 Place = tuple[int, int, int]
 """Offset of a member in its shard, its size, the CRC-32 of its bytes."""
@@ -64,22 +61,32 @@ class Index:
     """Samples in shard order; row i is one sample.
 
     keys: (N,) UTF-8 bytes; shard: (N,) int32 shard number;
-    members: extension -> (N, 3) int64 of offset, size and CRC-32, -1 where a sample has no such member.
+    members: extension -> (N, 3) int64 of offset, size and CRC-32, -1 where a sample has no such member;
+    kept: the table in the cache that these are views of, which is all that is pickled then.
     """
 
     keys: NDArray[np.bytes_]
     shard: NDArray[np.int32]
     members: dict[str, NDArray[np.int64]]
+    kept: Kept | None = None
+
+    def __reduce__(self) -> Any:
+        return (of_table, (self.kept,)) if self.kept else (Index, (self.keys, self.shard, self.members))
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    @property
+    def is_mapped(self) -> bool:
+        """Whether it costs a process nothing to have the whole of it."""
+        return self.kept is not None and self.kept.path is not None
 
     def rows(self, ids: Sequence[str]) -> NDArray[np.int64]:
         """The rows of `ids`, in their order. KeyError for the first one that is not here."""
         if not ids:
             return np.zeros(0, np.int64)
         wanted = _encoded(ids)
-        by_key = np.argsort(self.keys, kind="stable")
+        by_key = self.kept.array["by_key"] if self.kept else np.argsort(self.keys, kind="stable")
         found = by_key[np.minimum(np.searchsorted(self.keys, wanted, sorter=by_key), len(self.keys) - 1)]
         absent = np.flatnonzero(self.keys[found] != wanted)
         if len(absent):
@@ -196,23 +203,26 @@ def _parse_line(line: bytes, shard_bytes: int) -> tuple[str, dict[str, Place]]:
 # Cache --------------------------------------------------------------------------------------------------------------
 
 CACHED_FROM = 20_000
-"""Samples from which the arrays are kept: fewer are read from the lines in less than a second."""
+"""Samples from which the table is kept: fewer are read from the lines in less than a second."""
+
+TABLE = "index-1"
+"""Part of the name of its file; raised when the fields change."""
 
 
-def store(path: Path, index: Index) -> None:
-    """Write the arrays of an index. A full or read-only disk only costs the time of reading the lines again."""
-    members = {f"members.{extension}": where for extension, where in index.members.items()}
-    with contextlib.suppress(OSError), files.atomic_open(path) as file:
-        np.savez(file, allow_pickle=False, keys=index.keys, shard=index.shard, **members)
+def table(index: Index) -> NDArray[Any]:
+    """An index as one array of records (N,), so that what is known of a sample lies in one place; `by_key` are the rows
+    in the order of their keys."""
+    fields: list[Any] = [("keys", index.keys.dtype), ("shard", np.int32), ("by_key", np.int32)]
+    fields += [(f"members.{extension}", np.int64, (3,)) for extension in index.members]
+    records = np.zeros(len(index), np.dtype(fields, align=True))
+    records["keys"], records["shard"] = index.keys, index.shard
+    records["by_key"] = np.argsort(index.keys, kind="stable")
+    for extension, where in index.members.items():
+        records[f"members.{extension}"] = where
+    return records
 
 
-def restore(path: Path) -> Index | None:
-    """The index that was stored, or None when there is none or its bytes are damaged (npz has a checksum of each)."""
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            members = {name.removeprefix("members."): arrays[name] for name in arrays.files if "." in name}
-            index = Index(arrays["keys"], arrays["shard"], members)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return None
-    whole = all(where.shape == (len(index), 3) for where in index.members.values())
-    return index if whole and index.shard.shape == index.keys.shape else None
+def of_table(kept: Kept) -> Index:
+    """The index whose table is kept: its arrays are views of it."""
+    members = {name.removeprefix("members."): kept.array[name] for name in kept.array.dtype.names or () if "." in name}
+    return Index(kept.array["keys"], kept.array["shard"], members, kept)

@@ -7,6 +7,7 @@ SHA-256 of all the others, and a fingerprint of itself: two data sets with one f
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import json
 from dataclasses import dataclass
@@ -15,13 +16,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rwkvctl.base import files
 from rwkvctl.base.errors import UserError
 from rwkvctl.config import settings
-from rwkvctl.data.store import bucket, index, quarantine, shards
+from rwkvctl.data.store import bucket, index, mapped, quarantine, shards
 from rwkvctl.data.store.index import Index
+from rwkvctl.data.store.mapped import Kept
 from rwkvctl.data.store.quarantine import Quarantine
+from rwkvctl.data.store.remembered import Remembered
 from rwkvctl.data.store.schema import (
     FILE_NAME,
     PREP_VERSION,
@@ -33,6 +37,9 @@ from rwkvctl.data.store.schema import (
     validated,
 )
 from rwkvctl.data.store.splits import PARTS
+
+SplitLists = tuple[tuple[str, ...], ...]
+"""The ids of every part, in the order of PARTS."""
 
 
 @dataclass(frozen=True)
@@ -60,26 +67,21 @@ class Manifest:
         root = root.parent if root.name == FILE_NAME else root
         path = root / FILE_NAME
         try:
-            raw = json.loads(path.read_bytes())
+            text = path.read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             raise UserError(
                 f"{root}: no prepared data set here ({FILE_NAME} is missing); "
                 "make one with: rwkvctl data prepare FORMAT --source DIR --out DIR"
             ) from None
-        except (OSError, ValueError, RecursionError) as error:
+        except OSError as error:
             raise UserError(f"{path}: cannot be read ({error}); prepare the data set again") from error
-        content = validated(path, raw)
+        content = _content(path, text, "prepare")
         return cls(root, content, quarantine=None if whole else quarantine.load(root, content.fingerprint))
 
     @classmethod
     def _load_uri(cls, uri: str) -> Manifest:
         path = f"{uri}/{FILE_NAME}"
-        text = bucket.read(path)
-        try:
-            raw = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}: is not valid JSON ({error}); upload the data set again") from error
-        content = validated(path, raw)
+        content = _content(path, bucket.read(path), "upload")
         return cls(shards.cache_root() / content.fingerprint, content, uri)
 
     @property
@@ -172,34 +174,45 @@ class Manifest:
         """All three parts of a split, some perhaps empty; without the samples in quarantine."""
         if split not in self.splits:
             raise UserError(f"split {split!r}: {self.dataset} has {', '.join(self.splits)}")
-        if split not in self._split_cache:
-            self._split_cache[split] = self._read_split(split)
-        return self._split_cache[split]
-
-    @cached_property
-    def _split_cache(self) -> dict[str, dict[str, list[str]]]:
-        return {}
-
-    def _read_split(self, split: str) -> dict[str, list[str]]:
-        name = f"splits/{split}.json"
-        lists = json.loads(self._read_hashed(name, self.splits[split].sha256))
         left_out = self.quarantine.samples if self.quarantine else {}
-        return {part: [str(key) for key in lists[part] if key not in left_out] for part in PARTS}
+        lists = zip(PARTS, self._split(split), strict=True)
+        return {part: [key for key in keys if key not in left_out] for part, keys in lists}
+
+    def _split(self, split: str) -> SplitLists:
+        """The id lists of a split, one a part, with what is in quarantine."""
+        name, sha256 = f"splits/{split}.json", self.splits[split].sha256
+
+        def read() -> SplitLists:
+            lists = json.loads(self._read_hashed(name, sha256))
+            return tuple(tuple(map(str, lists[part])) for part in PARTS)
+
+        return _splits.value((self.location, name, sha256, mapped.identity_of(self.root / name)), read)
 
     @cached_property
     def index(self) -> Index:
-        """Where every sample lies. Of a large data set the arrays are kept in the cache, under the hashes of its
-        index files; one process of a machine makes them, the others wait."""
+        """Where every sample lies. Of a large data set it is a table in the cache, under the hashes of its index
+        files, mapped into memory."""
         if sum(shard.n for shard in self.shards) < index.CACHED_FROM:
             return self.read_index()
+        path = self._cache_file(index.TABLE)
+
+        def read() -> Kept:
+            return mapped.keep(path, lambda: index.table(self.read_index()))
+
+        return index.of_table(_tables.value((path, mapped.identity_of(path)), read))
+
+    def _cache_file(self, what: str) -> Path:
+        """Where something is kept that hangs on the index files alone."""
         described = "".join(f"{shard.index_sha256} {shard.bytes}\n" for shard in self.shards)
-        kept = Path(settings.load().cache_dir) / "index" / f"{hashlib.sha256(described.encode()).hexdigest()}.npz"
-        with files.locked(kept):
-            found = index.restore(kept)
-            if found is None:
-                found = self.read_index()
-                index.store(kept, found)
-        return found
+        name = f"{hashlib.sha256(described.encode()).hexdigest()}.{what}.npy"
+        return Path(settings.load().cache_dir) / "index" / name
+
+    def kept_rows(self, rows: NDArray[np.int64]) -> Kept:
+        """Rows of the index as processes are to share them: many in a file of the cache, few in memory."""
+        found = rows.astype(np.int32)
+        if len(found) < index.CACHED_FROM:
+            return Kept(found)
+        return mapped.keep(self._cache_file(f"rows-{hashlib.sha256(found.data).hexdigest()[:32]}"), lambda: found)
 
     def read_index(self) -> Index:
         """The same from the index files themselves, each compared with its hash."""
@@ -244,6 +257,27 @@ class Manifest:
                 with contextlib.suppress(OSError):  # kept or not, it is what was asked for
                     files.write_bytes(kept, content)
         return content
+
+
+_contents = Remembered[Content](8)
+_splits = Remembered[SplitLists](8)
+_tables = Remembered[Kept](4)
+
+
+def _content(path: Path | str, text: bytes, remedy: str) -> Content:
+    """What a manifest says; one of the same bytes is parsed and checked once in a process. A copy of one's own, but for
+    the shards and what was left out: long lists, of values that nobody can change."""
+
+    def parse() -> Content:
+        try:
+            raw = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}: is not valid JSON ({error}); {remedy} the data set again") from error
+        return validated(path, raw)
+
+    content = _contents.value((str(path), hashlib.sha256(text).digest()), parse)
+    long = {"shards": list(content.shards), "excluded": list(content.excluded)}
+    return content.model_copy(update={name: copy.deepcopy(value) for name, value in content if name not in long} | long)
 
 
 def write(root: Path, content: dict[str, Any]) -> None:

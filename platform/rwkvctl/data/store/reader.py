@@ -25,32 +25,49 @@ OPEN_SHARDS = 16
 
 
 class Reader:
-    """Random access to a data set, or to the rows of one split part.
+    """Random access to a data set, or to the rows of one split part, which are counted from 0 again.
 
-    Files are opened in the process that reads, at most OPEN_SHARDS at a time; a reader can be pickled or forked.
+    Files are opened in the process that reads, at most OPEN_SHARDS at a time; a reader can be pickled or forked. Of a
+    large data set, a pickled one is the names of the files that index and rows are mapped from.
     """
 
     def __init__(self, manifest: Manifest, rows: NDArray[np.int64] | None = None):
-        self.index: Index = manifest.index if rows is None else manifest.index.take(rows)
+        self._index: Index = manifest.index
+        self._rows = None
+        if rows is not None and self._index.is_mapped:
+            self._rows = manifest.kept_rows(rows)
+        elif rows is not None:
+            self._index = self._index.take(rows)
         self._files = manifest.shard_files
         self._descriptors: OrderedDict[int, int] = OrderedDict()
         self._owner = os.getpid()
 
     def __len__(self) -> int:
-        return len(self.index)
+        return len(self._index if self._rows is None else self._rows.array)
+
+    def shards(self) -> NDArray[np.int32]:
+        """(N,) the shard number of every sample."""
+        return self._index.shard if self._rows is None else self._index.shard[self._rows.array]
 
     def key(self, row: int) -> str:
-        return self.index.keys[row].decode()
+        return self._index.keys[self._at(row)].decode()
 
     def has(self, row: int, extension: str) -> bool:
-        return extension in self.index.members and bool(self.index.members[extension][row, 0] >= 0)
+        return extension in self._index.members and bool(self._index.members[extension][self._at(row), 0] >= 0)
+
+    def _at(self, row: int) -> int:
+        """The sample's row in the index."""
+        return row if self._rows is None else int(self._rows.array[row])
+
+    def _shard(self, row: int) -> int:
+        return int(self._index.shard[self._at(row)])
 
     def read(self, row: int, extension: str) -> bytes:
         """A member's bytes. UserError when the shard is not there, too short, or the bytes are not those written."""
         if not self.has(row, extension):
             raise UserError(f"{self._path(row)}: sample {self.key(row)} has no member {extension}")
-        offset, size, crc = map(int, self.index.members[extension][row])
-        data = os.pread(self._descriptor(int(self.index.shard[row])), size, offset)
+        offset, size, crc = map(int, self._index.members[extension][self._at(row)])
+        data = os.pread(self._descriptor(self._shard(row)), size, offset)
         if len(data) != size:
             raise self._bad(row, extension, ValueError("the shard is shorter than its index says"))
         if zlib.crc32(data) != crc:
@@ -59,7 +76,7 @@ class Reader:
 
     def check(self, row: int) -> None:
         """Read every member of a sample; UserError for the first that is not as it was written."""
-        for extension in self.index.members:
+        for extension in self._index.members:
             if self.has(row, extension):
                 self.read(row, extension)
 
@@ -68,8 +85,8 @@ class Reader:
 
         Only whole members have a checksum, so a slice is not compared with one: hash the shard first.
         """
-        offset, size, _ = map(int, self.index.members["image.npy"][row])
-        descriptor = self._descriptor(int(self.index.shard[row]))
+        offset, size, _ = map(int, self._index.members["image.npy"][self._at(row)])
+        descriptor = self._descriptor(self._shard(row))
         try:
             shape, dtype, start = npy_header(os.pread(descriptor, min(size, NPY_HEADER), offset), size)
             if dtype != np.float32 or len(shape) != 3:
@@ -125,10 +142,10 @@ class Reader:
         return value
 
     def _path(self, row: int) -> str:
-        return self._files.name(int(self.index.shard[row]))
+        return self._files.name(self._shard(row))
 
     def _bad(self, row: int, extension: str, error: Exception) -> UserError:
-        advice = self._files.advice(int(self.index.shard[row]))
+        advice = self._files.advice(self._shard(row))
         return UserError(f"{self._path(row)}: {self.key(row)}.{extension}: {error}; {advice}")
 
     def _descriptor(self, shard: int) -> int:

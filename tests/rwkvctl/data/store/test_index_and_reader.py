@@ -112,7 +112,7 @@ def test_few_files_are_open_and_none_crosses_a_process(tmp_path: Path, binary: M
     )
     reader = Reader(binary)
     named = [binary.shards[0].model_copy(update={"name": s["name"]}) for s in shards]
-    reader.index, reader._files = loaded, ShardFiles(tmp_path, named)
+    reader._index, reader._files = loaded, ShardFiles(tmp_path, named)
     for _ in range(2):
         assert [reader.label(row) for row in range(len(loaded))] == list(range(OPEN_SHARDS + 5))
     assert len(reader._descriptors) == OPEN_SHARDS
@@ -142,7 +142,7 @@ def test_a_missing_or_short_shard(classed: Manifest, tmp_path: Path):
 def test_a_flipped_byte_is_said_of_its_sample_alone(binary: Manifest, tmp_path: Path, extension: str):
     copy = Manifest.load(shutil.copytree(binary.root, tmp_path / "copy"))
     reader = Reader(copy)
-    offset, size, _ = reader.index.members[extension][3]
+    offset, size, _ = reader._index.members[extension][3]
     with (copy.root / "all-000000.tar").open("r+b") as shard:
         shard.seek(offset + size // 2)
         byte = shard.read(1)[0]
@@ -154,33 +154,75 @@ def test_a_flipped_byte_is_said_of_its_sample_alone(binary: Manifest, tmp_path: 
         reader.image(row), reader.mask(row), reader.meta(row)
 
 
+@pytest.fixture
+def large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if every data set were large."""
+    monkeypatch.setattr(index, "CACHED_FROM", 1)
+
+
+def contents(found: index.Index) -> dict:
+    members = {name: where.tolist() for name, where in found.members.items()}
+    return {"keys": found.keys.tolist(), "shard": found.shard.tolist(), **members}
+
+
+@pytest.mark.usefixtures("large")
 def test_a_large_index_is_read_once(classed: Manifest, monkeypatch: pytest.MonkeyPatch):
     plain = classed.read_index()
-    monkeypatch.setattr(index, "CACHED_FROM", 1)
     first = Manifest.load(classed.root).index
-    (kept,) = (paths.cache_dir() / "index").glob("*.npz")
+    (kept,) = (paths.cache_dir() / "index").glob("*.npy")
     monkeypatch.setattr(Manifest, "read_index", lambda _: pytest.fail("read again"))
     for read in (first, Manifest.load(classed.root).index):
-        assert read.keys.tolist() == plain.keys.tolist()
-        assert read.shard.tolist() == plain.shard.tolist()
-        assert {name: where.tolist() for name, where in read.members.items()} == {
-            name: where.tolist() for name, where in plain.members.items()
-        }
+        assert contents(read) == contents(plain)
+        assert read.is_mapped
+        keys = [key.decode() for key in reversed(plain.keys.tolist())]
+        assert read.rows(keys).tolist() == plain.rows(keys).tolist()
     assert kept.stat().st_size
 
 
+@pytest.mark.usefixtures("large")
 @pytest.mark.parametrize(
     "damage", [lambda data: data[:-200], lambda data: data.replace(b"train", b"trail"), lambda _: b""]
 )
-def test_a_damaged_cache_of_the_index_is_made_again(classed: Manifest, monkeypatch: pytest.MonkeyPatch, damage):
-    monkeypatch.setattr(index, "CACHED_FROM", 1)
-    whole = Manifest.load(classed.root).index
-    (kept,) = (paths.cache_dir() / "index").glob("*.npz")
+def test_a_damaged_cache_of_the_index_is_made_again(classed: Manifest, damage):
+    whole = contents(Manifest.load(classed.root).index)
+    (kept,) = (paths.cache_dir() / "index").glob("*.npy")
     good = kept.read_bytes()
     assert damage(good) != good
+    kept.unlink()
     kept.write_bytes(damage(good))
-    assert Manifest.load(classed.root).index.keys.tolist() == whole.keys.tolist()
+    os.utime(kept, ns=(0, 0))
+    assert contents(Manifest.load(classed.root).index) == whole
     assert kept.read_bytes() == good
+
+
+@pytest.mark.usefixtures("large")
+def test_a_process_is_sent_names_of_files_and_reads_the_same(classed: Manifest):
+    """Every sample of a part, in its order, as from an index in memory."""
+    ids = classed.ids(None, "train")
+    plain = Reader(classed)
+    mapped = reader_for(Manifest.load(classed.root), ids)
+    sent = pickle.dumps(mapped)
+    assert len(sent) < 3000
+    assert ids[3].encode() not in sent, "no key is in it"
+    rows = plain._index.rows(ids)
+    for reader in (mapped, pickle.loads(sent)):
+        assert len(reader) == len(ids)
+        assert [reader.key(row) for row in range(len(ids))] == ids
+        assert reader.shards().tolist() == plain._index.shard[rows].tolist()
+        for row, there in enumerate(rows.tolist()):
+            assert (reader.label(row), reader.meta(row)) == (plain.label(there), plain.meta(there))
+            np.testing.assert_array_equal(reader.image(row), plain.image(there))
+        assert not reader.has(0, "mask.png")
+        reader.close()
+
+
+@pytest.mark.usefixtures("large")
+def test_where_nothing_can_be_kept_a_part_has_its_own_index(classed: Manifest, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("rwkvctl.base.files.atomic_open", lambda _: (_ for _ in ()).throw(OSError(28, "full")))
+    ids = classed.ids(None, "val")
+    reader = pickle.loads(pickle.dumps(reader_for(Manifest.load(classed.root), ids)))
+    assert len(reader._index) == len(ids)
+    assert [reader.key(row) for row in range(len(ids))] == ids
 
 
 def test_npy_there_and_back():
