@@ -10,6 +10,7 @@ from pathlib import Path
 from rwkvctl.base import exit_codes
 from rwkvctl.base.paths import home
 from rwkvctl.config.settings import ENVIRONMENT, Settings
+from rwkvctl.config.specs.augment import PRESETS, SegmentationAugment
 
 REFERENCE = Path(__file__).with_name("reference.md")
 
@@ -37,6 +38,18 @@ def codes() -> list[list[str]]:
     return [["code", "meaning"], *rows]
 
 
+def augmentation() -> list[list[str]]:
+    """Every field of segmentation's augmentation, with its value in each preset."""
+    presets = [SegmentationAugment(preset=preset) for preset in PRESETS]
+    rows = []
+    for name, field in SegmentationAugment.model_fields.items():
+        if name != "preset":
+            values = [getattr(preset, name) for preset in presets]
+            shown = [", ".join(f"{end:g}" for end in (v if isinstance(v, tuple) else (v,))) for v in values]
+            rows.append([f"`{name}`", *shown, sentence(field.description or "")])
+    return [["field", *(f"`{preset}`" for preset in PRESETS), "meaning"], *rows]
+
+
 def sentence(text: str) -> str:
     """A docstring in one line of a table."""
     return " ".join(text.split()).replace("|", "\\|")
@@ -49,7 +62,7 @@ def table(rows: list[list[str]]) -> str:
 
 def generated(text: str) -> str:
     """The page with its tables made anew; each stands between two marks."""
-    for name, rows in {"settings": settings(), "exit codes": codes()}.items():
+    for name, rows in {"settings": settings(), "augmentation": augmentation(), "exit codes": codes()}.items():
         begin, end = f"<!-- {name}: made by `make docs` -->", f"<!-- end of {name} -->"
         pattern = f"{re.escape(begin)}.*?{re.escape(end)}"
         assert len(re.findall(pattern, text, re.DOTALL)) == 1, f"{REFERENCE}: {begin} ... {end} is missing"

@@ -113,6 +113,11 @@ def plan_of(spec: TrainingSpec) -> dict[str, Any]:
         "macs_true": macs.true,
         "training_samples": samples,
         **({"unlabeled_samples": len(manifest.unlabeled_ids())} if getattr(spec, "consistency", None) else {}),
+        **(
+            {"left_out": f"{' and '.join(grey)}, the images are grey"}
+            if (grey := preflight.left_out(spec, manifest))
+            else {}
+        ),
         "batch": f"{batch} = {workers} workers x {batch // workers}",
         "steps_per_epoch": steps,
         "steps": steps * spec.train.epochs,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from rwkvctl.base.errors import UserError
 from rwkvctl.base.names import model_name_problem
 from rwkvctl.base.processes import available_cpus
+from rwkvctl.config.specs.augment import COLOUR
 from rwkvctl.config.specs.jobs import FinetuneSpec, JobSpec, PretrainSpec, TrainingSpec, TuneSpec
 from rwkvctl.config.specs.parts import ClusterSpec
 from rwkvctl.config.specs.sweep import check_space, trial_spec
@@ -78,8 +79,27 @@ def check_training(spec: TrainingSpec) -> Manifest:
         used += unlabeled
     check_shards(manifest, used)
     check_name(spec)
+    check_augment(spec, manifest)
     check_batch(spec, manifest)
     return manifest
+
+
+def check_augment(spec: TrainingSpec, manifest: Manifest) -> None:
+    """Refuse changes of colour, asked for by name, of images that have none; a preset leaves them out."""
+    if not isinstance(spec, FinetuneSpec):
+        return
+    asked = [f"augment.{name}" for name in left_out(spec, manifest) if name in spec.augment.own()]
+    if asked:
+        raise UserError(
+            f"{', '.join(asked)}: the images of {manifest.location} are grey and have no colours; set it to 0"
+        )
+
+
+def left_out(spec: TrainingSpec, manifest: Manifest) -> list[str]:
+    """The steps of augmentation that grey images go without."""
+    if not isinstance(spec, FinetuneSpec) or manifest.image_kind == "rgb8":
+        return []
+    return [name for name in COLOUR if getattr(spec.augment, name)]
 
 
 def check_name(spec: TrainingSpec) -> None:
@@ -159,7 +179,7 @@ def check_sweep(spec: TuneSpec, *, networks: bool = True) -> None:
         raise UserError("cluster.workers: a trial runs on one worker; leave it out and set --concurrency")
     trials = check_space(spec)
     manifest = check_training(trial_spec(spec.base, {}))
-    by_data = {trial.model_dump_json(include={"data", "train", "consistency"}): trial for trial in trials}
+    by_data = {trial.model_dump_json(include={"data", "train", "augment", "consistency"}): trial for trial in trials}
     for trial in by_data.values():
         try:
             check_training(trial)

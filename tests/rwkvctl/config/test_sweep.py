@@ -82,7 +82,8 @@ def test_every_shipped_space_fits_its_recipe_and_every_trial_is_scored(name: str
     space = load.read_space(name)
     trials = check_space(sweep(space.model_dump(), space.recipe, name))
     assert len(trials) == (space.size() or 4)
-    assert {trial.train.validate_every for trial in trials} == {load.read_recipe(space.recipe)["train"]["epochs"]}
+    recipe = load.load_recipe(space.recipe).train
+    assert {trial.train.validate_every for trial in trials} == {recipe.validate_every or recipe.epochs}
 
 
 def test_a_recipe_that_validates_is_left_as_it_is():

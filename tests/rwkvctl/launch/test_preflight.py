@@ -59,6 +59,20 @@ def test_workers_fit_the_machine(fields: dict[str, Any], said: str | None, monke
     assert said in str(caught.value)
 
 
+def test_colours_of_grey_images_are_refused_when_they_are_asked_for(cardiac: Manifest, polyps: Path):
+    """A preset leaves them out."""
+    for augment in ({"hue": 0.2}, {"preset": "nnunet", "hue": 0.2}, {"preset": "photo", "hue": 0.4}):
+        made = spec(data=cardiac.root, augment=augment)
+        with pytest.raises(UserError, match=r"^augment.hue: the images of /.* are grey and have no colours; set it"):
+            preflight.check_training(made)
+    for augment in ({"preset": "photo"}, {"preset": "photo", "hue": 0}, {"hue": 0}, {"hue_shift": 0.3}):
+        preflight.check_training(spec(data=cardiac.root, augment=augment))
+    preflight.check_training(spec(data=polyps, augment={"hue": 0.2}))
+    photo = spec(data=cardiac.root, augment={"preset": "photo"})
+    assert preflight.left_out(photo, cardiac) == ["saturation", "hue"]
+    assert preflight.left_out(photo, Manifest.load(polyps)) == []
+
+
 def test_sound_data_pass(polyps: Path):
     assert preflight.check_training(spec(data=polyps)).fingerprint == Manifest.load(polyps).fingerprint
 

@@ -24,6 +24,8 @@ def trial_spec(base: FinetuneSpec, point: dict[str, Any]) -> FinetuneSpec:
     A trial has to be scored to be compared. Where the recipe never validates, its last weights are scored, once.
     """
     fields = base.model_dump(mode="json", by_alias=True)
+    if "augment.preset" in point:  # the base's preset is written out; only what differs from it was chosen
+        fields["augment"] = base.augment.own()
     for path, value in point.items():
         fields = merge(fields, nest(path, value))
     spec = FinetuneSpec.model_validate(fields)

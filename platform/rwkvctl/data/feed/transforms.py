@@ -20,6 +20,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
 from rwkvctl.config.specs.augment import ClassificationAugment, SegmentationAugment
+from rwkvctl.data.feed.appearance import change_appearance
 from rwkvctl.data.feed.rand_augment import rand_augment
 from rwkvctl.data.images import colour
 from rwkvctl.data.images import files as image_files
@@ -69,7 +70,8 @@ def channels_last(image: torch.Tensor) -> torch.Tensor:
 
 
 def segmentation_train(size: Size, augment: SegmentationAugment | None) -> SegmentationTransform:
-    """The training transform of an image and its mask: resize, then colour (image), then geometry (both)."""
+    """The training transform of an image and its mask: resize, brightness and contrast (image), geometry (both), then
+    the image's appearance."""
 
     def transform(image: Pixels, mask: NDArray[np.uint8], rng: np.random.Generator) -> Pair:
         image, mask = resize_image(image, size), resize_mask(mask, size)
@@ -78,7 +80,8 @@ def segmentation_train(size: Size, augment: SegmentationAugment | None) -> Segme
         image = brightness_contrast(image, augment, rng)
         pair = tv_tensors.Image(to_tensor(image)), tv_tensors.Mask(torch.from_numpy(np.ascontiguousarray(mask)))
         moved, ids = _move(pair, augment, rng)
-        return channels_last(moved.as_subclass(torch.Tensor)), ids.as_subclass(torch.Tensor).contiguous()
+        changed = change_appearance(moved.as_subclass(torch.Tensor), augment, rng)
+        return channels_last(changed), ids.as_subclass(torch.Tensor).contiguous()
 
     return transform
 
@@ -94,7 +97,8 @@ def brightness_contrast(image: Pixels, augment: SegmentationAugment, rng: np.ran
 
 
 def _move(pair: Pair, augment: SegmentationAugment, rng: np.random.Generator) -> Pair:
-    """Flips, quarter turns and an affine map, the same for both; torchvision takes nearest for the mask by itself."""
+    """Flips, quarter turns, affine maps and a deformation, the same for both; torchvision takes nearest for the mask by
+    itself. What comes in from outside is 0, the background."""
     if rng.random() < augment.horizontal_flip:
         pair = _both(functional.horizontal_flip, pair)
     if rng.random() < augment.vertical_flip:
@@ -103,15 +107,39 @@ def _move(pair: Pair, augment: SegmentationAugment, rng: np.random.Generator) ->
     if rng.random() < augment.rotate90 and square:
         quarters = int(rng.integers(1, 4))
         pair = _both(lambda x: tv_tensors.wrap(torch.rot90(x, quarters, (-2, -1)), like=x), pair)
-    if rng.random() < augment.affine:
-        angle, scale = float(rng.uniform(-augment.degrees, augment.degrees)), float(rng.uniform(*augment.scale))
+    both = rng.random() < augment.affine
+    angle, scale = (_angle(augment, rng), float(rng.uniform(*augment.scale))) if both else (0.0, 1.0)
+    if augment.rotation and rng.random() < augment.rotation:
+        angle += _angle(augment, rng)
+    if augment.scaling and rng.random() < augment.scaling:
+        scale *= float(rng.uniform(*augment.scale))
+    if both or (angle, scale) != (0.0, 1.0):
         pair = _both(
             lambda x: functional.affine(
                 x, angle, translate=[0, 0], scale=scale, shear=[0, 0], interpolation=InterpolationMode.BILINEAR
             ),
             pair,
         )
+    if augment.elastic and rng.random() < augment.elastic:
+        height, width = pair[1].shape[-2:]
+        shifts = _smooth_shifts((height, width), augment, rng)
+        pair = _both(lambda x: functional.elastic(x, shifts, InterpolationMode.BILINEAR), pair)
     return pair
+
+
+def _angle(augment: SegmentationAugment, rng: np.random.Generator) -> float:
+    return float(rng.uniform(-augment.degrees, augment.degrees))
+
+
+def _smooth_shifts(size: Size, augment: SegmentationAugment, rng: np.random.Generator) -> torch.Tensor:
+    """(1, H, W, 2) shifts in x and y for `functional.elastic`, which counts from -1 to 1 over a side: noise made smooth
+    by a Gaussian, and scaled so that the farthest shift is as long as drawn."""
+    side = min(size)
+    noise = rng.standard_normal((*size, 2), np.float32)
+    smooth = cv2.GaussianBlur(noise, (0, 0), augment.elastic_smoothness * side, borderType=cv2.BORDER_REFLECT)
+    farthest = float(np.hypot(smooth[..., 0], smooth[..., 1]).max())
+    pixels = smooth * (rng.uniform(*augment.elastic_shift) * side / farthest)
+    return torch.from_numpy((pixels * np.array([2 / size[1], 2 / size[0]])).astype(np.float32))[None]
 
 
 def _both(step: Callable[[torch.Tensor], torch.Tensor], pair: Pair) -> Pair:

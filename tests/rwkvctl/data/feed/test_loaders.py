@@ -71,6 +71,8 @@ def test_batches(name, request):
     ("name", "augment"),
     [
         ("binary", {"augment": SEGMENTATION}),
+        ("binary", {"augment": SegmentationAugment(preset="photo", elastic=1, noise=1)}),
+        ("cardiac", {"augment": SegmentationAugment(preset="nnunet", gamma=1)}),
         ("classed", {}),
     ],
 )

@@ -1,0 +1,107 @@
+"""How an image looks, changed at random: noise, blur, brightness, contrast, resolution, gamma, colour. Masks stay.
+
+Steps and their order are those of nnU-Net (Isensee et al., Nature Methods 2021; `nnUNetTrainer`), then colour. Pixels
+are float32 (C, H, W) of the range 0..1 and stay within it; all channels are changed alike.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional
+
+from rwkvctl.config.specs.augment import COLOUR, SegmentationAugment
+
+Step = Callable[[torch.Tensor, SegmentationAugment, np.random.Generator], torch.Tensor]
+
+
+def change_appearance(image: torch.Tensor, augment: SegmentationAugment, rng: np.random.Generator) -> torch.Tensor:
+    """(C, H, W) uint8 or float32, each step with the probability of its name. Of a grey image, colour is left out.
+
+    A step that is switched off draws no random number, so that one more leaves the pixels of all others as they were.
+    """
+    pixels = image
+    for name, step in STEPS.items():
+        probability = getattr(augment, name)
+        if not probability or (name in COLOUR and image.shape[0] == 1) or rng.random() >= probability:
+            continue
+        pixels = step(functional.to_dtype(pixels, torch.float32, scale=True), augment, rng).clamp(0, 1)
+    if pixels.dtype == image.dtype:
+        return pixels
+    return pixels.mul_(255).round_().to(image.dtype)
+
+
+def noise(pixels: torch.Tensor, augment: SegmentationAugment, rng: np.random.Generator) -> torch.Tensor:
+    """nnU-Net's images have a deviation of 1; what it calls the variance of the noise it uses as the deviation."""
+    deviation = rng.uniform(*augment.noise_deviation) * float(pixels.std())
+    return pixels + deviation * torch.from_numpy(rng.standard_normal(tuple(pixels.shape), np.float32))
+
+
+def blur(pixels: torch.Tensor, augment: SegmentationAugment, rng: np.random.Generator) -> torch.Tensor:
+    sigma = rng.uniform(*augment.blur_sigma)
+    if not sigma:
+        return pixels
+    radius = min(math.ceil(4 * sigma), *(side - 1 for side in pixels.shape[1:]))
+    return functional.gaussian_blur(pixels, [2 * radius + 1] * 2, [sigma, sigma])
+
+
+def brightness(pixels: torch.Tensor, augment: SegmentationAugment, rng: np.random.Generator) -> torch.Tensor:
+    return functional.adjust_brightness(pixels, around_one(augment.brightness_factor, rng))
+
+
+def contrast(pixels: torch.Tensor, augment: SegmentationAugment, rng: np.random.Generator) -> torch.Tensor:
+    return functional.adjust_contrast(pixels, around_one(augment.contrast_factor, rng))
+
+
+def low_resolution(pixels: torch.Tensor, augment: SegmentationAugment, rng: np.random.Generator) -> torch.Tensor:
+    """Down by the nearest pixel, up bilinearly, as nnU-Net does."""
+    zoom, size = rng.uniform(*augment.zoom), list(pixels.shape[1:])
+    small = functional.resize(pixels, [max(1, round(side * zoom)) for side in size], InterpolationMode.NEAREST_EXACT)
+    return functional.resize(small, size, InterpolationMode.BILINEAR, antialias=False)
+
+
+def gamma_inverted(pixels: torch.Tensor, augment: SegmentationAugment, rng: np.random.Generator) -> torch.Tensor:
+    return 1 - gamma(1 - pixels, augment, rng)
+
+
+def gamma(pixels: torch.Tensor, augment: SegmentationAugment, rng: np.random.Generator) -> torch.Tensor:
+    """Within the image's own range, which a power maps onto itself; then its mean and deviation are given back."""
+    low, high = torch.aminmax(pixels)
+    if high - low < 1e-6:
+        return pixels
+    bent = ((pixels - low) / (high - low)) ** around_one(augment.exponent, rng)
+    return (bent - bent.mean()) * (pixels.std() / bent.std().clamp(min=1e-6)) + pixels.mean()
+
+
+def saturation(pixels: torch.Tensor, augment: SegmentationAugment, rng: np.random.Generator) -> torch.Tensor:
+    return functional.adjust_saturation(pixels, rng.uniform(*augment.saturation_factor))
+
+
+def hue(pixels: torch.Tensor, augment: SegmentationAugment, rng: np.random.Generator) -> torch.Tensor:
+    return functional.adjust_hue(pixels, rng.uniform(-augment.hue_shift, augment.hue_shift))
+
+
+def around_one(ends: tuple[float, float], rng: np.random.Generator) -> float:
+    """A factor from a range: as often below 1 as above where the range has both, as nnU-Net draws it."""
+    low, high = ends
+    if not low < 1 < high:
+        return float(rng.uniform(low, high))
+    return float(rng.uniform(low, 1) if rng.random() < 0.5 else rng.uniform(1, high))
+
+
+STEPS: dict[str, Step] = {
+    "noise": noise,
+    "blur": blur,
+    "brightness_only": brightness,
+    "contrast_only": contrast,
+    "low_resolution": low_resolution,
+    "gamma_inverted": gamma_inverted,
+    "gamma": gamma,
+    "saturation": saturation,
+    "hue": hue,
+}
+"""By the field that holds its probability."""
