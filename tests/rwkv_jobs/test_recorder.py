@@ -14,13 +14,16 @@ import torch
 
 from rwkv_jobs import recorder as module
 from rwkv_jobs.recorder import Recorder
-from rwkv_jobs.worker import Worker
+from rwkv_jobs.worker import Worker, worker
 from rwkvctl.base.errors import JobFailedError
+from rwkvctl.config.specs.parts import ClusterSpec
 from rwkvctl.training import checkpoint_write
 from rwkvctl.training.checkpoint import TrainState
+from rwkvctl.training.checkpoint_write import save_checkpoint
 
 from ..rwkvctl.training.tiny_state import make_state, train
-from .conftest import events
+from .conftest import PATIENCE, events, server
+from .test_interruptions import free_port
 
 ALONE = Worker(0, 1, torch.device("cpu"))
 
@@ -140,3 +143,47 @@ def test_a_lost_best_is_told_and_the_next_epochs_compete(tmp_path: Path):
     assert (found.position.step, found.position.best) == (2, None)
     what = "step-00000001/model.safetensors does not match its hash in state.json"
     assert messages(tmp_path) == [f"damaged checkpoint: {what}; the best of the epochs from here on is kept"]
+
+
+# Two workers ---------------------------------------------------------------------------------------------------------
+
+
+def rank_of_two(environment: dict[str, str], run_dir: Path) -> None:
+    """Go on from what is there, then write two checkpoints to a disk that is full; what came of it in `<rank>.txt`."""
+    os.environ.update(environment)
+    said = []
+    with worker(ClusterSpec(launcher="process")) as me:
+        try:
+            with Recorder(me, run_dir) as recorder:
+                state = make_state(9)
+                state.position.best = 7.0  # of its own, which must not stay
+                recorder.restore(state)
+                said.append(f"step {state.position.step}, best {state.position.best}")
+                checkpoint_write.write_files = full
+                for _ in range(2):
+                    train(state, 1)
+                    recorder.checkpoint(state)
+                    said.append("went on")
+        except JobFailedError as error:
+            said.append(str(error))
+        Path(f"{run_dir}.{me.rank}").write_text("\n".join(said))
+
+
+def test_two_workers_go_on_from_the_same_checkpoint_and_end_together(tmp_path: Path, children: list[Any]):
+    run_dir = tmp_path / "run"
+    state = make_state(0)
+    for _ in range(2):
+        train(state, 1)
+        save_checkpoint(run_dir / "checkpoints", state, best=True)
+    os.truncate(run_dir / "checkpoints" / "step-00000002" / "model.safetensors", 99)
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    for rank in range(2):
+        children.append(process := server().Process(target=rank_of_two, args=(group | {"RANK": str(rank)}, run_dir)))
+        process.start()
+    for process in children:
+        process.join(PATIENCE)
+        assert process.exitcode == 0
+    problem = f"step 2: cannot write a checkpoint: {run_dir}/checkpoints: No space left on device; free some space"
+    for rank in range(2):
+        assert Path(f"{run_dir}.{rank}").read_text().splitlines() == ["step 1, best None", "went on", problem]
+    assert "going on from step-00000001" in messages(run_dir)[0]
