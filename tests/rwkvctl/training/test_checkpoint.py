@@ -136,6 +136,23 @@ def test_a_copy_stays_as_it_is_while_training_goes_on(tmp_path: Path):
     assert {t.data_ptr() for tensors in again.files.values() for t in tensors.values()} == places, "one copy is held"
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_copy_from_a_gpu_is_of_the_step_that_it_was_asked_for():
+    """Though nobody waits for it before the weights change."""
+    state, copier = make_state(0), Copier()
+    state.model.cuda()
+    for _ in range(3):
+        before = {name: tensor.clone() for name, tensor in state.model.state_dict().items()}
+        copy = copier.copy(state)
+        for parameter in state.model.parameters():
+            parameter.data.add_(1.0)
+        copy.wait()
+        for name, tensor in copy.files["model"].items():
+            assert tensor.device.type == "cpu"
+            assert torch.equal(tensor, before[name].cpu()), name
+
+
 # Atomicity ----------------------------------------------------------------------------------------------------------
 
 
