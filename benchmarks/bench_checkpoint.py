@@ -10,7 +10,6 @@ for outside the epoch, as it is written while the next epoch trains.
 from __future__ import annotations
 
 import argparse
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -84,13 +83,13 @@ def main() -> None:
     where = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     print(f"{where}, torch {torch.__version__}, {arguments.model}, {megabytes:.0f} MB of state")
     print(f"epochs of {arguments.steps} steps, batch {arguments.batch}, {arguments.size} px; ", end="")
-    print(f"medians of {arguments.epochs}\n")
+    print(f"the least of {arguments.epochs}\n")
     print(f"{'checkpoint':20} {'stall ms':>9} {'of the epoch':>13} {'epoch s':>9} {'of none':>8}")
-    alone = statistics.median(epochs["none"][1:])
+    alone = min(epochs["none"][1:])
     for kind in kinds:
-        stall, epoch = statistics.median(stalls[kind][1:]), statistics.median(epochs[kind][1:])
+        stall, epoch = min(stalls[kind][1:]), min(epochs[kind][1:])
         print(f"{kind:20} {1000 * stall:9.1f} {stall / epoch:13.2%} {epoch:9.2f} {epoch / alone:7.2f}x")
-    print(f"\nwritten in {1000 * statistics.median(writing[1:]):.0f} ms while training goes on")
+    print(f"\nwritten in {1000 * min(writing[1:]):.0f} ms while training goes on")
 
 
 if __name__ == "__main__":

@@ -109,20 +109,22 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     name = f"{checkpoint.name}/state.json"
     try:
         content = json.loads((checkpoint / "state.json").read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         what = name if checkpoint.is_dir() else checkpoint.name
         raise DamagedCheckpoint(f"{what} is missing") from None
     except ValueError:
         raise DamagedCheckpoint(f"{name} is not JSON") from None
-    schema = content.get("schema") if isinstance(content, dict) else None
+    if not isinstance(content, dict):
+        raise DamagedCheckpoint(f"{name} is not the state of a checkpoint")
+    if "checksum" in content and content["checksum"] != checksum(content):  # earlier versions wrote none
+        raise DamagedCheckpoint(f"{name} does not match its own checksum")
+    schema = content.get("schema")
     if schema != SCHEMA and str(schema).startswith("rwkv-checkpoint/"):
         raise UserError(
             f"{checkpoint}: has the format {schema}, and this rwkvctl reads {SCHEMA}; use the rwkvctl that wrote it"
         )
     if schema != SCHEMA or not all(isinstance(content.get(key), kind) for key, kind in FIELDS.items()):
         raise DamagedCheckpoint(f"{name} is not the state of a checkpoint")
-    if "checksum" in content and content["checksum"] != checksum(content):  # earlier versions wrote none
-        raise DamagedCheckpoint(f"{name} does not match its own checksum")
     return content
 
 

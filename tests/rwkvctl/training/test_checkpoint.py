@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save
 from rwkvctl.base.errors import JobFailedError, UserError
 from rwkvctl.training import checkpoint_read, checkpoint_write
 from rwkvctl.training.checkpoint import Copier, Position
-from rwkvctl.training.checkpoint_folder import pointed_at, read_checked
+from rwkvctl.training.checkpoint_folder import checksum, pointed_at, read_checked
 from rwkvctl.training.checkpoint_write import DTYPES, save_checkpoint, write_tensors
 
 from .tiny_state import bits, make_state, resume, train
@@ -313,7 +313,8 @@ def test_another_spec_is_refused(saved: Path):
 
 def test_a_checkpoint_of_another_format_is_refused(saved: Path):
     content = json.loads((saved / "state.json").read_text())
-    (saved / "state.json").write_text(json.dumps(content | {"schema": "rwkv-checkpoint/2"}))
+    content["schema"] = "rwkv-checkpoint/2"
+    (saved / "state.json").write_text(json.dumps(content | {"checksum": checksum(content)}))
     refused(saved, make_state(3), "has the format rwkv-checkpoint/2, and this rwkvctl reads rwkv-checkpoint/1")
 
 

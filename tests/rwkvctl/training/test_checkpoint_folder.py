@@ -62,10 +62,20 @@ def half_renamed(newest: Path) -> None:
     newest.rename(newest.with_name(f".{newest.name}.123.tmp"))
 
 
-def another_step(newest: Path) -> None:
+def alter(old: str, new: str) -> Damage:
     """One digit of `state.json`, which is JSON as before."""
-    path = newest / "state.json"
-    path.write_text(path.read_text().replace('"step": 4', '"step": 5'))
+
+    def damage(newest: Path) -> None:
+        text = (newest / "state.json").read_text()
+        assert text.count(old) == 1
+        (newest / "state.json").write_text(text.replace(old, new))
+
+    return damage
+
+
+def a_file(newest: Path) -> None:
+    shutil.rmtree(newest)
+    newest.touch()
 
 
 def empty_folder(newest: Path) -> None:
@@ -88,9 +98,14 @@ DAMAGES = {
     "state of zeros": (rewrite(STATE, "\0" * 512), "step-00000004/state.json is not JSON"),
     "state is something else": (rewrite(STATE, "[]"), "step-00000004/state.json is not the state of a checkpoint"),
     "state without fields": (rewrite(STATE, '{"schema": "rwkv-checkpoint/1"}'), "state.json is not the state of a"),
-    "state altered": (another_step, "step-00000004/state.json does not match its own checksum"),
+    "step altered": (alter('"step": 4', '"step": 5'), "state.json does not match its own checksum"),
+    "format altered": (
+        alter("checkpoint/1", "checkpoint/3"),
+        "state.json does not match its own checksum",
+    ),
     "half renamed": (half_renamed, "step-00000004 is missing"),
     "missing": (shutil.rmtree, "step-00000004 is missing"),
+    "a file": (a_file, "step-00000004 is missing"),
     "nothing in it": (empty_folder, "step-00000004/state.json is missing"),
 }
 POINTERS = {
