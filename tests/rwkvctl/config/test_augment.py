@@ -10,7 +10,7 @@ import yaml
 from rwkvctl.base.errors import UserError
 from rwkvctl.config.specs import load
 from rwkvctl.config.specs.augment import PRESETS, SegmentationAugment
-from rwkvctl.config.specs.jobs import FinetuneSpec
+from rwkvctl.config.specs.jobs import FinetuneSpec, PretrainSpec
 from rwkvctl.config.specs.sweep import trial_spec
 
 PAPER = {
@@ -77,6 +77,22 @@ def test_trials_over_presets_take_their_values():
     assert (both.gamma, both.blur) == (0.9, 0.2)
     alone = trial_spec(spec("augment.preset=nnunet", "data.path=x"), {"augment.gamma": 0.9}).augment
     assert (alone.gamma, alone.blur) == (0.9, 0.2)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "said"),
+    [
+        ("augment.crop_scale=[1, 0.08]", "augment.crop_scale: must be [low, high], low first, got [1, 0.08]"),
+        ("augment.crop_scale=[0.5, 2]", "augment.crop_scale.1: input should be less than or equal to 1, got 2"),
+        ("augment.crop_ratio=[0, 1]", "augment.crop_ratio.0: input should be greater than 0, got 0"),
+        ("augment.color_jitter=.inf", "augment.color_jitter: input should be a finite number, got inf"),
+    ],
+)
+def test_wrong_crops_are_one_line(assignment: str, said: str):
+    fields = load.merge(load.read_recipe("imagefolder"), load.parse_assignments([assignment]))
+    with pytest.raises(UserError) as caught:
+        load.build(PretrainSpec, fields, "imagefolder")
+    assert str(caught.value) == f"imagefolder: {said}"
 
 
 @pytest.mark.parametrize(

@@ -30,10 +30,12 @@ Shares = Annotated[tuple[Probability, Probability], AfterValidator(ascending)]
 class ClassificationAugment(Spec):
     """ImageNet augmentation; the defaults are those of the paper's pretraining."""
 
-    crop_scale: tuple[float, float] = (0.08, 1.0)
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    crop_scale: Zooms = (0.08, 1.0)
+    """Area of the crop over that of the photo."""
+    crop_ratio: Factors = (3 / 4, 4 / 3)
+    """Its width over its height."""
     horizontal_flip: Probability = 0.5
-    color_jitter: Annotated[float, Field(ge=0)] = 0.4
+    color_jitter: Amount = 0.4
     rand_augment: str | None = "rand-m9-mstd0.5-inc1"
     """timm's RandAugment string, or null for none. When set, it takes the place of the colour jitter, as in timm."""
     interpolation: Literal["random", "bilinear", "bicubic"] = "random"

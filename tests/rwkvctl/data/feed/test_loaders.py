@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from rwkvctl.data.feed.cases import iter_cases
 from rwkvctl.data.feed.loaders import ClassificationEvalLoader, TrainLoader
 from rwkvctl.data.feed.model_input import to_input
 from rwkvctl.data.feed.samples import Batch
+from rwkvctl.data.store import index
 from rwkvctl.data.store.manifest import Manifest
 from rwkvctl.data.store.reader import reader_for
 
@@ -84,6 +86,16 @@ def test_workers_change_nothing(name, augment, request):
         pairs = list(zip(alone.epoch(epoch, consumed), crew.epoch(epoch, consumed), strict=True))
         assert all(same(a, b) for a, b in pairs)
         next(crew.epoch(5))
+    crew.close()
+
+
+def test_a_mapped_index_changes_nothing(classed: Manifest, monkeypatch: pytest.MonkeyPatch):
+    """As of a large data set, whose loader processes are sent the names of files."""
+    plain = list(make(classed).epoch(1))
+    monkeypatch.setattr(index, "CACHED_FROM", 1)
+    crew = make(Manifest.load(classed.root), workers=2)
+    assert len(ForkingPickler.dumps(crew._loader.dataset)) < 4000
+    assert all(same(a, b) for a, b in zip(plain, crew.epoch(1), strict=True))
     crew.close()
 
 
