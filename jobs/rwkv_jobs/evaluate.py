@@ -10,9 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from rwkv_jobs.case_scores import Gallery
 from rwkv_jobs.launch import launch
 from rwkv_jobs.recorder import Recorder
-from rwkv_jobs.scoring import Gallery, count_accuracy, score_cases, write_cases
+from rwkv_jobs.scoring import count_accuracy, score_cases, write_cases
 from rwkv_jobs.worker import worker
 from rwkv_unet import fuse_for_inference
 from rwkvctl.base.errors import UserError
@@ -87,8 +90,19 @@ def data_of(spec: EvaluateSpec, model: Path) -> tuple[Manifest, DataSpec, bundle
     same_data.check(manifest, info)
     split = spec.split or split_for(manifest, info)
     check_shards(manifest, manifest.ids(split, spec.part))
-    data = DataSpec(dataset=manifest.dataset, path=str(path), split=split, image_size=info.image_size, workers=0)
+    data = DataSpec(
+        dataset=manifest.dataset,
+        path=str(path),
+        split=split,
+        image_size=info.image_size,
+        workers=spec.loader_workers,
+    )
     return manifest, data, info
+
+
+def precision_of(info: bundle.BundleInfo, device: torch.device) -> str:
+    """On a GPU the precision that the model was trained in; fp32 for a model from elsewhere and on a CPU."""
+    return str(info.extra.get("precision", "fp32")) if device.type == "cuda" else "fp32"
 
 
 def split_for(manifest: Manifest, info: bundle.BundleInfo) -> str:
@@ -131,12 +145,15 @@ def score(spec: EvaluateSpec, run_dir: Path) -> None:
     with worker(spec.cluster) as me, Recorder(me, run_dir) as recorder:
         manifest, data, info = data_of(spec, run_dir / "model")
         model = fuse_for_inference(bundle.load(run_dir / "model", device=me.device)[0])
+        precision = precision_of(info, me.device)
         if manifest.task == "classification":
-            summary: dict[str, Any] = count_accuracy(model, manifest, data, spec.part, me, batch=64)
+            summary: dict[str, Any] = count_accuracy(
+                model, manifest, data, spec.part, me, batch=64, precision=precision
+            )
         else:
             folder = run_dir / "artifacts" / spec.part
             gallery = Gallery(folder / "overlays", spec.overlays)
-            scores = score_cases(model, manifest, data, spec.part, me, hd95=True, gallery=gallery)
+            scores = score_cases(model, manifest, data, spec.part, me, hd95=True, gallery=gallery, precision=precision)
             summary = scores.summary
             if me.is_main:
                 write_cases(folder, scores)

@@ -12,13 +12,14 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from rwkv_jobs.case_scores import Gallery
 from rwkv_jobs.consistency import Unlabeled
 from rwkv_jobs.epochs import advance, checkpoint_is_due, close_epoch, improves, train_loader, validation_is_due
 from rwkv_jobs.fit import run_training
 from rwkv_jobs.model_summary import describe, model_info
 from rwkv_jobs.optimizer import make_optimizer
 from rwkv_jobs.recorder import Recorder
-from rwkv_jobs.scoring import Gallery, has_foreground, score_cases, write_cases
+from rwkv_jobs.scoring import has_foreground, score_cases, write_cases
 from rwkv_jobs.stepper import Stepper, training_form
 from rwkv_jobs.worker import Worker, autocast, worker
 from rwkvctl.base.files import write_json
@@ -132,7 +133,7 @@ def validate(
     position = state.position
     if not validation_is_due(spec, position):
         return not spec.train.validate_every
-    scores = score_cases(model, manifest, spec.data, "val", me, hd95=False)
+    scores = score_cases(model, manifest, spec.data, "val", me, hd95=False, precision=spec.train.precision)
     recorder.metrics(scores.metrics("val"), position.step)
     value = scores.mean("dsc_strict")
     recorder.event("validation", epoch=position.epoch, step=position.step, dsc=value)
@@ -151,9 +152,12 @@ def finish(
     """Put the best weights into a model folder, with their DSC and HD95 on the validation part."""
     best = recorder.best()
     model.load_state_dict(load_file(best / "model.safetensors"))
-    part = "val" if spec.train.validate_every else None
     gallery = Gallery(run_dir / "artifacts" / "val" / "overlays", 4)
-    scores = score_cases(model, manifest, spec.data, part, me, hd95=True, gallery=gallery) if part else None
+    scores = None
+    if spec.train.validate_every:
+        scores = score_cases(
+            model, manifest, spec.data, "val", me, hd95=True, gallery=gallery, precision=spec.train.precision
+        )
     if not me.is_main:
         return
     summary = described | {"checkpoint": best.name}

@@ -41,5 +41,5 @@ def model_info(
         orientation=manifest.content.orientation,
         dataset=manifest.dataset,
         fingerprint=manifest.fingerprint,
-        extra=extra,
+        extra=extra | {"precision": spec.train.precision},
     )

@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from rwkv_jobs.case_scores import NEVER, Gallery, Predicted, Scoring, score_each
 from rwkv_jobs.worker import Worker, autocast
+from rwkvctl.base.errors import JobFailedError
 from rwkvctl.base.files import write_bytes
+from rwkvctl.base.processes import available_cpus
 from rwkvctl.config.specs.parts import DataSpec
-from rwkvctl.data.feed.cases import Case, iter_cases
+from rwkvctl.data.feed.cases import SliceLoader, case_reader
 from rwkvctl.data.feed.loaders import ClassificationEvalLoader
 from rwkvctl.data.feed.model_input import to_input
 from rwkvctl.data.store.manifest import Manifest
-from rwkvctl.data.store.reader import reader_for
-from rwkvctl.models.inference import segment_image, segment_volume
-from rwkvctl.pictures.overlays import overlay_png
+from rwkvctl.data.store.reader import Reader, reader_for
+from rwkvctl.models.inference import masks_of
 from rwkvctl.training import metrics
 
 
@@ -42,13 +48,6 @@ class Scores:
         return metrics.flat_metrics(self.summary, prefix)
 
 
-def predict_case(model: nn.Module, case: Case, data: DataSpec, manifest: Manifest) -> Any:
-    """The mask of a case at its native size: an image at once, a volume slice by slice."""
-    segment = segment_volume if case.mask.ndim == 3 else segment_image
-    device = next(model.parameters()).device
-    return segment(model, case.image, image_size=data.image_size, image_kind=manifest.image_kind, device=device)
-
-
 def score_cases(
     model: nn.Module,
     manifest: Manifest,
@@ -58,19 +57,28 @@ def score_cases(
     *,
     hd95: bool,
     gallery: Gallery | None = None,
+    precision: str = "fp32",
 ) -> Scores:
-    """Score a part with all workers: rank r takes the cases r::world_size, none twice."""
+    """Score a part with all workers: rank r takes the cases r::world_size, none twice.
+
+    Loader processes decode and resize slices, the network takes them in batches across cases under autocast of
+    `precision`, and scores are computed in processes of their own: `data.workers` of each, none for little data. The
+    scores are those of one case at a time.
+    """
     me.share_buffers(model)
     model.eval()
     split = data.split or manifest.default_split
+    reader = case_reader(manifest, split=split, part=part, rank=me.rank, world_size=me.world_size)
+    scoring = Scoring(reader, len(manifest.classes), manifest.ignore_index, hd95)
+    processes = processes_for(reader, data)
+    slices = SliceLoader(reader, image_size=data.image_size, batch=SLICES, workers=processes)
     own: dict[str, list[metrics.ClassScore]] = {}
-    for case in iter_cases(manifest, split=split, part=part, rank=me.rank, world_size=me.world_size):
-        prediction = predict_case(model, case, data, manifest)
-        own[case.key] = metrics.score_case(
-            prediction, case.mask, len(manifest.classes), case.spacing_mm, hd95=hd95, ignore_index=manifest.ignore_index
-        )
-        if gallery is not None:
-            gallery.see(case, prediction, own[case.key])
+    with closing(slices), lost_loaders():
+        predicted = predict_cases(model, slices, me, precision)
+        for case in score_each(scoring, predicted, processes, gallery.bar if gallery else lambda: NEVER):
+            own[case.key] = case.scores
+            if gallery is not None:
+                gallery.see(case)
     if gallery is not None:
         gallery.write()
     everyone: dict[str, list[metrics.ClassScore]] = {}
@@ -82,41 +90,53 @@ def score_cases(
     return Scores(cases, manifest.classes, metrics.summarise(cases, manifest.classes))
 
 
+SLICES = 16
+"""Slices that the network takes at once, whichever cases they are of."""
+
+LITTLE_DATA = 32 << 20
+"""Bytes of samples that are scored sooner in this process than others are started."""
+
+
+def processes_for(reader: Reader, data: DataSpec) -> int:
+    """How many processes load the samples of a reader: none where they would not pay."""
+    return 0 if reader.stored_bytes < LITTLE_DATA or available_cpus() < 2 else data.workers
+
+
+@contextmanager
+def lost_loaders() -> Iterator[None]:
+    """One line for a loader process that is gone, which torch and the pipe to it tell in several ways."""
+    try:
+        yield
+    except (RuntimeError, EOFError, ConnectionError) as error:
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+            raise
+        raise JobFailedError("a process that loads cases ended early, perhaps for want of memory") from None
+
+
+def predict_cases(model: nn.Module, slices: SliceLoader, me: Worker, precision: str) -> Iterator[Predicted]:
+    """The row of every case and its mask at its native size, (H, W) of an image and (D, H, W) of a volume."""
+    volume: NDArray[np.uint8] | None = None
+    for images, places in slices:
+        with autocast(precision, me.device):
+            masks = masks_of(model, images, [(place.height, place.width) for place in places], me.device)
+        for place, mask in zip(places, masks, strict=True):
+            if place.depth == 0:
+                yield place.row, mask
+                continue
+            if place.z == 0:
+                volume = np.empty((place.depth, place.height, place.width), np.uint8)
+            assert volume is not None, "slices come in their order"
+            volume[place.z] = mask
+            if place.last:
+                yield place.row, volume
+
+
 def has_foreground(manifest: Manifest, data: DataSpec, part: str, me: Worker) -> bool:
     """Whether any mask of a part contains foreground; reading stops at the first that does."""
     keys = manifest.ids(data.split or manifest.default_split, part)[me.rank :: me.world_size]
     reader = reader_for(manifest, keys)
     masks = (reader.mask(row) for row in range(len(reader)))
     return any(me.gather(any(((mask > 0) & (mask != manifest.ignore_index)).any() for mask in masks)))
-
-
-class Gallery:
-    """Keeps pictures of the `size` cases with the lowest DSC (among those of this worker)."""
-
-    def __init__(self, folder: Path, size: int):
-        self.folder, self.size = folder, size
-        self.worst: list[tuple[float, str, bytes]] = []
-
-    def see(self, case: Case, prediction: Any, scores: list[metrics.ClassScore]) -> None:
-        """Draw a case if it is among the worst so far."""
-        counted = [score.strict_dsc for score in scores if score.strict_dsc is not None]
-        dsc = sum(counted) / len(counted) if counted else 1.0
-        if len(self.worst) < self.size or (self.worst and (dsc, case.key) < self.worst[-1][:2]):
-            self.worst.append((dsc, case.key, draw(case, prediction)))
-            self.worst = sorted(self.worst, key=lambda item: item[:2])[: self.size]
-
-    def write(self) -> None:
-        """Write `<key>.png` for every case that was kept."""
-        for _, key, content in self.worst:
-            write_bytes(self.folder / f"{key}.png", content)
-
-
-def draw(case: Case, prediction: Any) -> bytes:
-    """A picture of a case; of a volume, the slice with the most foreground in truth and prediction."""
-    if case.mask.ndim == 2:
-        return overlay_png(case.image, case.mask, prediction)
-    z = int(((case.mask > 0).sum(axis=(1, 2)) + (prediction > 0).sum(axis=(1, 2))).argmax())
-    return overlay_png(case.image[z], case.mask[z], prediction[z])
 
 
 @torch.no_grad()
@@ -127,6 +147,7 @@ def count_accuracy(
     me.share_buffers(model)
     model.eval()
     split = data.split or manifest.default_split
+    own = reader_for(manifest, manifest.ids(split, part)[me.rank :: me.world_size])
     loader = ClassificationEvalLoader(
         manifest,
         split=split,
@@ -135,13 +156,14 @@ def count_accuracy(
         batch=batch,
         rank=me.rank,
         world_size=me.world_size,
-        workers=data.workers,
+        workers=processes_for(own, data),
     )
     counts = torch.zeros(3, dtype=torch.float64, device=me.device)
-    for images, targets, _ in loader:
-        with autocast(precision, me.device):
-            logits = model(to_input(images, me.device))
-        counts += count_hits(logits, targets.to(me.device))
+    with closing(loader), lost_loaders():
+        for images, targets, _ in loader:
+            with autocast(precision, me.device):
+                logits = model(to_input(images, me.device))
+            counts += count_hits(logits, targets.to(me.device))
     top1, top5, images_seen = me.sum(counts).tolist()
     assert images_seen == len(manifest.ids(split, part)), "every image is counted exactly once"
     return {"top1": 100 * top1 / images_seen, "top5": 100 * top5 / images_seen}

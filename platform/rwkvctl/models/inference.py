@@ -6,6 +6,7 @@ so that borders come out smooth. The authors resize the finished mask with neare
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -79,7 +80,6 @@ def segment(model: nn.Module, info: BundleInfo, image: NDArray[Any]) -> Mask:
     return function(model, image, image_size=info.image_size, image_kind=info.image_kind, device=device)
 
 
-@torch.inference_mode()
 def _segment(
     model: nn.Module,
     images: NDArray[Any],
@@ -87,21 +87,45 @@ def _segment(
     device: str | torch.device,
     bf16: bool,
 ) -> Mask:
+    _refuse_odd_values(images)  # of a volume slice by slice: one on the disk is not read as a whole
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    resized = torch.from_numpy(resize_batch(images, size))
+    device = torch.device(device)
+    height, width = images.shape[1:3]
+    with torch.autocast(device.type, torch.bfloat16, enabled=bf16 and device.type == "cuda"):
+        return np.stack(masks_of(model, resized, [(height, width)] * len(images), device))
+
+
+@torch.inference_mode()
+def masks_of(
+    model: nn.Module, images: Tensor, natives: Sequence[tuple[int, int]], device: str | torch.device
+) -> list[Mask]:
+    """The masks of a batch, each uint8 (height, width) of its own native size.
+
+    images: (B, C, H, W) at the network's size, as loaders make them, of one image or volume or of many; `model` in
+    evaluation mode on `device`; autocast is the caller's.
+    """
     from rwkvctl.data.feed.model_input import to_input
 
     assert not model.training, "call model.eval() first"
-    _refuse_odd_values(images)  # of a volume slice by slice: one on the disk is not read as a whole
-    size = (image_size, image_size) if isinstance(image_size, int) else image_size
-    x = to_input(torch.from_numpy(resize_batch(images, size)), device)  # (B, C, *size)
-    device = torch.device(device)
-    with torch.autocast(device.type, torch.bfloat16, enabled=bf16 and device.type == "cuda"):
-        logits = model(x)
-    return _best_class(logits.float(), images.shape[1:3]).cpu().numpy()
+    logits = model(to_input(images, device)).float()
+    masks: list[Mask] = []
+    while len(masks) < len(natives):
+        begin = len(masks)
+        native = natives[begin]
+        same = next((i for i in range(begin, len(natives)) if natives[i] != native), len(natives))
+        at_once = max(1, NATIVE_LOGITS // (logits.shape[1] * native[0] * native[1]))
+        masks.extend(_best_class(logits[begin : min(same, begin + at_once)], native).cpu().numpy())
+    return masks
 
 
-def _best_class(logits: Tensor, native: tuple[int, ...]) -> Tensor:
+NATIVE_LOGITS = 2**25
+"""Logits that are resized at once: 128 MB, the 9 classes of 14 slices of 512 x 512."""
+
+
+def _best_class(logits: Tensor, native: tuple[int, int]) -> Tensor:
     """uint8 (B, *native) from logits (B, num_classes, H, W)."""
-    if logits.shape[-2:] != native:
+    if tuple(logits.shape[-2:]) != native:
         logits = F.interpolate(logits, size=native, mode="bilinear", align_corners=False)
     best = logits[:, 0] > 0 if logits.shape[1] == 1 else logits.argmax(dim=1)
     return best.to(torch.uint8)

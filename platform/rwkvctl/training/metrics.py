@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rwkvctl.base.errors import UserError
+from rwkvctl.training.hausdorff import bounding_box, hausdorff95
 
 Note = Literal["", "both empty", "empty prediction", "empty truth"]
 
@@ -70,13 +71,16 @@ def score_case(
         pred, truth: labels, (H, W) or (D, H, W), of the same shape.
         num_classes: including the background; a binary mask has 2.
         spacing_mm: size of a voxel along each axis of the arrays, in mm.
-        hd95: without it only DSC is computed, which is some hundred times faster.
+        hd95: without it only DSC is computed, which is much faster.
         ignore_index: pixels of `truth` with this value count neither way.
     """
     _check_case(pred, truth, spacing_mm)
     if ignore_index is not None:
         ignored = truth == ignore_index
         pred, truth = np.where(ignored, 0, pred), np.where(ignored, 0, truth)
+    foreground = (pred != 0) | (truth != 0)
+    box = bounding_box(foreground) if foreground.any() else (slice(0),)
+    pred, truth = pred[box], truth[box]  # a volume is mostly air
     return [_score_class(pred == c, truth == c, c, spacing_mm, hd95) for c in range(1, num_classes)]
 
 
@@ -108,68 +112,23 @@ def _score_class(
     dsc = dice(pred, truth)
     if not hd95:
         return ClassScore(class_id, dsc, None, dsc, None, None)
-    surfaces = surfaces_of(pred, truth)
-    voxels, voxels_max = percentiles95(*surfaces)
-    mm, mm_max = (None, None) if spacing_mm is None else percentiles95(*surfaces, spacing_mm)
-    return ClassScore(class_id, dsc, voxels, dsc, voxels, mm, strict_hd95_max_vox=voxels_max, strict_hd95_max_mm=mm_max)
+    voxels, mm = hausdorff95(pred, truth, spacing_mm)
+    return ClassScore(
+        class_id,
+        official_dsc=dsc,
+        official_hd95=voxels.pooled,
+        strict_dsc=dsc,
+        strict_hd95_vox=voxels.pooled,
+        strict_hd95_mm=mm.pooled if mm else None,
+        strict_hd95_max_vox=voxels.largest,
+        strict_hd95_max_mm=mm.largest if mm else None,
+    )
 
 
 def dice(pred: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
     """2 |P and T| / (|P| + |T|) of two masks that are not both empty."""
     both = np.count_nonzero(pred & truth)
     return float(2.0 * both / (np.count_nonzero(pred) + np.count_nonzero(truth)))
-
-
-def surfaces_of(pred: NDArray[np.bool_], truth: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """The surface voxels of two masks that are not empty, in the box around both (30 times faster on 150 x 512 x 512).
-
-    As in medpy, a voxel is of the surface if one of its face neighbours is outside. The box needs no margin: the
-    erosion takes what lies outside an array for background, which it is.
-    """
-    from scipy.ndimage import binary_erosion, generate_binary_structure
-
-    box = bounding_box(pred | truth)
-    faces = generate_binary_structure(pred.ndim, 1)
-    inside = (np.ascontiguousarray(mask[box]) for mask in (pred, truth))
-    first, second = (mask ^ binary_erosion(mask, structure=faces) for mask in inside)
-    return first, second
-
-
-def percentiles95(
-    first: NDArray[np.bool_], second: NDArray[np.bool_], spacing_mm: Sequence[float] | None = None
-) -> tuple[float, float]:
-    """HD95 of two surfaces in voxels or, with a spacing, in mm: (pooled, the larger of the directed ones).
-
-    The first is medpy's value, bit for bit; the second that of MONAI and MetricsReloaded.
-    """
-    there, back = _distances(first, second, spacing_mm), _distances(second, first, spacing_mm)
-    pooled = np.percentile(np.hstack((there, back)), 95)
-    return float(pooled), float(max(np.percentile(there, 95), np.percentile(back, 95)))
-
-
-def _distances(
-    start: NDArray[np.bool_], goal: NDArray[np.bool_], spacing_mm: Sequence[float] | None
-) -> NDArray[np.float64]:
-    """From every voxel of one surface to the nearest of the other."""
-    from scipy.ndimage import distance_transform_edt
-
-    found: NDArray[np.float64] = distance_transform_edt(~goal, sampling=spacing_mm)[start]
-    return found
-
-
-def hausdorff95(pred: NDArray[np.bool_], truth: NDArray[np.bool_], spacing_mm: Sequence[float] | None = None) -> float:
-    """medpy's HD95 of two masks that are not empty, in voxels or, with a spacing, in mm."""
-    return percentiles95(*surfaces_of(pred, truth), spacing_mm)[0]
-
-
-def bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, ...]:
-    """The smallest box, as slices, around the true voxels of a mask that has some."""
-    box = []
-    for axis in range(mask.ndim):
-        others = tuple(a for a in range(mask.ndim) if a != axis)
-        hits = np.flatnonzero(mask.any(axis=others))
-        box.append(slice(int(hits[0]), int(hits[-1]) + 1))
-    return tuple(box)
 
 
 def summarise(cases: Mapping[str, Sequence[ClassScore]], classes: Sequence[str]) -> dict[str, Any]:

@@ -112,6 +112,8 @@ class EvaluateSpec(JobSpec):
     part: Literal["val", "test"] = "test"
     overlays: Annotated[int, Field(ge=0)] = 4
     """How many of the worst cases are drawn."""
+    loader_workers: Annotated[int, Field(ge=0)] = 2
+    """Processes per worker that read and resize, and as many that compute scores; 0 does all in the worker."""
 
 
 class PredictSpec(JobSpec):

@@ -24,13 +24,13 @@ def data_loader(dataset: Samples, batches: Any, workers: int) -> DataLoader[Any]
         pin_memory=torch.cuda.is_available(),
         persistent_workers=workers > 0,
         prefetch_factor=4 if workers else None,
-        worker_init_fn=_init_worker,
-        multiprocessing_context=_context() if workers else None,
+        worker_init_fn=begin_process,
+        multiprocessing_context=process_context() if workers else None,
         generator=torch.Generator(),  # without it every pass would draw from the global generator
     )
 
 
-def _context() -> Any:
+def process_context() -> Any:
     """Workers come from a fork server: a process without threads, forked anew for each worker.
 
     A plain fork copies a process that has threads (gloo, Ray, MLflow, OpenMP) with their locks as they are, and may
@@ -41,7 +41,7 @@ def _context() -> Any:
     return context
 
 
-def _init_worker(worker: int) -> None:
+def begin_process(worker: int = 0) -> None:
     """One thread a worker, and no life after the training process."""
     end_with_parent()
     torch.set_num_threads(1)

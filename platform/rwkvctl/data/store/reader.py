@@ -55,6 +55,12 @@ class Reader:
     def has(self, row: int, extension: str) -> bool:
         return extension in self._index.members and bool(self._index.members[extension][self._at(row), 0] >= 0)
 
+    @property
+    def stored_bytes(self) -> int:
+        """The size of all members of its samples."""
+        rows = slice(None) if self._rows is None else self._rows.array
+        return sum(int(places[rows, 1].sum()) for places in self._index.members.values())
+
     def _at(self, row: int) -> int:
         """The sample's row in the index."""
         return row if self._rows is None else int(self._rows.array[row])
@@ -95,6 +101,15 @@ class Reader:
                 return np.memmap(file, dtype, "c", offset + start, shape)
         except ValueError as error:
             raise self._bad(row, "image.npy", error) from error
+
+    def npy_shape(self, row: int, extension: str) -> tuple[int, ...]:
+        """The shape of an npy member, by its header alone."""
+        offset, size, _ = map(int, self._index.members[extension][self._at(row)])
+        start = os.pread(self._descriptor(self._shard(row)), min(size, NPY_HEADER), offset)
+        try:
+            return npy_header(start, size)[0]
+        except ValueError as error:
+            raise self._bad(row, extension, error) from error
 
     def photo(self, row: int) -> Photo:
         """A JPEG or PNG, not decoded yet."""

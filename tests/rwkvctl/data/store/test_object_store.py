@@ -121,7 +121,7 @@ def uri(door: Door, binary: Manifest) -> str:
 @pytest.fixture(autouse=True)
 def _workers_of_now(monkeypatch: pytest.MonkeyPatch) -> None:
     """The fork server may be older than this environment."""
-    monkeypatch.setattr(loader_processes, "_context", lambda: multiprocessing.get_context("spawn"))
+    monkeypatch.setattr(loader_processes, "process_context", lambda: multiprocessing.get_context("spawn"))
 
 
 def loader(manifest: Manifest, workers: int = 0) -> TrainLoader:

@@ -1,0 +1,246 @@
+"""HD95 of a volume, and volumes evaluated per minute: ours beside medpy and the authors' way.
+
+    python benchmarks/bench_evaluate.py [--hd95 150x512x512] [--volumes 2] [--shape 40x256x256] [--processes 2]
+
+First HD95 in voxels and mm of all eight organs of one volume: ours; scipy's distance transforms in the box around both
+masks, which is what ours replaced; and medpy on whole arrays, on every fourth pixel of every slice because it takes so
+long. One process, one thread.
+
+Then whole evaluations of RWKV-UNet T at 224 px, from shards to scores. The authors' way is slice by slice: `zoom` of
+order 3 to 224 px, the network, `zoom` of order 0 of the mask, and medpy's DSC and HD95 on whole volumes, in voxels.
+Ours is what `rwkvctl evaluate` runs, with HD95 in voxels and mm by both definitions. Volumes are made: ellipsoids
+where Synapse has its organs. No trained weights are needed: the network is run, but organs are told by their grey
+values.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import h5py
+import numpy as np
+import torch
+from medpy.metric.binary import dc, hd95
+from numpy.typing import NDArray
+from scipy.ndimage import binary_erosion, distance_transform_edt, generate_binary_structure, zoom
+from torch import Tensor, nn
+
+from rwkv_jobs.scoring import score_cases
+from rwkv_jobs.worker import Worker
+from rwkv_unet import create_model
+from rwkvctl.config.specs.parts import DataSpec
+from rwkvctl.data.convert.prepare import prepare
+from rwkvctl.data.convert.synth.synapse import ORGANS, TRANSUNET
+from rwkvctl.data.feed.cases import iter_cases
+from rwkvctl.data.store.manifest import Manifest
+from rwkvctl.training import metrics
+
+Labels = NDArray[np.uint8]
+Shape = tuple[int, int, int]
+
+SIDE, CLASSES = 224, 9
+SPACINGS = {"square pixels": (3.0, 0.76, 0.76), "not square": (3.0, 0.76, 0.7)}
+
+
+# Volumes ------------------------------------------------------------------------------------------------------------
+
+
+def organs(shape: Shape, seed: int, wobble: float = 0.0) -> Labels:
+    """Eight ellipsoids; `wobble` moves their surfaces and adds a stray blob each, as a prediction has them."""
+    rng = np.random.default_rng(seed)
+    z, y, x = np.ogrid[: shape[0], : shape[1], : shape[2]]
+    axes = [
+        (axis / side).astype(np.float32) for axis, side in zip((x, y, z), (shape[2], shape[1], shape[0]), strict=True)
+    ]
+    level = np.float32(1)
+    if wobble:
+        coarse = rng.standard_normal([max(2, side // 12) for side in shape]).astype(np.float32)
+        level = 1 + wobble * zoom(coarse, np.divide(shape, coarse.shape), order=1)
+    labels = np.zeros(shape, np.uint8)
+    for organ, (centre, radii, _) in ORGANS.items():
+        if organ not in TRANSUNET:
+            continue
+        at = zip(axes, centre, radii, strict=True)
+        labels[sum(((axis - c) / r) ** 2 for axis, c, r in at) < level] = TRANSUNET[organ]
+    if wobble:
+        for organ in range(1, CLASSES):
+            corner = [int(rng.integers(0, side - 4)) for side in shape]
+            labels[tuple(slice(c, c + 4) for c in corner)] = organ
+    return labels
+
+
+def grey(labels: Labels, rng: np.random.Generator) -> NDArray[np.float32]:
+    """Grey values 0.1, 0.2 ... of the classes, under noise."""
+    return ((labels + 1) / 10 + rng.normal(0, 0.02, labels.shape)).astype(np.float32)
+
+
+def write_synapse(folder: Path, volumes: int, shape: Shape) -> None:
+    """The files of TransUNet: a few slices to train on, and so many volumes to test."""
+    rng, root = np.random.default_rng(0), folder / "Synapse"
+    lists = root / "lists" / "lists_Synapse"
+    for path in (root / "train_npz", root / "test_vol_h5", lists):
+        path.mkdir(parents=True)
+    slices, cases = [f"case0005_slice{z:03d}" for z in range(4)], [8, 22, 38, 36, 32, 2, 29, 3, 1, 4, 25, 35][:volumes]
+    for z, name in enumerate(slices):
+        labels = organs((1, *shape[1:]), z)[0]
+        np.savez(root / "train_npz" / f"{name}.npz", image=grey(labels, rng), label=labels.astype(np.float32))
+    for case in cases:
+        labels = organs(shape, case, wobble=0.05)
+        with h5py.File(root / "test_vol_h5" / f"case{case:04d}.npy.h5", "w") as file:
+            file["image"], file["label"] = grey(labels, rng), labels.astype(np.float32)
+    (lists / "train.txt").write_text("\n".join(slices) + "\n")
+    (lists / "test_vol.txt").write_text("".join(f"case{case:04d}\n" for case in cases))
+    (lists / "all.lst").write_text("".join(f"case{case:04d}.npy.h5\n" for case in (5, *cases)))
+
+
+# HD95 ---------------------------------------------------------------------------------------------------------------
+
+
+def ours(pred: Labels, truth: Labels, spacing: tuple[float, ...]) -> list[tuple[float | None, ...]]:
+    return [
+        (one.strict_hd95_vox, one.strict_hd95_max_vox, one.strict_hd95_mm, one.strict_hd95_max_mm)
+        for one in metrics.score_case(pred, truth, CLASSES, spacing)
+    ]
+
+
+def in_box(pred: Labels, truth: Labels, spacing: tuple[float, ...]) -> list[tuple[float, ...]]:
+    """scipy's distance transforms of both surfaces in the box around both masks, for voxels and again for mm."""
+    found, faces = [], generate_binary_structure(3, 1)
+    for organ in range(1, CLASSES):
+        masks = pred == organ, truth == organ
+        box = metrics.bounding_box(masks[0] | masks[1])
+        inside = [np.ascontiguousarray(mask[box]) for mask in masks]
+        first, second = (mask ^ binary_erosion(mask, structure=faces) for mask in inside)
+        row: list[float] = []
+        for sampling in (None, spacing):
+            there = distance_transform_edt(~second, sampling=sampling)[first]
+            back = distance_transform_edt(~first, sampling=sampling)[second]
+            row += [np.percentile(np.hstack((there, back)), 95)]
+            row += [max(np.percentile(there, 95), np.percentile(back, 95))]
+        found.append(tuple(map(float, row)))
+    return found
+
+
+def medpys(pred: Labels, truth: Labels, spacing: tuple[float, ...]) -> list[tuple[float, ...]]:
+    masks = [(pred == organ, truth == organ) for organ in range(1, CLASSES)]
+    return [(hd95(*pair), hd95(*pair, voxelspacing=spacing)) for pair in masks]
+
+
+def timed(function: Callable[..., Any], *given: Any) -> tuple[float, Any]:
+    began = time.perf_counter()
+    found = function(*given)
+    return time.perf_counter() - began, found
+
+
+def compare_hd95(shape: Shape) -> None:
+    truth, pred = organs(shape, 0), organs(shape, 1, wobble=0.1)
+    print(f"\nHD95 in voxels and mm of 8 classes, {'x'.join(map(str, shape))}, one thread")
+    print(f"{'':44} {'seconds':>9} {'of ours':>9}  largest difference")
+    for name, spacing in SPACINGS.items():
+        mine, figures = timed(ours, pred, truth, spacing)
+        box, theirs = timed(in_box, pred, truth, spacing)
+        print(f"{'ours, ' + name:44} {mine:9.2f} {'1.0x':>9}")
+        print(f"{'scipy in the box, ' + name:44} {box:9.2f} {box / mine:8.1f}x  {difference(figures, theirs):.1e}")
+    small = [np.ascontiguousarray(labels[:, ::4, ::4]) for labels in (pred, truth)]
+    mine, figures = timed(ours, *small, spacing)
+    whole, theirs = timed(medpys, *small, spacing)
+    title = "x".join(map(str, small[0].shape))
+    print(f"{'ours, ' + title:44} {mine:9.2f} {'1.0x':>9}")
+    pairs = [(row[0], row[2]) for row in figures]
+    print(f"{'medpy on whole arrays, ' + title:44} {whole:9.2f} {whole / mine:8.1f}x  {difference(pairs, theirs):.1e}")
+
+
+def difference(some: Any, others: Any) -> float:
+    return float(np.abs(np.subtract(some, others)).max())
+
+
+# Evaluation ---------------------------------------------------------------------------------------------------------
+
+
+class Told(nn.Module):
+    """Runs a network and takes the class whose grey value is nearest, so that masks look like a trained one's."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.network(x)
+        levels = (torch.arange(CLASSES, device=x.device).view(1, -1, 1, 1) + 1) / 10
+        smooth = nn.functional.avg_pool2d(x, 5, 1, 2)
+        return 0 * logits - (smooth - levels) ** 2
+
+
+@torch.no_grad()
+def as_the_authors(model: nn.Module, manifest: Manifest) -> float:
+    """Mean DSC over cases and classes, slice by slice and with medpy; HD95 is computed beside it."""
+    means = []
+    for case in iter_cases(manifest, split=None, part="test"):
+        image, truth = np.array(case.image), case.mask
+        prediction = np.zeros_like(truth)
+        for z, one in enumerate(image):
+            height, width = one.shape
+            small = zoom(one, (SIDE / height, SIDE / width), order=3)
+            logits = model(torch.from_numpy(small)[None, None].float())
+            mask = torch.argmax(torch.softmax(logits, dim=1), dim=1)[0].numpy()
+            prediction[z] = zoom(mask, (height / SIDE, width / SIDE), order=0)
+        for organ in range(1, CLASSES):
+            masks = prediction == organ, truth == organ
+            if masks[0].any() and masks[1].any():
+                means.append(dc(*masks))
+                hd95(*masks)
+    return float(np.mean(means))
+
+
+def as_ours(model: nn.Module, manifest: Manifest, processes: int) -> float:
+    data = DataSpec(path=str(manifest.root), image_size=SIDE, workers=processes)
+    me = Worker(0, 1, torch.device("cpu"))
+    return score_cases(model, manifest, data, "test", me, hd95=True).mean("dsc_official")
+
+
+def compare_evaluations(volumes: int, shape: Shape, processes: int) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_synapse(folder / "raw", volumes, shape)
+        manifest = prepare("synapse", [folder / "raw"], folder / "shards")
+        torch.manual_seed(0)
+        model = Told(create_model("rwkv_unet_t", num_classes=CLASSES, in_channels=manifest.channels)).eval()
+        theirs, their_dsc = timed(as_the_authors, model, manifest)
+        found = {"authors' way, slice by slice, medpy": (theirs, their_dsc)}
+        for count in sorted({0, processes}):
+            found[f"ours, {count} loader and {count} metric processes"] = timed(as_ours, model, manifest, count)
+    size, threads = "x".join(map(str, shape)), torch.get_num_threads()
+    print(f"\nevaluation of {volumes} volumes of {size}, T at {SIDE} px, {threads} threads")
+    print(f"{'':44} {'volumes a minute':>17} {'ratio':>7} {'mean DSC':>9}")
+    for title, (seconds, dsc) in found.items():
+        print(f"{title:44} {60 * volumes / seconds:17.2f} {theirs / seconds:6.1f}x {dsc:9.4f}")
+
+
+def shape_of(text: str) -> Shape:
+    depth, height, width = map(int, text.split("x"))
+    return depth, height, width
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--hd95", type=shape_of, default=(150, 512, 512), help="size of the volume for HD95 alone")
+    parser.add_argument("--volumes", type=int, default=2)
+    parser.add_argument("--shape", type=shape_of, default=(40, 256, 256), help="size of the volumes that are evaluated")
+    parser.add_argument("--processes", type=int, default=2, help="loader processes, and as many for the metrics")
+    options = parser.parse_args()
+    print(f"torch {torch.__version__}, OpenCV {cv2.__version__}")
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    compare_hd95(options.hd95)
+    cv2.setNumThreads(threads)
+    compare_evaluations(options.volumes, options.shape, options.processes)
+
+
+if __name__ == "__main__":
+    main()
