@@ -26,7 +26,7 @@ def list_(run: Run, as_json: Json = False) -> None:
         return
     for found in rows:
         if "damage" in found:
-            print(f"{found['checkpoint']}  damaged: {found['damage']}")
+            print(f"damaged: {found['damage']}")
             continue
         size, pointers = f"{found['bytes'] / 1e6:.1f} MB", ", ".join(found["pointers"])
         print(f"{found['checkpoint']}  epoch {found['epoch']}  {size}  {found['written']}  {pointers}".rstrip())
@@ -51,7 +51,7 @@ def verify(run: Run, as_json: Json = False) -> None:
         print(json.dumps({"ok": sound, "damage": found}, indent=2))
     else:
         for name, problem in found.items():
-            print(f"{name}: {'sound' if problem is None else f'damaged: {problem}'}")
+            print(f"{name}: sound" if problem is None else f"damaged: {problem}")
     if not sound:
         raise typer.Exit(1)
 

@@ -46,7 +46,7 @@ def test_list(rwkvctl, run: Path):
     rows = json.loads(rwkvctl(f"checkpoint list {run} --json").out)
     assert rows[0]["damage"] == "step-00000003/state.json is not JSON"
     assert (rows[1]["step"], rows[1]["epoch"], rows[1]["pointers"], rows[2]["pointers"]) == (2, 2, [], ["best"])
-    assert "step-00000003  damaged: step-00000003/state.json is not JSON" in rwkvctl("checkpoint list mine").out
+    assert "damaged: step-00000003/state.json is not JSON\n" in rwkvctl("checkpoint list mine").out
 
 
 def test_verify(rwkvctl, run: Path):
@@ -59,10 +59,10 @@ def test_verify(rwkvctl, run: Path):
     assert done.code == 1
     assert done.out.splitlines() == [
         "step-00000003: sound",
-        "step-00000002: damaged: step-00000002/ema.safetensors does not match its hash in state.json",
+        "damaged: step-00000002/ema.safetensors does not match its hash in state.json",
         "step-00000001: sound",
-        "latest.json: damaged: latest.json is missing",
-        "best.json: damaged: best.json does not name a checkpoint",
+        "damaged: latest.json is missing",
+        "damaged: best.json does not name a checkpoint",
     ]
     found = json.loads(rwkvctl("checkpoint verify mine --json").out)
     assert found["ok"] is False
