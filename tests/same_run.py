@@ -23,7 +23,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 SOURCES = (".", "kernels", "platform", "jobs")
-TIMINGS = ("images_per_second", "seconds", "share")
+TIMINGS = ("images_per_second", "seconds", "share", "seconds_per_step", "data_wait", "bytes", "percentage", "mfu")
 """Metrics that differ from run to run end like this."""
 COMMON = ["cluster.launcher=process", "data.workers=0", "train.log_steps=1", "data.image_size=32", "train.epochs=2"]
 RUNS = {

@@ -7,25 +7,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
+from rwkv_jobs.stepper import Total
 from rwkv_jobs.worker import Worker
 from rwkvctl.config.specs.jobs import FinetuneSpec
+from rwkvctl.data.feed.ahead import ahead
 from rwkvctl.data.feed.loaders import TrainLoader
-from rwkvctl.data.feed.model_input import to_input
 from rwkvctl.data.feed.samples import Batch
 from rwkvctl.data.store.manifest import Manifest
 from rwkvctl.training.losses import consistency_loss
-
-
-class Views(NamedTuple):
-    """images: the model's input (2B, C, H, H), the plain views first; turns: (B,) of the others."""
-
-    images: Tensor
-    turns: Tensor
 
 
 class Unlabeled:
@@ -45,20 +37,19 @@ class Unlabeled:
             seed=spec.seed,
             workers=spec.data.workers,
             augment=spec.augment,
+            micro_batch=self.spec.batch_size // spec.micro_batches(me.world_size),
             tail="wrap",
             unlabeled=True,
         )
         self._batches: Iterator[Batch] = iter(())
         self._next = -1
 
-    def views(self, step: int) -> Views:
-        """Those of a step; steps are asked for in order, beginning anywhere."""
+    def batch(self, step: int) -> Batch:
+        """That of a step, views (B, 2C, H, H) and turns (B,); steps are asked for in order, beginning anywhere."""
         if step != self._next:
-            self._batches = self._from(step)
+            self._batches = ahead(self._from(step), self.me.device)
         self._next = step + 1
-        batch = next(self._batches)
-        images = torch.cat(batch.images.chunk(2, dim=1))
-        return Views(to_input(images, self.me.device), batch.targets)
+        return next(self._batches)
 
     def _from(self, step: int) -> Iterator[Batch]:
         number, done = divmod(step, self.loader.steps_per_epoch)
@@ -66,9 +57,9 @@ class Unlabeled:
             yield from self.loader.epoch(number, done * self.spec.batch_size)
             number, done = number + 1, 0
 
-    def loss(self, logits: Tensor, views: Views, step: int) -> Tensor:
-        """The weighted consistency of the logits of a step's views."""
-        return self.weight(step) * consistency_loss(logits, views.turns)
+    def loss(self, logits: Tensor, turns: Tensor, step: int, total: Total) -> Tensor:
+        """The weighted consistency of the logits of a step's views, (2B, C, H, H)."""
+        return self.weight(step) * consistency_loss(logits, turns, total)
 
     def weight(self, step: int) -> float:
         """Rises as exp(-5 (1 - t)^2) over the ramp."""

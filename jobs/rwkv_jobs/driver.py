@@ -27,8 +27,8 @@ from rwkvctl.runs.sync import Syncer
 
 ORPHANS_END_WITHIN = 40.0
 """Seconds after which a worker of another machine that was cut off has lost its lease."""
-UNRESOLVED = ("train.precision", "auto")
-"""What the first worker decides, by its device."""
+UNRESOLVED = [("train.precision", "auto"), ("train.batch_norm", "auto")]
+"""What the first worker decides, by its device and the number of workers."""
 WORKER_FUNCTIONS = {"pretrain": "train", "finetune": "train", "evaluate": "score"}
 """What torchrun's other ranks run of a job."""
 
@@ -76,7 +76,7 @@ def start(journal: Journal, spec: JobSpec, run_dir: Path) -> None:
     fields = flatten(spec.model_dump(mode="json", by_alias=True))
     journal.event("start", run=run_dir.name, job=fields["job"])
     journal.event("message", text=f"run {run_dir.name} in {run_dir}")
-    open_yet = {key for key, value in fields.items() if value is None or (key, value) == UNRESOLVED}
+    open_yet = {key for key, value in fields.items() if value is None or (key, value) in UNRESOLVED}
     journal.params({key: value for key, value in fields.items() if key not in open_yet})
     journal.tags({"rwkvctl.version": rwkvctl.__version__, "mlflow.source.git.commit": git_commit()})
     journal.artifact(run_dir / run_folder.SPEC)

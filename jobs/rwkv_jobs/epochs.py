@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from timm.utils import ModelEmaV3
+from torch import nn
+
 from rwkv_jobs.worker import Worker
 from rwkvctl.config.specs.jobs import TrainingSpec
 from rwkvctl.data.feed.loaders import TrainLoader
@@ -25,6 +28,7 @@ def train_loader(spec: TrainingSpec, augment: Any, manifest: Manifest, me: Worke
         augment=augment,
         tail=spec.train.tail,
         epoch_steps=spec.train.epoch_steps,
+        micro_batch=spec.train.micro_batch,
     )
 
 
@@ -47,12 +51,30 @@ def validation_is_due(spec: TrainingSpec, position: Position) -> bool:
     return every > 0 and (position.epoch % every == 0 or position.epoch == spec.train.epochs)
 
 
-def improves(position: Position, score: float) -> bool:
-    """Whether a validation score is the best so far; if so it is noted."""
-    if position.best is not None and score <= position.best:
+def improves(position: Position, scores: dict[str, float]) -> bool:
+    """Whether a validation score, of the `model` or of its average `ema`, is the best so far; if so it is noted."""
+    name = max(scores, key=lambda name: scores[name])
+    if position.best is not None and scores[name] <= position.best:
         return False
-    position.best, position.best_epoch = score, position.epoch
+    position.best, position.best_epoch, position.best_weights = scores[name], position.epoch, name
     return True
+
+
+def moving_average(spec: TrainingSpec, model: nn.Module) -> ModelEmaV3 | None:
+    """The exponential moving average of the weights, if the spec has one."""
+    return ModelEmaV3(model, decay=spec.ema_decay, use_warmup=spec.ema_warmup) if spec.ema_decay else None
+
+
+def goes_on(spec: TrainingSpec, position: Position) -> bool:
+    """Whether there is another epoch: not after the last, nor after `train.patience` epochs without a better score."""
+    patience, best = spec.train.patience, position.best_epoch
+    waits = patience is None or best is None or position.epoch - best < patience
+    return position.epoch < spec.train.epochs and waits
+
+
+def log_is_due(spec: TrainingSpec, position: Position) -> bool:
+    """Whether the metrics of the step that was just taken are due."""
+    return position.step % spec.train.log_steps == 0
 
 
 def checkpoint_is_due(spec: TrainingSpec, position: Position) -> bool:

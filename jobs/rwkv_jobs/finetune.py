@@ -10,29 +10,47 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from rwkv_jobs.case_scores import Gallery
 from rwkv_jobs.consistency import Unlabeled
-from rwkv_jobs.epochs import advance, checkpoint_is_due, close_epoch, improves, train_loader, validation_is_due
+from rwkv_jobs.epochs import (
+    advance,
+    checkpoint_is_due,
+    close_epoch,
+    goes_on,
+    improves,
+    log_is_due,
+    moving_average,
+    train_loader,
+    validation_is_due,
+)
+from rwkv_jobs.failed_step import kept_for_replay
 from rwkv_jobs.fit import run_training
+from rwkv_jobs.form import TrainingForm
+from rwkv_jobs.meter import Meter
 from rwkv_jobs.model_summary import describe, model_info
-from rwkv_jobs.optimizer import make_optimizer
+from rwkv_jobs.profiler import Profiler
 from rwkv_jobs.recorder import Recorder
 from rwkv_jobs.scoring import has_foreground, score_cases, write_cases
-from rwkv_jobs.stepper import Stepper, training_form
-from rwkv_jobs.worker import Worker, autocast, worker
+from rwkv_jobs.stepper import LossOf, Stepper, Total
+from rwkv_jobs.worker import Worker, autocast, set_arithmetic, worker
 from rwkvctl.base.files import write_json
 from rwkvctl.config.specs.jobs import FinetuneSpec
+from rwkvctl.data.feed.ahead import ahead
 from rwkvctl.data.feed.model_input import to_input
+from rwkvctl.data.feed.samples import Batch, micro_batch
 from rwkvctl.data.store.manifest import Manifest
+from rwkvctl.launch import preflight
 from rwkvctl.models import build as networks
 from rwkvctl.models import bundle
 from rwkvctl.registry import encoder_weights, references
 from rwkvctl.registry.release import SUMMARY
 from rwkvctl.runs.journal import say
-from rwkvctl.training.checkpoint import TrainState
+from rwkvctl.training.checkpoint import Position, TrainState
+from rwkvctl.training.checkpoint_folder import read_checked
 from rwkvctl.training.losses import segmentation_loss
+from rwkvctl.training.optimizer import encoder_of, make_optimizer
 
 NO_FOREGROUND = (
     "warning: no validation mask contains foreground, so validation scores mean nothing; the last weights are kept"
@@ -43,6 +61,7 @@ def check(spec: FinetuneSpec, run_dir: Path) -> None:
     """Whether the model can be built, and its encoder can be found."""
     manifest = Manifest.load(spec.data.path or "")
     networks.check(spec.model, manifest.classes, (manifest.channels, spec.data.image_size, spec.data.image_size))
+    preflight.check_options(spec, manifest)
     if not (run_dir / encoder_weights.FILE_NAME).exists():
         references.check_encoder(spec)
 
@@ -60,56 +79,103 @@ def train(spec: FinetuneSpec, run_dir: Path) -> None:
     """What every worker runs: continue from the run's latest checkpoint, if there is one, to the last epoch."""
     with worker(spec.cluster) as me, Recorder(me, run_dir) as recorder:
         spec = recorder.settle(spec)
+        set_arithmetic(spec.train.deterministic, me.device)
         manifest = Manifest.load(spec.data.path or "")
         loader = train_loader(spec, spec.augment, manifest, me)
         model = make_model(spec, manifest, run_dir).to(me.device).to(memory_format=torch.channels_last)
+        ema = moving_average(spec, model)
         state = TrainState(
-            model, make_optimizer(model, spec.optimizer), manifest.fingerprint, spec.model_dump(mode="json")
+            model,
+            make_optimizer(model, spec.optimizer),
+            manifest.fingerprint,
+            spec.model_dump(mode="json"),
+            ema.module if ema else None,
         )
         recorder.restore(state)
         recorder.params(described := describe(model, manifest, spec.data.image_size))
         recorder.event(
             "plan", epochs=spec.train.epochs, steps_per_epoch=loader.steps_per_epoch, step=state.position.step
         )
-        parallel = training_form(model, spec, me)
-        stepper = Stepper(spec, me, model, state.optimizer, loader.steps_per_epoch)
-        unlabeled = Unlabeled(spec, manifest, me, loader.steps_per_epoch) if spec.consistency else None
         position = state.position
+        form = TrainingForm(model, spec, me)
+        stepper = Stepper(spec, me, form, state.optimizer, loader.steps_per_epoch, position, recorder.say)
+        meter = Meter(me, spec.train.batch_size, described["macs_true"])
+        objective = Objective(spec, manifest, me, form, loader.steps_per_epoch)
         comparable = not spec.train.validate_every or has_foreground(manifest, spec.data, "val", me)
         if not comparable:
-            recorder.event("message", text=NO_FOREGROUND)
-        while position.epoch < spec.train.epochs:
-            model.train()
-            for batch in loader.epoch(position.epoch, position.consumed):
-                stepper.seed(position.step)
-                images, labeled = to_input(batch.images, me.device), len(batch.images)
-                views = unlabeled.views(position.step) if unlabeled else None
-                if views is not None:
-                    images = torch.cat([images, views.images])
-                with autocast(spec.train.precision, me.device):
-                    logits = parallel(images)
-                target = batch.targets.to(me.device, non_blocking=True)
-                loss = segmentation_loss(
-                    logits[:labeled],
-                    target,
-                    alpha=spec.loss.alpha,
-                    beta=spec.loss.beta,
-                    ignore_index=manifest.ignore_index,
-                    total=me.sum,
-                )
-                if unlabeled and views is not None:
-                    loss = loss + unlabeled.loss(logits[labeled:], views, position.step)
-                recorder.metrics(stepper.step(loss, position.step), position.step + 1)
-                last = advance(position, spec.train.batch_size, loader.steps_per_epoch)
-                if checkpoint_is_due(spec, position) and not last:
-                    stepper.check_finite()
-                    recorder.checkpoint(state)
-            stepper.check_finite()
-            close_epoch(position)
-            better = validate(spec, manifest, model, me, state, recorder) or not comparable
-            recorder.checkpoint(state, best=better)
-            stepper.skip_time()
+            recorder.say(NO_FOREGROUND)
+        with (
+            kept_for_replay(recorder, spec, model, loader, position),
+            Profiler(recorder, me.device, spec.train.profile_steps) as profiler,
+        ):
+            while goes_on(spec, position):
+                prepare_epoch(spec, form, position)
+                batches = ahead(loader.epoch(position.epoch, position.consumed), me.device)
+                for batch in meter.batches(batches):
+                    stepper.step(objective.of(batch, position.step, stepper.parts), position.step, linear=False)
+                    if ema is not None:
+                        ema.update(model, step=position.step)
+                    profiler.step()
+                    last = advance(position, spec.train.batch_size, loader.steps_per_epoch)
+                    due = log_is_due(spec, position)
+                    recorder.metrics(stepper.metrics() | meter.metrics() if due else None, position.step)
+                    if checkpoint_is_due(spec, position) and not last:
+                        stepper.check_finite()
+                        recorder.checkpoint(state)
+                stepper.check_finite()
+                close_epoch(position)
+                better = validate(spec, manifest, me, state, recorder) or not comparable
+                recorder.checkpoint(state, best=better)
+                meter.start()
         finish(spec, manifest, model, me, run_dir, recorder, described)
+
+
+class Objective:
+    """The loss of the global batch: equation 10 over the labeled images and, if the spec has it, consistency over the
+    unlabeled ones."""
+
+    def __init__(self, spec: FinetuneSpec, manifest: Manifest, me: Worker, form: TrainingForm, steps_per_epoch: int):
+        self.spec, self.ignore_index, self.me, self.form = spec, manifest.ignore_index, me, form
+        self.unlabeled = Unlabeled(spec, manifest, me, steps_per_epoch) if spec.consistency else None
+
+    def of(self, batch: Batch, step: int, parts: int) -> LossOf:
+        """As a function of one of this worker's micro-batches of a step."""
+        views = self.unlabeled.batch(step) if self.unlabeled else None
+
+        def loss_of(part: int, total: Total) -> Tensor:
+            own = micro_batch(batch, part, parts)
+            return self.loss(own, None if views is None else micro_batch(views, part, parts), step, total)
+
+        return loss_of
+
+    def loss(self, batch: Batch, views: Batch | None, step: int, total: Total) -> Tensor:
+        """A scalar. Both kinds of images are one forward pass, so that batch norm sees them together."""
+        images, labeled = to_input(batch.images, self.me.device), len(batch.images)
+        if views is not None:
+            pairs = torch.cat(views.images.chunk(2, dim=1))
+            images = torch.cat([images, to_input(pairs, self.me.device)])
+        with autocast(self.spec.train.precision, self.me.device):
+            logits = self.form(images)
+        target = batch.targets.to(self.me.device, non_blocking=True)
+        weights = {"alpha": self.spec.loss.alpha, "beta": self.spec.loss.beta}
+        loss = segmentation_loss(logits[:labeled], target, **weights, ignore_index=self.ignore_index, total=total)
+        if self.unlabeled and views is not None:
+            loss = loss + self.unlabeled.loss(logits[labeled:], views.targets, step, total)
+        return loss
+
+
+def prepare_epoch(spec: FinetuneSpec, form: TrainingForm, position: Position) -> None:
+    """Training mode; but for the encoder, as long as it is frozen."""
+    form.model.train()
+    if not spec.freeze_encoder:
+        return
+    encoder = encoder_of(form.model)
+    assert encoder is not None, "checked before the job began"
+    frozen = position.epoch < spec.freeze_encoder
+    encoder.train(not frozen)
+    if frozen == next(encoder.parameters()).requires_grad:
+        encoder.requires_grad_(not frozen)
+        form.wrap()
 
 
 def make_model(spec: FinetuneSpec, manifest: Manifest, run_dir: Path) -> nn.Module:
@@ -121,23 +187,20 @@ def make_model(spec: FinetuneSpec, manifest: Manifest, run_dir: Path) -> nn.Modu
     return model
 
 
-def validate(
-    spec: FinetuneSpec,
-    manifest: Manifest,
-    model: nn.Module,
-    me: Worker,
-    state: TrainState,
-    recorder: Recorder,
-) -> bool:
-    """DSC on the validation part when it is due; True when these weights are to be kept as the best."""
+def validate(spec: FinetuneSpec, manifest: Manifest, me: Worker, state: TrainState, recorder: Recorder) -> bool:
+    """DSC on the validation part when it is due, of the weights and of their moving average; True when the better ones
+    are to be kept as the best."""
     position = state.position
     if not validation_is_due(spec, position):
         return not spec.train.validate_every
-    scores = score_cases(model, manifest, spec.data, "val", me, hd95=False, precision=spec.train.precision)
-    recorder.metrics(scores.metrics("val"), position.step)
-    value = scores.mean("dsc_strict")
-    recorder.event("validation", epoch=position.epoch, step=position.step, dsc=value)
-    return improves(position, value)
+    found: dict[str, float] = {}
+    for name, model in state.networks().items():
+        scores = score_cases(model, manifest, spec.data, "val", me, hd95=False, precision=spec.train.precision)
+        recorder.metrics(scores.metrics("val" if name == "model" else f"val_{name}"), position.step)
+        found[name] = scores.mean("dsc_strict")
+    shown = {"dsc" if name == "model" else f"dsc_{name}": value for name, value in found.items()}
+    recorder.event("validation", epoch=position.epoch, step=position.step, **shown)
+    return improves(position, found)
 
 
 def finish(
@@ -151,7 +214,8 @@ def finish(
 ) -> None:
     """Put the best weights into a model folder, with their DSC and HD95 on the validation part."""
     best = recorder.best()
-    model.load_state_dict(load_file(best / "model.safetensors"))
+    chosen = read_checked(best)["position"].get("best_weights") or ("ema" if spec.ema_decay else "model")
+    model.load_state_dict(load_file(best / f"{chosen}.safetensors"))
     gallery = Gallery(run_dir / "artifacts" / "val" / "overlays", 4)
     scores = None
     if spec.train.validate_every:
@@ -160,7 +224,7 @@ def finish(
         )
     if not me.is_main:
         return
-    summary = described | {"checkpoint": best.name}
+    summary = described | {"checkpoint": best.name} | ({"weights": chosen} if spec.ema_decay else {})
     if scores is not None:
         summary["val"] = scores.summary
         write_cases(run_dir / "artifacts" / "val", scores)

@@ -11,31 +11,48 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
-from timm.utils import ModelEmaV3
-from torch import nn
+from torch import Tensor, nn
 
-from rwkv_jobs.epochs import advance, checkpoint_is_due, close_epoch, improves, train_loader, validation_is_due
+from rwkv_jobs.epochs import (
+    advance,
+    checkpoint_is_due,
+    close_epoch,
+    goes_on,
+    improves,
+    log_is_due,
+    moving_average,
+    train_loader,
+    validation_is_due,
+)
+from rwkv_jobs.failed_step import kept_for_replay
 from rwkv_jobs.fit import run_training
+from rwkv_jobs.form import TrainingForm
+from rwkv_jobs.meter import Meter
 from rwkv_jobs.model_summary import describe, model_info
-from rwkv_jobs.optimizer import make_optimizer
+from rwkv_jobs.profiler import Profiler
 from rwkv_jobs.recorder import Recorder
 from rwkv_jobs.scoring import count_accuracy, named
-from rwkv_jobs.stepper import Stepper, training_form
-from rwkv_jobs.worker import Worker, autocast, worker
+from rwkv_jobs.stepper import LossOf, Stepper, Total
+from rwkv_jobs.worker import Worker, autocast, set_arithmetic, worker
 from rwkvctl.base.files import write_json
 from rwkvctl.config.specs.jobs import PretrainSpec
+from rwkvctl.data.feed.ahead import ahead
 from rwkvctl.data.feed.model_input import to_input
+from rwkvctl.data.feed.samples import Batch, micro_batch
 from rwkvctl.data.store.manifest import Manifest
+from rwkvctl.launch import preflight
 from rwkvctl.models import build as networks
 from rwkvctl.models import bundle
 from rwkvctl.registry.release import SUMMARY
 from rwkvctl.training.checkpoint import TrainState
+from rwkvctl.training.optimizer import make_optimizer
 
 
 def check(spec: PretrainSpec, run_dir: Path) -> None:
     """Whether the model can be built."""
     manifest = Manifest.load(spec.data.path or "")
     networks.check(spec.model, manifest.classes, (manifest.channels, spec.data.image_size, spec.data.image_size))
+    preflight.check_options(spec, manifest)
 
 
 def run(spec: PretrainSpec, run_dir: Path) -> dict[str, Any]:
@@ -47,10 +64,11 @@ def train(spec: PretrainSpec, run_dir: Path) -> None:
     """What every worker runs: continue from the run's latest checkpoint, if there is one, to the last epoch."""
     with worker(spec.cluster) as me, Recorder(me, run_dir) as recorder:
         spec = recorder.settle(spec)
+        set_arithmetic(spec.train.deterministic, me.device)
         manifest = Manifest.load(spec.data.path or "")
         loader = train_loader(spec, spec.augment, manifest, me)
         model = make_model(spec, manifest).to(me.device).to(memory_format=torch.channels_last)
-        ema = ModelEmaV3(model, decay=spec.ema_decay, use_warmup=spec.ema_warmup) if spec.ema_decay else None
+        ema = moving_average(spec, model)
         optimizer = make_optimizer(model, spec.optimizer)
         state = TrainState(
             model, optimizer, manifest.fingerprint, spec.model_dump(mode="json"), ema.module if ema else None
@@ -60,30 +78,55 @@ def train(spec: PretrainSpec, run_dir: Path) -> None:
         recorder.event(
             "plan", epochs=spec.train.epochs, steps_per_epoch=loader.steps_per_epoch, step=state.position.step
         )
-        parallel = training_form(model, spec, me)
-        stepper = Stepper(spec, me, model, optimizer, loader.steps_per_epoch)
         position = state.position
-        while position.epoch < spec.train.epochs:
-            model.train()
-            for batch in loader.epoch(position.epoch, position.consumed):
-                stepper.seed(position.step)
-                with autocast(spec.train.precision, me.device):
-                    logits = parallel(to_input(batch.images, me.device))
-                target = batch.targets.to(me.device, non_blocking=True)
-                loss = F.cross_entropy(logits.float(), target, label_smoothing=spec.label_smoothing)
-                recorder.metrics(stepper.step(loss, position.step), position.step + 1)
-                if ema is not None:
-                    ema.update(model, step=position.step)
-                last = advance(position, spec.train.batch_size, loader.steps_per_epoch)
-                if checkpoint_is_due(spec, position) and not last:
-                    stepper.check_finite()
-                    recorder.checkpoint(state)
-            stepper.check_finite()
-            close_epoch(position)
-            better = validate(spec, manifest, me, state, recorder)
-            recorder.checkpoint(state, best=better)
-            stepper.skip_time()
+        form = TrainingForm(model, spec, me)
+        stepper = Stepper(spec, me, form, optimizer, loader.steps_per_epoch, position, recorder.say)
+        meter = Meter(me, spec.train.batch_size, described["macs_true"])
+        objective = Objective(spec, me, form)
+        with (
+            kept_for_replay(recorder, spec, model, loader, position),
+            Profiler(recorder, me.device, spec.train.profile_steps) as profiler,
+        ):
+            while goes_on(spec, position):
+                model.train()
+                batches = ahead(loader.epoch(position.epoch, position.consumed), me.device)
+                for batch in meter.batches(batches):
+                    stepper.step(objective.of(batch, stepper.parts), position.step, linear=True)
+                    if ema is not None:
+                        ema.update(model, step=position.step)
+                    profiler.step()
+                    last = advance(position, spec.train.batch_size, loader.steps_per_epoch)
+                    due = log_is_due(spec, position)
+                    recorder.metrics(stepper.metrics() | meter.metrics() if due else None, position.step)
+                    if checkpoint_is_due(spec, position) and not last:
+                        stepper.check_finite()
+                        recorder.checkpoint(state)
+                stepper.check_finite()
+                close_epoch(position)
+                better = validate(spec, manifest, me, state, recorder)
+                recorder.checkpoint(state, best=better)
+                meter.start()
         finish(spec, manifest, model, me, run_dir, recorder, described)
+
+
+class Objective:
+    """Cross entropy with label smoothing over the global batch: a sum over its images."""
+
+    def __init__(self, spec: PretrainSpec, me: Worker, form: TrainingForm):
+        self.spec, self.me, self.form = spec, me, form
+
+    def of(self, batch: Batch, parts: int) -> LossOf:
+        """As a function of one of this worker's micro-batches of a step."""
+        return lambda part, total: self.loss(micro_batch(batch, part, parts), total)
+
+    def loss(self, batch: Batch, total: Total) -> Tensor:
+        """A scalar."""
+        with autocast(self.spec.train.precision, self.me.device):
+            logits = self.form(to_input(batch.images, self.me.device))
+        target = batch.targets.to(self.me.device, non_blocking=True)
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        losses = F.cross_entropy(logits, target, label_smoothing=self.spec.label_smoothing, reduction="sum")
+        return total(losses) / self.spec.train.batch_size
 
 
 def make_model(spec: PretrainSpec, manifest: Manifest) -> nn.Module:
@@ -97,13 +140,11 @@ def validate(spec: PretrainSpec, manifest: Manifest, me: Worker, state: TrainSta
     position = state.position
     if not validation_is_due(spec, position):
         return not spec.train.validate_every
-    values = named(accuracy(spec, manifest, me, state.model), "val")
-    if state.ema is not None:
-        values |= named(accuracy(spec, manifest, me, state.ema), "val_ema")
-    top1 = max(value for name, value in values.items() if name.endswith("/top1"))
+    found = {name: accuracy(spec, manifest, me, model) for name, model in state.networks().items()}
+    values = named(found["model"], "val") | (named(found["ema"], "val_ema") if "ema" in found else {})
     recorder.metrics(values, position.step)
     recorder.event("validation", epoch=position.epoch, step=position.step, **values)
-    return improves(position, top1)
+    return improves(position, {name: scores["top1"] for name, scores in found.items()})
 
 
 def accuracy(spec: PretrainSpec, manifest: Manifest, me: Worker, model: nn.Module) -> dict[str, float]:

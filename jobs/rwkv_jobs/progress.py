@@ -118,11 +118,34 @@ class BarView(PlainView):
 
 
 def describe_step(step: int, total: int, values: dict[str, float]) -> str:
-    """One log line: step, loss, rate, gradient norm, throughput."""
-    return (
-        f"step {step}/{total}  loss {values['train/loss']:.4f}  lr {values['train/lr']:.2e}  "
-        f"grad {values['train/grad_norm']:.3f}  {values['train/images_per_second']:.1f} img/s"
-    )
+    """One log line: step, loss, rate, gradient norm, throughput, where the time goes, memory, time left."""
+    speed = values["train/images_per_second"]
+    parts = [
+        f"step {step}/{total}",
+        f"loss {values['train/loss']:.4f}",
+        f"lr {values['train/lr']:.2e}",
+        f"grad {values['train/grad_norm']:.3f}" if "train/grad_norm" in values else "no update",
+        f"{speed:.1f} img/s",
+    ]
+    if "train/mfu" in values:
+        parts.append(f"mfu {values['train/mfu']:.1%}")
+    if "train/data_wait" in values:
+        parts.append(f"data wait {values['train/data_wait']:.0%}")
+    if "train/peak_memory_bytes" in values:
+        parts.append(f"mem {values['train/peak_memory_bytes'] / 2**30:.1f} GiB")
+    if "train/seconds_per_step" in values:
+        parts.append(f"eta {duration((total - step) * values['train/seconds_per_step'])}")
+    return "  ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """`2d 03:10`, `3:05:10` or `5:10`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, of_day = divmod(hours, 24)
+    if days:
+        return f"{days}d {of_day:02}:{minutes:02}"
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def describe_validation(entry: dict[str, Any]) -> str:

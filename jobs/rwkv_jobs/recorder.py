@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
-from rwkv_jobs.worker import Worker, resolved_precision
+from rwkv_jobs.worker import Worker, resolved_batch_norm, resolved_precision
 from rwkvctl.base.errors import JobFailedError, UserError, explain
 from rwkvctl.config.specs.changes import few
 from rwkvctl.config.specs.jobs import TrainingSpec
@@ -29,8 +29,8 @@ DAMAGE_TAG = "rwkvctl.damaged_checkpoint"
 """On the MLflow run: which checkpoint could not be read, and what was taken instead."""
 
 
-def with_precision(spec: AnyTraining, precision: str) -> AnyTraining:
-    return spec.model_copy(update={"train": spec.train.model_copy(update={"precision": precision})})
+def with_train(spec: AnyTraining, fields: dict[str, str]) -> AnyTraining:
+    return spec.model_copy(update={"train": spec.train.model_copy(update=fields)})
 
 
 class Recorder:
@@ -71,6 +71,10 @@ class Recorder:
         if self.active:
             self.journal.event(kind, **fields)
 
+    def say(self, text: str) -> None:
+        """A line in the run's log."""
+        self.event("message", text=text)
+
     def restore(self, state: TrainState) -> None:
         """Continue from the newest sound checkpoint, in place, on all ranks from the same; where none was ever
         written, nothing happens. A damaged one that is passed over is told in one line and in MLflow.
@@ -91,7 +95,8 @@ class Recorder:
         lost = self.everywhere(lambda: keep_best(self.folder, position) if self.active else None)
         if lost is not None:
             self.tell_damage(f"{lost}; the best of the epochs from here on is kept")
-        [(position.best, position.best_epoch), *_] = self.worker.gather((position.best, position.best_epoch))
+        best = position.best, position.best_epoch, position.best_weights
+        [(position.best, position.best_epoch, position.best_weights), *_] = self.worker.gather(best)
 
     def checkpoint(self, state: TrainState, *, best: bool = False) -> None:
         """Copy the state, and write it in the background; what the journal says of its steps is on disk before it.
@@ -157,18 +162,22 @@ class Recorder:
         return result  # type: ignore[return-value]
 
     def settle(self, spec: AnyTraining) -> AnyTraining:
-        """The spec with `train.precision: auto` resolved by rank 0's device, at the first start, and kept in the run:
-        a run that goes on elsewhere must not change its arithmetic. All ranks get the same."""
-        precision = None
+        """The spec with `auto` of `train.precision` and `train.batch_norm` resolved at the first start, by rank 0's
+        device and the number of workers, and kept in the run: a run that goes on elsewhere must not change its
+        arithmetic. All ranks get the same."""
+        resolved: dict[str, str] = {}
         if self.active:
             stored = run_folder.read_spec(self.run_dir)
             assert isinstance(stored, TrainingSpec)
-            precision = resolved_precision(stored.train.precision, self.worker.device)
-            if precision != stored.train.precision:
-                run_folder.write_spec(self.run_dir, with_precision(stored, precision))
+            resolved = {
+                "precision": resolved_precision(stored.train.precision, self.worker.device),
+                "batch_norm": resolved_batch_norm(stored.train, self.worker.world_size),
+            }
+            if (settled := with_train(stored, resolved)) != stored:
+                run_folder.write_spec(self.run_dir, settled)
                 self.journal.artifact(self.run_dir / run_folder.SPEC)
-            self.journal.params({"train.precision": precision})
-        return with_precision(spec, self.worker.gather(precision)[0])
+            self.journal.params({f"train.{name}": value for name, value in resolved.items()})
+        return with_train(spec, self.worker.gather(resolved)[0])
 
     def __enter__(self) -> Recorder:
         return self

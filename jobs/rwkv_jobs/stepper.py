@@ -1,91 +1,194 @@
-"""One optimiser step, and its log line."""
+"""One optimiser step: the gradient of a global batch, micro-batch by micro-batch, and the update."""
 
 from __future__ import annotations
 
-import shutil
-import time
+import math
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from rwkv_jobs.optimizer import make_schedule
+from rwkv_jobs.form import TrainingForm, frozen_statistics
 from rwkv_jobs.worker import Worker, seed_step
-from rwkvctl.base.errors import JobFailedError, UserError
+from rwkvctl.base.errors import JobFailedError
 from rwkvctl.config.specs.jobs import TrainingSpec
+from rwkvctl.training.checkpoint import Position
+from rwkvctl.training.optimizer import make_schedule
 
-
-def training_form(model: nn.Module, spec: TrainingSpec, me: Worker) -> Callable[[Tensor], Tensor]:
-    """The model as the training step calls it: gradients averaged over the workers, compiled if the spec says so.
-
-    The weights and their names stay those of `model`. The wrapper is compiled, not what it wraps: torch then cuts the
-    graph where gradients are sent, so that sending overlaps with computing.
-    """
-    wrapped = me.wrap(model)
-    if not spec.train.compile:
-        return wrapped
-    if me.device.type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
-        raise UserError("train.compile: torch.compile needs a C++ compiler on a CPU; install g++ or leave it out")
-    return torch.compile(wrapped)
-
+Total = Callable[[Tensor], Tensor]
+"""Adds up a vector over the whole global batch, so that gradients pass through to the own part."""
+LossOf = Callable[[int, Total], Tensor]
+"""The loss of the global batch, from this worker's micro-batch of that number and the totals of all others."""
 
 NEVER = torch.iinfo(torch.int64).max
+WATCHED = ("the loss", "the gradient", "a weight")
+MOST_SKIPPED = 10
+"""Updates in a row that may be left out (`train.on_nan: skip`) before it is clear that none will come again."""
+
+
+class NotFinite(JobFailedError):
+    """A loss, a gradient or a weight is NaN or infinite; `step` counts from 1."""
+
+    def __init__(self, step: int, what: str, remedy: str):
+        super().__init__(f"step {step}: {what} is not finite; {remedy}")
+        self.step, self.what = step, what
+        self.weights_before = what != "a weight"  # the weights are still those before the step
 
 
 class Stepper:
-    """Takes optimiser steps and measures them.
+    """Takes optimiser steps.
 
-    Whether loss and gradient are finite is noted on the device and read without a stall: on a GPU with the metrics and
-    before a checkpoint, on a CPU at once.
+    Whether loss and gradient are finite is noted on the device, and a step whose gradient is not takes no update there
+    (nor, with `on_nan: stop`, does any after it), so that the host need not wait for the device to find out: on a GPU
+    it looks with the metrics and before a checkpoint, on a CPU at once.
     """
 
     def __init__(
-        self, spec: TrainingSpec, worker: Worker, model: nn.Module, optimizer: Optimizer, steps_per_epoch: int
+        self,
+        spec: TrainingSpec,
+        worker: Worker,
+        form: TrainingForm,
+        optimizer: Optimizer,
+        steps_per_epoch: int,
+        position: Position,
+        say: Callable[[str], None],
     ):
-        self.spec, self.worker, self.model, self.optimizer = spec, worker, model, optimizer
+        self.spec, self.worker, self.form, self.optimizer, self.say = spec, worker, form, optimizer, say
+        self.position = position
         self.rate = make_schedule(spec, steps_per_epoch)
-        self.clock, self.images = time.monotonic(), 0
-        self.diverged = torch.full((2,), NEVER, device=worker.device)  # first step with such a loss, such a gradient
+        all_parts = spec.micro_batches(worker.world_size)
+        self.parts = len(range(worker.rank, all_parts, worker.world_size))
+        self.in_last_round = all_parts % worker.world_size or worker.world_size
+        self.scaler = torch.amp.GradScaler(worker.device.type, enabled=spec.train.precision == "fp16")
+        if position.scaler:
+            self.scaler.load_state_dict(position.scaler)
+        self.parameters = list(form.model.parameters())
+        self.diverged = torch.full((len(WATCHED),), NEVER, device=worker.device)  # the first step with such a one
+        self.in_a_row = torch.zeros((), dtype=torch.int64, device=worker.device)  # steps like that
+        self.loss = self.norm = torch.zeros((), device=worker.device)
 
-    def seed(self, step: int) -> None:
-        """Before the forward pass of a step."""
-        seed_step(self.spec.seed, step, self.worker.rank)
+    def step(self, loss_of: LossOf, step: int, *, linear: bool) -> None:
+        """Gradients, clipping, update.
 
-    def step(self, loss: Tensor, step: int) -> dict[str, float] | None:
-        """Backward, clip, update; every `train.log_steps` steps the metrics of this step, over all workers.
+        linear: the loss is a sum over images. Others are quotients of sums, whose gradient needs the sums of the whole
+            batch: with more than one micro-batch these come from a forward pass without gradients, ahead of the others.
 
         Raises:
-            JobFailedError: on every worker, once the loss or the gradient of a step was not finite.
+            NotFinite: on every worker, once the loss or the gradient of a step was not finite.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        limit = self.spec.optimizer.clip_grad
-        if limit:
-            norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
-        else:
-            norm = nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
-        self.watch(loss, norm, step + 1)
+        self.loss = self.gradients(loss_of, step, linear)
+        self.scaler.unscale_(self.optimizer)
+        self.norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        if limit := self.spec.optimizer.clip_grad:
+            nn.utils.clip_grads_with_norm_(self.parameters, limit, self.norm)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.rate(step)
-        self.optimizer.step()
-        self.images += self.spec.train.batch_size
-        log = (step + 1) % self.spec.train.log_steps == 0
-        if log or self.worker.device.type == "cpu":
-            self.check_finite()
-        return self.metrics(loss, norm) if log else None
+            group["lr"] = self.rate(step) * group.get("lr_scale", 1.0)
+        self._update(step + 1)
 
-    def watch(self, loss: Tensor, norm: Tensor, step: int) -> None:
-        """Note the first step whose loss or gradient norm is not finite, without waiting for the device."""
-        finite = torch.stack([loss.detach().float(), norm.float()]).isfinite()
-        self.diverged = self.diverged.minimum(torch.where(finite, NEVER, step))
+    # Gradients --------------------------------------------------------------------------------------------------------
 
-    def check_finite(self) -> None:
-        """JobFailedError on all workers, if a step of any of them was not finite."""
-        loss, gradient = self.worker.least(self.diverged).tolist()
-        if min(loss, gradient) < NEVER:
-            what = "loss" if loss <= gradient else "gradient"
-            raise JobFailedError(f"step {min(loss, gradient)}: the {what} is not finite; {self.remedy()}")
+    def gradients(self, loss_of: LossOf, step: int, linear: bool) -> Tensor:
+        """Backward passes of all own micro-batches; the loss of the global batch, up to the mean over the workers."""
+        if linear:
+            return self._passes(lambda part: loss_of(part, lambda own: own * self.worker.world_size), step).sum()
+        if self.parts == 1 and self.in_last_round == self.worker.world_size:
+            return self._passes(lambda part: loss_of(part, self.worker.sum), step).sum()
+        totals = self._totals(loss_of, step)
+
+        def with_gradient(part: int) -> Tensor:
+            of_all = iter(totals)
+            # The value of the whole batch with the gradient of the own part, since gradients are averaged over workers.
+            return loss_of(part, lambda own: next(of_all) + self.worker.world_size * (own - own.detach()))
+
+        return self._passes(with_gradient, step).mean()
+
+    def _passes(self, loss_of: Callable[[int], Tensor], step: int) -> Tensor:
+        """(parts,) losses, after a backward pass each; gradients are sent with the last."""
+        losses = []
+        for part in range(self.parts):
+            with nullcontext() if part == self.parts - 1 else self.form.accumulating():
+                self._begin(part, step)
+                loss = loss_of(part)
+                self.scaler.scale(loss).backward()
+            losses.append(loss.detach())
+        return torch.stack(losses)
+
+    @torch.no_grad()
+    def _totals(self, loss_of: LossOf, step: int) -> list[Tensor]:
+        """What `loss_of` adds up, over the global batch, in the order in which it asks."""
+        own: list[list[Tensor]] = []
+        with frozen_statistics(self.form.model):
+            for part in range(self.parts):
+                self._begin(part, step)
+                asked: list[Tensor] = []
+                loss_of(part, lambda sums, asked=asked: asked.append(sums) or sums)  # type: ignore[misc]
+                own.append(asked)
+        sums = [torch.stack(of_parts).sum(0) for of_parts in zip(*own, strict=True)]
+        return list(self.worker.sum(torch.cat(sums)).split([len(x) for x in sums]))
+
+    def _begin(self, part: int, step: int) -> None:
+        """Before a forward pass; what is random in the model is a function of step and micro-batch alone."""
+        world = self.worker.world_size
+        number = self.worker.rank + part * world
+        last_round = number // world == (self.spec.micro_batches(world) - 1) // world
+        self.form.take_part(self.in_last_round if last_round else world)
+        seed_step(self.spec.seed, step, number)
+
+    # The update -------------------------------------------------------------------------------------------------------
+
+    def _update(self, step: int) -> None:
+        """The optimiser's step, unless the gradient is not finite."""
+        gradient = self.norm
+        if (
+            self.scaler.is_enabled()
+        ):  # too large a scale makes such gradients: it leaves out the update, and scales less
+            gradient = self.loss
+        self._watch(step, self.loss, gradient)
+        bad = ~gradient.isfinite()
+        self.in_a_row = (self.in_a_row + 1) * bad
+        if self.worker.device.type == "cpu" and not self.check_finite():
+            return
+        if self.spec.train.on_nan == "stop":
+            bad = self.diverged.amin() < NEVER
+        if self.scaler.is_enabled():
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        elif is_fused(self.optimizer):
+            self.optimizer.found_inf = bad.float()  # type: ignore[attr-defined]  # as a scaler would tell it
+            self.optimizer.step()
+        elif not bad:
+            self.optimizer.step()
+        largest = nn.utils.get_total_norm(self.parameters, float("inf"))  # which overflows only where a weight does
+        self._watch(step, largest, first=2)
+
+    def _watch(self, step: int, *values: Tensor, first: int = 0) -> None:
+        """Note on the device whether these are finite, as those of WATCHED from `first` on."""
+        seen = slice(first, first + len(values))
+        finite = torch.stack([value.detach().float() for value in values]).isfinite()
+        self.diverged[seen] = self.diverged[seen].minimum(torch.where(finite, NEVER, step))
+
+    def check_finite(self) -> bool:
+        """Whether all was finite on all workers since the last look; if not, and such updates are skipped, the log says
+        so.
+
+        Raises:
+            NotFinite: on all workers, if it was not; with `on_nan: skip`, if it was a weight or ten updates in a row.
+        """
+        if self.scaler.is_enabled():
+            self.position.scaler = self.scaler.state_dict()
+        *first, in_a_row = self.worker.least(torch.cat([self.diverged, -self.in_a_row.reshape(1)])).tolist()
+        step = min(first)
+        if step == NEVER:
+            return True
+        what = WATCHED[first.index(step)]
+        if self.spec.train.on_nan == "stop" or what == "a weight" or -in_a_row >= MOST_SKIPPED:
+            raise NotFinite(step, what, self.remedy())
+        self.diverged.fill_(NEVER)
+        self.say(f"step {step}: {what} is not finite; its update is skipped")
+        return False
 
     def remedy(self) -> str:
         """What else to try. Continuing would come to the same step again."""
@@ -98,19 +201,16 @@ class Stepper:
             tries.append("train.precision=fp32")
         return f"start a new run with {', '.join(tries[:-1])} or {tries[-1]}"
 
-    def metrics(self, loss: Tensor, norm: Tensor) -> dict[str, float]:
-        """Loss, rate, gradient norm and throughput since the last call."""
-        mean_loss = self.worker.mean(loss.detach()).item()
-        now = time.monotonic()
-        speed = self.images / (now - self.clock)
-        self.clock, self.images = now, 0
-        return {
-            "train/loss": mean_loss,
-            "train/lr": self.optimizer.param_groups[0]["lr"],
-            "train/grad_norm": norm.item(),
-            "train/images_per_second": speed,
+    def metrics(self) -> dict[str, float]:
+        """Loss, rate and gradient norm of the last step."""
+        values = {
+            "train/loss": self.worker.mean(self.loss).item(),
+            "train/lr": max(group["lr"] for group in self.optimizer.param_groups),
+            "train/grad_norm": self.norm.item(),
         }
+        return {name: value for name, value in values.items() if math.isfinite(value)}  # of a step that was skipped
 
-    def skip_time(self) -> None:
-        """Leave what just happened (a validation, a checkpoint) out of the throughput."""
-        self.clock, self.images = time.monotonic(), 0
+
+def is_fused(optimizer: Optimizer) -> bool:
+    """Whether an optimiser can be told on the device to leave out an update."""
+    return bool(optimizer.defaults.get("fused"))

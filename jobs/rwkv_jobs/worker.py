@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from rwkvctl.config.specs.parts import ClusterSpec
+from rwkvctl.config.specs.parts import ClusterSpec, TrainSpec
 
 
 @dataclass(frozen=True)
@@ -114,21 +114,44 @@ def pick_device() -> torch.device:
     return torch.device("cuda", index)
 
 
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[None]:
-    """bf16 autocast where it is asked for, or on a GPU by itself."""
-    if resolved_precision(precision, device) == "bf16":
-        return torch.autocast(device.type, dtype=torch.bfloat16)
-    return nullcontext()
+    """bf16 or fp16 autocast, where that is the precision on this device."""
+    dtype = AUTOCAST.get(resolved_precision(precision, device))
+    return torch.autocast(device.type, dtype=dtype) if dtype else nullcontext()
 
 
 def resolved_precision(precision: str, device: torch.device) -> str:
-    """`auto` is bf16 on a GPU and fp32 on a CPU."""
+    """What `auto` means on a device: bf16 on a GPU that computes with it, fp16 on an older one, fp32 on a CPU."""
     if precision != "auto":
         return precision
-    return "bf16" if device.type == "cuda" else "fp32"
+    if device.type != "cuda":
+        return "fp32"
+    return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
 
 
-def seed_step(seed: int, step: int, rank: int) -> None:
-    """Make what is random inside the model (DropPath) a function of seed, step and rank: nothing to save."""
-    digest = hashlib.blake2b(f"{seed}/{step}/{rank}".encode(), digest_size=8).digest()
+def resolved_batch_norm(train: TrainSpec, world_size: int) -> str:
+    """What `auto` means for batch norm: all workers' images together where each has fewer than 8 at a time."""
+    if train.batch_norm != "auto":
+        return train.batch_norm
+    return "sync" if (train.micro_batch or train.batch_size // world_size) < 8 else "local"
+
+
+def set_arithmetic(deterministic: bool, device: torch.device) -> None:
+    """How this process's GPU computes: TF32 and the fastest convolutions, or only what repeats bit for bit."""
+    torch.use_deterministic_algorithms(deterministic)
+    if device.type != "cuda":
+        return
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at the first product of matrices
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = not deterministic
+
+
+def seed_step(seed: int, step: int, micro_batch: int) -> None:
+    """Make what is random inside the model (DropPath) a function of seed, step and the number of the micro-batch among
+    those of all workers: nothing to save."""
+    digest = hashlib.blake2b(f"{seed}/{step}/{micro_batch}".encode(), digest_size=8).digest()
     torch.manual_seed(int.from_bytes(digest, "big") >> 1)

@@ -16,6 +16,9 @@ from typing import Any
 import pytest
 import torch
 
+from rwkv_jobs.failed_step import read
+from rwkv_jobs.meter import MEASURED
+from rwkv_jobs.replay import replay
 from rwkvctl.cli import app
 from rwkvctl.runs import folder as run_folder
 from rwkvctl.runs.lease import RunLease
@@ -26,10 +29,10 @@ DIE = """
 import signal
 from rwkv_jobs import stepper
 taken = stepper.Stepper.step
-def step(self, loss, number):
+def step(self, loss_of, number, **options):
     if number == {step}:
         os.kill(os.getpid(), signal.SIGKILL)
-    return taken(self, loss, number)
+    return taken(self, loss_of, number, **options)
 stepper.Stepper.step = step
 """
 WAIT_FOR_CHECKPOINT = """
@@ -53,10 +56,10 @@ HELD = """
 import time
 from rwkv_jobs import stepper
 taken = stepper.Stepper.step
-def step(self, loss, number):
+def step(self, loss_of, number, **options):
     if number == 2:  # in mid-epoch, for as long as it takes to be found there
         time.sleep(300)
-    return taken(self, loss, number)
+    return taken(self, loss_of, number, **options)
 stepper.Stepper.step = step
 """
 
@@ -64,20 +67,20 @@ DIVERGE = """
 import torch
 from rwkv_jobs import stepper
 taken = stepper.Stepper.step
-def step(self, loss, number):
+def step(self, loss_of, number, **options):
     if number == 3 and self.worker.rank == self.worker.world_size - 1:  # of one worker
-        loss = loss * torch.tensor(float("nan"))
-    return taken(self, loss, number)
+        return taken(self, lambda part, total: loss_of(part, total) * torch.tensor(float("nan")), number, **options)
+    return taken(self, loss_of, number, **options)
 stepper.Stepper.step = step
 """
 POISON = """
 import torch
 from rwkv_jobs import stepper
 taken = stepper.Stepper.step
-def step(self, loss, number):
-    found = taken(self, loss, number)
+def step(self, loss_of, number, **options):
+    found = taken(self, loss_of, number, **options)
     if number == 3:
-        next(self.model.parameters()).data.view(-1)[0] = float("inf")
+        next(self.form.model.parameters()).data.view(-1)[0] = float("inf")
     return found
 stepper.Stepper.step = step
 """
@@ -85,10 +88,10 @@ FULL = """
 import resource
 from rwkv_jobs import stepper
 taken = stepper.Stepper.step
-def step(self, loss, number):
+def step(self, loss_of, number, **options):
     if number == 5:
         resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, resource.RLIM_INFINITY))
-    return taken(self, loss, number)
+    return taken(self, loss_of, number, **options)
 stepper.Stepper.step = step
 """
 TRACE_ONLY = """
@@ -126,9 +129,8 @@ def test_a_killed_run_ends_with_the_weights_of_an_uninterrupted_one(
     assert weights(run_dir) == weights(straight)
     seen = [(key, at) for key, at, _ in history(run_dir)]
     assert len(seen) == len(set(seen)), "every (key, step) once"
-    varying = "train/images_per_second"
-    expected = {(key, at, value) for key, at, value in history(straight) if key != varying}
-    assert {(key, at, value) for key, at, value in history(run_dir) if key != varying} == expected
+    expected = {(key, at, value) for key, at, value in history(straight) if not key.endswith(MEASURED)}
+    assert {(key, at, value) for key, at, value in history(run_dir) if not key.endswith(MEASURED)} == expected
     [found] = [run for run in mlflow_runs(jobs.home) if run.info.run_name == "killed"]
     assert found.info.status == "FINISHED"
     assert sorted(mlflow_history(jobs.home, found)) == sorted(history(run_dir))
@@ -154,9 +156,8 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(
     text = f"{what}; going on from step-00000003"
     assert f"damaged checkpoint: {text}\n" in capsys.readouterr().out
     assert weights(run_dir) == weights(straight)
-    varying = "train/images_per_second"
-    expected = {(key, at, value) for key, at, value in history(straight) if key != varying}
-    assert {(key, at, value) for key, at, value in history(run_dir) if key != varying} == expected
+    expected = {(key, at, value) for key, at, value in history(straight) if not key.endswith(MEASURED)}
+    assert {(key, at, value) for key, at, value in history(run_dir) if not key.endswith(MEASURED)} == expected
     [found] = [run for run in mlflow_runs(jobs.home) if run.info.run_name == "damaged"]
     assert (found.info.status, found.data.tags["rwkvctl.damaged_checkpoint"]) == ("FINISHED", text)
 
@@ -189,6 +190,12 @@ def test_a_compiled_run_goes_on_exactly_and_keeps_the_names_of_its_weights(
     kill_at(jobs, "finetune", run_dir, 5, TRACE_ONLY)
     assert jobs.run("finetune", run_dir) == 0
     assert weights(run_dir) == weights(uninterrupted("finetune"))
+
+
+def test_recomputed_activations_change_nothing(jobs: Jobs, uninterrupted: Callable[[str], Path]):
+    """Nor do batch norms count a batch twice."""
+    assert jobs.run("finetune", "run", "train.activation_checkpointing=true") == 0
+    assert weights(jobs.runs / "run") == weights(uninterrupted("finetune"))
 
 
 def test_auto_finds_the_killed_run_and_a_finished_one_ends_well_again(jobs: Jobs):
@@ -326,12 +333,20 @@ def test_what_cannot_work_leaves_no_run(jobs: Jobs, overrides: str, said: str, c
 
 
 def test_a_loss_that_is_no_number_fails_in_one_line(jobs: Jobs, capsys: pytest.CaptureFixture[str]):
-    """With the default interval of the log, which is longer than the run."""
+    """With the default interval of the log, which is longer than the run. The step can be looked into afterwards."""
     assert jobs.run("finetune", "run", "optimizer.lr=1e30", "train.log_steps=10") == 1
     [line] = [line for line in capsys.readouterr().err.splitlines() if line]
     assert re.match(r"failed: step 2: the (loss|gradient) is not finite; start a new run with optimizer.lr below", line)
+    assert line.endswith("; look into it with: rwkvctl run replay run")
     assert [run.info.status for run in mlflow_runs(jobs.home)] == ["FAILED"]
-    assert not list((jobs.runs / "run").rglob("*.safetensors")), "nothing of it was kept"
+    run_dir = jobs.runs / "run"
+    assert [path.parent.name for path in run_dir.rglob("*.safetensors")] == ["failed-step"]
+    kept = read(run_dir)
+    assert (kept["step"], kept["consumed"], kept["world_size"], len(kept["samples"])) == (1, 4, 1, 4)
+    found = replay(run_dir)
+    assert found[0].startswith("step 2, in epoch 1, on cpu in fp32; the ")
+    assert found[1] == f"samples: {', '.join(kept['samples'])}"
+    assert re.match(r"forward: the output of \S+ is the first that is not finite", found[2])
 
 
 def test_a_run_that_diverges_keeps_its_last_whole_checkpoint(jobs: Jobs, children: list[Any]):

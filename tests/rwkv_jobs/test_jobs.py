@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 from collections.abc import Callable
@@ -89,6 +90,23 @@ def smaller_than_published(run_dir: Path, result: dict[str, Any]) -> None:
     assert json.loads((run_dir / "model" / "model.json").read_text())["model"]["ccm"] is False
 
 
+def scaled(run_dir: Path, result: dict[str, Any]) -> None:
+    assert position(run_dir)["scaler"]["scale"] > 1
+
+
+def average_scored(run_dir: Path, result: dict[str, Any]) -> None:
+    assert (latest(run_dir) / "ema.safetensors").exists()
+    assert any(key == "val_ema/dsc_strict/mean" for key, _, _ in history(run_dir))
+    assert result["weights"] == position(run_dir)["best_weights"]
+
+
+def profiled(run_dir: Path, result: dict[str, Any]) -> None:
+    """A trace that another program reads, and the dearest operators."""
+    folder = run_dir / "artifacts" / "profile"
+    assert json.loads(gzip.decompress((folder / "trace.json.gz").read_bytes()))["traceEvents"]
+    assert "aten::" in (folder / "operators.txt").read_text()
+
+
 ONE_STEP = ["train.epochs=1", "train.epoch_steps=1"]
 """Enough for a choice that the loop does not see."""
 
@@ -122,6 +140,14 @@ TABLE: list[tuple[str, str, list[str], list[Check]]] = [
      ["train.epochs=1", "optimizer.clip_grad=1", "optimizer.update=step", "optimizer.lr=2e-3", "optimizer.min_lr=0"],
      [trained(3, 1), rates(2e-3, 1.5e-3, 0.5e-3)]),
     ("bf16", "finetune", ["train.precision=bf16", *ONE_STEP], [trained(1, 1), precision("bf16")]),
+    ("micro-batches", "finetune", ["train.micro_batch=2", *ONE_STEP], [trained(1, 1)]),
+    ("fp16", "finetune", ["train.precision=fp16", *ONE_STEP], [trained(1, 1), precision("fp16"), scaled]),
+    ("all of it", "finetune",
+     ["freeze_encoder=1", "ema_decay=0.5", "optimizer.name=lamb", "optimizer.layer_decay=0.7",
+      "train.deterministic=true", "train.on_nan=skip", "train.batch_norm=local", "train.profile_steps=1"],
+     [trained(6, 2), average_scored, profiled]),
+    ("patience", "finetune", ["train.epochs=9", "train.epoch_steps=1", "train.patience=1", "optimizer.lr=1e-12"],
+     [trained(2, 2)]),
     ("loader processes", "finetune", ["train.epochs=1", "data.workers=1"], [trained(3, 1)]),
     ("classes", "pretrain", [], [trained(6, 2), averaged]),
     ("no average", "pretrain", ["ema_decay=null", "train.epochs=1", "optimizer.warmup_epochs=0"],

@@ -39,7 +39,7 @@ COMMANDS = [
     "model", "model list", "model show", "model promote", "model export", "model compare", "model erf", "model plot",
     "checkpoint", "checkpoint list", "checkpoint verify", "checkpoint gc",
     "study", "study list", "study show", "study report",
-    "runs", "sync", "ui",
+    "runs", "run", "run replay", "sync", "ui",
     "recipe", "recipe list", "recipe show", "recipe schema",
     "config", "config show", "config set", "config unset",
     "demo",

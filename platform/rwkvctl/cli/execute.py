@@ -99,11 +99,12 @@ def plan_of(spec: TrainingSpec) -> dict[str, Any]:
 
     assert isinstance(spec, FinetuneSpec | PretrainSpec)
     manifest = preflight.check_training(spec)
+    preflight.check_options(spec, manifest)
     split = spec.data.split or manifest.default_split
     samples = len(manifest.ids(split, "train"))
     model = network(spec, manifest.classes)
     macs = networks.macs(model, spec.model.name, (manifest.channels, spec.data.image_size, spec.data.image_size))
-    batch, workers = spec.train.batch_size, spec.cluster.workers or 1
+    batch = spec.train.batch_size
     steps = spec.train.epoch_steps or (samples // batch if spec.train.tail == "drop" else -(-samples // batch))
     return {
         "data": f"{manifest.location}, split {split}, fingerprint {manifest.fingerprint[:12]}, "
@@ -118,10 +119,22 @@ def plan_of(spec: TrainingSpec) -> dict[str, Any]:
             if (grey := preflight.left_out(spec, manifest))
             else {}
         ),
-        "batch": f"{batch} = {workers} workers x {batch // workers}",
+        "batch": batch_arithmetic(spec),
         "steps_per_epoch": steps,
         "steps": steps * spec.train.epochs,
     }
+
+
+def batch_arithmetic(spec: TrainingSpec) -> str:
+    """How a batch is shared, and over how many images batch norm takes its statistics."""
+    batch, workers = spec.train.batch_size, spec.cluster.workers or 1
+    parts = spec.micro_batches(workers)
+    own = batch // parts
+    shared = f"{batch} = {workers} workers x {own}"
+    if spec.train.micro_batch:
+        shared = f"{batch} = {parts} micro-batches of {own} on {workers} workers"
+    together = spec.train.batch_norm == "sync" or (spec.train.batch_norm == "auto" and own < 8)
+    return f"{shared}; batch norm over {own * workers if together else own} images"
 
 
 def network(spec: FinetuneSpec | PretrainSpec, classes: list[str]) -> Any:

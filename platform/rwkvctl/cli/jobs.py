@@ -20,6 +20,10 @@ Name = Annotated[str | None, typer.Option(help="Name of the run.")]
 Resume = Annotated[str | None, typer.Option(metavar="auto|RUN", help="Continue a run from its latest checkpoint.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved spec and what it means; start nothing.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON; progress goes to standard error.")]
+Profile = Annotated[int | None, typer.Option(min=1, metavar="STEPS", help="Trace so many steps with torch's profiler.")]
+Freeze = Annotated[
+    int | None, typer.Option(min=0, metavar="EPOCHS", help="First epochs in which the encoder keeps its weights.")
+]
 Encoder = Annotated[str | None, typer.Option(help="Where the encoder starts: a run, models:/NAME@ALIAS, or a folder.")]
 
 
@@ -34,6 +38,7 @@ def pretrain(
     assignments: Set = None,
     name: Name = None,
     resume: Resume = None,
+    profile: Profile = None,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
@@ -43,6 +48,8 @@ def pretrain(
     options = assemble.training_options(
         variant=variant, name=name, workers=workers, nodes=nodes, gpus_per_node=gpus_per_node, address=address
     )
+    if profile is not None:
+        options.setdefault("train", {})["profile_steps"] = profile
     spec = assemble.training_spec("pretrain", recipe, data, options, assignments or [], resume)
     said = assemble.recipe_line("pretrain", recipe, data, resume)
     execute.start("pretrain", spec, resume=resume, dry_run=dry_run, as_json=as_json, first_line=said)
@@ -53,6 +60,7 @@ def finetune(
     variant: Variant = None,
     data: Data = None,
     encoder: Encoder = None,
+    freeze_encoder: Freeze = None,
     workers: Workers = None,
     nodes: Nodes = None,
     gpus_per_node: GpusPerNode = None,
@@ -60,6 +68,7 @@ def finetune(
     assignments: Set = None,
     name: Name = None,
     resume: Resume = None,
+    profile: Profile = None,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
@@ -71,6 +80,10 @@ def finetune(
     )
     if encoder is not None:
         options.setdefault("model", {})["encoder_weights"] = encoder
+    if freeze_encoder is not None:
+        options["freeze_encoder"] = freeze_encoder
+    if profile is not None:
+        options.setdefault("train", {})["profile_steps"] = profile
     spec = assemble.training_spec("finetune", recipe, data, options, assignments or [], resume)
     said = assemble.recipe_line("finetune", recipe, data, resume)
     execute.start("finetune", spec, resume=resume, dry_run=dry_run, as_json=as_json, first_line=said)

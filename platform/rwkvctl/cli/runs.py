@@ -1,4 +1,4 @@
-"""`rwkvctl runs | sync | ui`: what was run, and the tracking that shows it."""
+"""`rwkvctl runs | run replay | sync | ui`: what was run, and the tracking that shows it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import json
 from typing import Annotated
 
 import typer
+
+app = typer.Typer(no_args_is_help=True)
 
 
 def list_runs(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
@@ -32,6 +34,21 @@ def list_runs(as_json: Annotated[bool, typer.Option("--json", help="Print JSON."
         print(f"{row['run']}  {row['job']}  {row['state']}")
     if not rows:
         print(f"no runs in {storage}")
+
+
+@app.command()
+def replay(run: Annotated[str, typer.Argument(help="Name, path or MLflow id of a run.")]) -> None:
+    """Repeat the step at which a run met NaN or infinity, and say where the first such value comes from."""
+    import sys
+
+    from rwkvctl.base.processes import run_group
+    from rwkvctl.config import settings
+    from rwkvctl.runs import folder as run_folder
+
+    folder = run_folder.find(run, settings.load().storage)
+    code = run_group([sys.executable, "-P", "-m", "rwkv_jobs.replay", str(folder)])
+    if code:
+        sys.exit(code)
 
 
 def sync(

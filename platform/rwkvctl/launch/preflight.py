@@ -16,6 +16,8 @@ from rwkvctl.config.specs.sweep import check_space, trial_spec
 from rwkvctl.registry.release import registered_name
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from rwkvctl.data.store.manifest import Manifest
 
 TASKS = {"pretrain": "classification", "finetune": "segmentation"}
@@ -112,7 +114,9 @@ def check_name(spec: TrainingSpec) -> None:
 def check_batch(spec: TrainingSpec, manifest: Manifest) -> None:
     """Refuse one image per worker whose deepest feature map is a single pixel: batch norm has no statistics then."""
     workers = spec.cluster.workers or 1
-    each = spec.train.batch_size // workers
+    each = spec.train.micro_batch or spec.train.batch_size // workers
+    if spec.train.batch_norm != "local":  # auto is sync for so few
+        each *= workers
     unlabeled = isinstance(spec, FinetuneSpec) and spec.consistency is not None
     if each > 1 or unlabeled:
         return
@@ -121,14 +125,28 @@ def check_batch(spec: TrainingSpec, manifest: Manifest) -> None:
         return
     larger = next((s for s in (32, 64, 128) if s > size and trains(spec, manifest, (each, channels, s, s))), None)
     raise UserError(
-        f"train.batch_size {spec.train.batch_size}: one image of {size} px per worker gives batch norm "
+        f"train.batch_size {spec.train.batch_size}: one image of {size} px at a time gives batch norm "
         f"one value per channel; use train.batch_size={2 * workers}"
         + (f" or data.image_size={larger}" if larger else "")
     )
 
 
-def trains(spec: TrainingSpec, manifest: Manifest, shape: tuple[int, int, int, int]) -> bool:
-    """Whether the network takes a batch (B, C, H, W) in training mode; run on the meta device."""
+def check_options(spec: TrainingSpec, manifest: Manifest) -> None:
+    """Refuse what the network or the optimiser does not have."""
+    from rwkv_unet.decoder import UpBlock
+    from rwkv_unet.rwkv_unet_enc import GLSP
+    from rwkvctl.training import optimizer
+
+    model = weightless(spec, manifest)
+    optimizer.check(model, spec.optimizer)
+    if isinstance(spec, FinetuneSpec) and spec.freeze_encoder and optimizer.encoder_of(model) is None:
+        raise UserError(f"freeze_encoder: {spec.model.name} has no encoder; set it to 0")
+    if spec.train.activation_checkpointing and not any(isinstance(x, GLSP | UpBlock) for x in model.modules()):
+        raise UserError("train.activation_checkpointing: only blocks of RWKV-UNet have it; set it to false")
+
+
+def weightless(spec: TrainingSpec, manifest: Manifest) -> nn.Module:
+    """The network of a training on the meta device."""
     import torch
 
     from rwkvctl.models import build
@@ -136,9 +154,16 @@ def trains(spec: TrainingSpec, manifest: Manifest, shape: tuple[int, int, int, i
     assert isinstance(spec, PretrainSpec | FinetuneSpec)
     with torch.device("meta"):
         if isinstance(spec, FinetuneSpec):
-            model = build.segmentation_network(spec.model, manifest.classes)
-        else:
-            model = build.classifier(spec.model, manifest.classes)
+            return build.segmentation_network(spec.model, manifest.classes)
+        return build.classifier(spec.model, manifest.classes)
+
+
+def trains(spec: TrainingSpec, manifest: Manifest, shape: tuple[int, int, int, int]) -> bool:
+    """Whether the network takes a batch (B, C, H, W) in training mode; run on the meta device."""
+    import torch
+
+    model = weightless(spec, manifest)
+    with torch.device("meta"):
         try:
             model.train()(torch.empty(shape))
         except ValueError as error:

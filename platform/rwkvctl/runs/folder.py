@@ -81,7 +81,7 @@ def read_spec(folder: Path) -> JobSpec:
     kind = JOBS.get(str(fields.get("job"))) if isinstance(fields, dict) else None
     if kind is None:
         raise UserError(f"{path}: field job must be one of {', '.join(JOBS)}")
-    return build(kind, fields, str(path))
+    return build(kind, changes.with_absent(fields), str(path))
 
 
 def find(reference: str, storage: str) -> Path:
@@ -134,11 +134,12 @@ def differences(old: JobSpec, new: JobSpec, *, longer: bool = True) -> list[str]
 
 
 def keep_resolved(old: JobSpec, new: JobSpec) -> JobSpec:
-    """`new`, in which `precision: auto` means what it was resolved to when the run was first started."""
-    if not isinstance(old, TrainingSpec) or not isinstance(new, TrainingSpec) or new.train.precision != "auto":
+    """`new`, in which `auto` means what it was resolved to when the run was first started."""
+    if not isinstance(old, TrainingSpec) or not isinstance(new, TrainingSpec):
         return new
-    train = new.train.model_copy(update={"precision": old.train.precision})
-    return new.model_copy(update={"train": train})
+    open_yet = [field for field in ("precision", "batch_norm") if getattr(new.train, field) == "auto"]
+    resolved = {field: getattr(old.train, field) for field in open_yet}
+    return new.model_copy(update={"train": new.train.model_copy(update=resolved)})
 
 
 def resume(reference: str, spec: JobSpec | None, storage: str) -> Path | None:

@@ -26,6 +26,10 @@ class Position:
     best: float | None = None
     """Best validation score so far."""
     best_epoch: int | None = None
+    best_weights: str | None = None
+    """Whose score that is: of the `model`, or of its moving average, `ema`."""
+    scaler: dict[str, Any] | None = None
+    """State of the loss scaler of fp16."""
 
 
 @dataclass
@@ -39,6 +43,10 @@ class TrainState:
     spec: dict[str, Any]
     ema: nn.Module | None = None
     position: Position = field(default_factory=Position)
+
+    def networks(self) -> dict[str, nn.Module]:
+        """The network that is trained and, if there is one, that of the moving average, `ema`."""
+        return {"model": self.model} | ({} if self.ema is None else {"ema": self.ema})
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """The files of a checkpoint and the tensors in each."""
@@ -77,7 +85,10 @@ class Copier:
             file: {name: self.copy_tensor((file, name), tensor.detach()) for name, tensor in tensors.items()}
             for file, tensors in state.tensors().items()
         }
-        groups = [{key: value for key, value in g.items() if key != "params"} for g in state.optimizer.param_groups]
+        groups = [
+            {key: plain(value) for key, value in group.items() if key != "params"}
+            for group in state.optimizer.param_groups
+        ]
         return StateCopy(files, asdict(state.position), state.fingerprint, state.spec, groups, record_event(state))
 
     def copy_tensor(self, key: tuple[str, str], tensor: Tensor) -> Tensor:
@@ -86,6 +97,11 @@ class Copier:
         if memory is None or layout(memory) != layout(tensor):
             memory = self.memory[key] = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
         return memory.copy_(tensor, non_blocking=tensor.is_cuda)
+
+
+def plain(value: Any) -> Any:
+    """A setting of a parameter group as JSON has it; some optimisers count their steps in a tensor there."""
+    return value.item() if isinstance(value, Tensor) else value
 
 
 def layout(tensor: Tensor) -> tuple[Any, ...]:

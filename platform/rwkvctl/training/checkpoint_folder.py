@@ -181,8 +181,8 @@ def find_checkpoint(folder: Path, pointer: str = "latest") -> Found | None:
             damage.append(str(error))
             passed_over.append(candidate)
     raise UserError(
-        f"{folder}: no checkpoint is sound ({few(damage, most=1)}); restore this folder from a backup, or delete it to "
-        "train from the beginning"
+        f"{folder}: no checkpoint is sound ({few(damage)}); restore this folder from a backup, or delete it to train "
+        "from the beginning"
     )
 
 
@@ -193,7 +193,7 @@ def settle_on(folder: Path, found: Found) -> None:
         point(folder, "latest", found.path)
     for path in found.passed_over:
         aside = path.with_name(f".{path.name}.damaged.tmp")
-        discard(aside)
+        shutil.rmtree(aside, ignore_errors=True)
         if path.exists():
             path.replace(aside)
 
@@ -219,15 +219,7 @@ def prune(folder: Path) -> None:
     kept = needed(folder)
     for path in [*checkpoints(folder), *folder.glob(".step-*.tmp")]:
         if path not in kept:
-            discard(path)
-
-
-def discard(path: Path) -> None:
-    """Delete a folder, or a file in its place; what cannot be deleted stays until the next time."""
-    if path.is_file():
-        path.unlink()
-    else:
-        shutil.rmtree(path, ignore_errors=True)
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def needed(folder: Path) -> set[Path]:

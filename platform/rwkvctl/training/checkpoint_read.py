@@ -92,7 +92,7 @@ def keep_best(folder: Path, position: Position) -> str | None:
         if damage_of(path) is None and is_end_of(path, position.best_epoch):
             point(folder, "best", path)
             return None
-    position.best = position.best_epoch = None
+    position.best = position.best_epoch = position.best_weights = None
     return damage
 
 

@@ -62,15 +62,18 @@ def dice_loss(overlap: Tensor, size: Tensor) -> Tensor:
     return (1 - (2 * overlap + SMOOTH) / (size + SMOOTH)).mean()
 
 
-def consistency_loss(logits: Tensor, turns: Tensor) -> Tensor:
-    """Mean squared error between the probabilities of two views, the second turned back; a scalar.
+def consistency_loss(logits: Tensor, turns: Tensor, total: Callable[[Tensor], Tensor] = lambda sums: sums) -> Tensor:
+    """Mean squared error between the probabilities of two views of the global batch, the second turned back; a scalar.
 
     Args:
         logits: (2B, C, H, H), first the views as the images lie, then those that were turned.
         turns: (B,) how the second views were turned, see `rwkvctl.data.feed.views`.
+        total: as for `segmentation_loss`.
     """
-    logits = logits.float()
+    logits = logits if logits.dtype == torch.float64 else logits.float()
     probabilities = logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(dim=1)
     first, second = probabilities.chunk(2)
     back = torch.stack([turn_back(x, int(turn)) for x, turn in zip(second, turns.tolist(), strict=True)])
-    return F.mse_loss(first, back)
+    squares = (first - back).square().sum()
+    error, values = total(torch.stack([squares, squares.new_tensor(first.numel())]))
+    return error / values

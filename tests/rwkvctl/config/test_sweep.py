@@ -42,7 +42,7 @@ WRONG = [
     ("params: {lr: {float: [0, 1]}}", "params.lr: unknown field"),
     ("params: {model: {choice: [rwkv_unet_t]}}", "params.model: must be a mapping of fields, got 'rwkv_unet_t'"),
     ("params: {loss: {choice: [{alpha: 1}]}}", "params.loss: {'alpha': 1} is a mapping; name the fields in it, as"),
-    ("params: {train.precision: {choice: [fp32, fp64]}}", "params.train.precision: input should be 'auto', 'fp32' or"),
+    ("params: {train.precision: {choice: [fp32, fp64]}}", "params.train.precision: input should be 'auto', 'fp32'"),
     ("params: {model.decoder_kernel_size: {int: [3, 11]}}", "params.model.decoder_kernel_size: must be odd, got 4"),
     ("params: {loss.alpha: {float: [-1, 1]}}", "params.loss.alpha: input should be greater than or equal to 0, got -1"),
     ("params: {train.epochs: {choice: ['3']}}", "params.train.epochs: '3' would be read as 3; write it so"),

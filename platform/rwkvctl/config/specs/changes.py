@@ -13,7 +13,8 @@ from typing import Any
 MAY_CHANGE = (
     *("name", "storage", "cluster", "tracking"),
     *("data.workers", "data.path"),  # the data themselves are compared by their fingerprint
-    *("train.log_steps", "train.checkpoint_steps"),
+    *("train.log_steps", "train.checkpoint_steps", "train.profile_steps"),
+    *("train.on_nan", "train.patience", "train.activation_checkpointing"),
     *("trials", "concurrency"),
 )
 """Fields, or groups of fields, that change nothing of what is computed; of a sweep's `base` too."""
@@ -23,7 +24,7 @@ MAY_CHANGE_IF: dict[str, tuple[str, tuple[Any, ...]]] = {
 }
 """Fields that change nothing as long as another field has one of these values."""
 
-ABSENT_MEANS: dict[str, Any] = {}
+ABSENT_MEANS: dict[str, Any] = {"train.batch_norm": "local"}
 """What was done before a field existed, where that is not its default: the checkpoints of then do not say."""
 
 
@@ -56,14 +57,16 @@ def harmless(path: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
 
 
 def with_absent(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """A stored spec with the fields of `ABSENT_MEANS` that it does not have."""
+    """A stored spec, which has all fields of its day, with those of `ABSENT_MEANS` that came later."""
     filled = copy.deepcopy(dict(fields))
     for path, value in ABSENT_MEANS.items():
-        *groups, field = path.split(".")
-        group = filled
-        for name in groups:
-            group = group.setdefault(name, {})
-        group.setdefault(field, value)
+        for start in (filled, filled.get("base")):
+            *groups, field = path.split(".")
+            group = start
+            for name in groups:
+                group = group.get(name) if isinstance(group, dict) else None
+            if isinstance(group, dict):
+                group.setdefault(field, value)
     return filled
 
 

@@ -44,18 +44,36 @@ class TrainingSpec(JobSpec):
     data: DataSpec
     optimizer: OptimizerSpec
     train: TrainSpec
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Exponential moving average of the weights; null keeps none."""
+    ema_warmup: bool = False
+    """Let the average's decay grow with the steps, so that short runs are not ruled by the initial weights."""
 
     @model_validator(mode="after")
     def _batch_fits_workers(self) -> TrainingSpec:
-        workers = self.cluster.workers or 1
-        if self.train.batch_size % workers:
-            fitting = [n for n in range(1, self.train.batch_size + 1) if self.train.batch_size % n == 0]
-            nearest = min(fitting, key=lambda n: (abs(n - workers), n))
+        batch, workers, micro = self.train.batch_size, self.cluster.workers or 1, self.train.micro_batch
+        if micro is None and batch % workers:
+            nearest = nearest_divisor(batch, workers)
             raise ValueError(
-                f"train.batch_size {self.train.batch_size} is not divisible by cluster.workers {workers}: "
-                f"use {nearest} workers or a batch of {(self.train.batch_size // workers + 1) * workers}"
+                f"train.batch_size {batch} is not divisible by cluster.workers {workers}: "
+                f"use {nearest} workers or a batch of {(batch // workers + 1) * workers}"
+            )
+        if micro is not None and batch % micro:
+            raise ValueError(
+                f"train.batch_size {batch} is not divisible by train.micro_batch {micro}: "
+                f"use train.micro_batch={nearest_divisor(batch, micro)}"
+            )
+        if micro is not None and batch // micro < workers:
+            raise ValueError(
+                f"train.batch_size {batch} has {batch // micro} micro-batches of {micro}, "
+                f"fewer than cluster.workers {workers}: "
+                f"use train.micro_batch={max(1, batch // workers)} or fewer workers"
             )
         return self
+
+    def micro_batches(self, workers: int) -> int:
+        """Forward passes of a step, over all workers."""
+        return self.train.batch_size // self.train.micro_batch if self.train.micro_batch else workers
 
     @model_validator(mode="after")
     def _warmup_ends(self) -> TrainingSpec:
@@ -75,9 +93,6 @@ class PretrainSpec(TrainingSpec):
     augment: ClassificationAugment = ClassificationAugment()
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = 0.9998
-    """Exponential moving average of the weights; null keeps none."""
-    ema_warmup: bool = False
-    """Let the average's decay grow with the steps, so that short runs are not ruled by the initial weights."""
 
 
 class FinetuneSpec(TrainingSpec):
@@ -90,14 +105,32 @@ class FinetuneSpec(TrainingSpec):
     consistency: ConsistencySpec | None = None
     """Use the data set's unlabeled images too; null trains on the labeled ones alone."""
 
+    freeze_encoder: Annotated[int, Field(ge=0)] = 0
+    """First epochs in which the encoder keeps its weights and batch-norm statistics."""
+
     @model_validator(mode="after")
-    def _unlabeled_batch_fits_workers(self) -> FinetuneSpec:
-        workers = self.cluster.workers or 1
-        if self.consistency is not None and self.consistency.batch_size % workers:
+    def _unlabeled_batch_fits(self) -> FinetuneSpec:
+        parts = self.micro_batches(self.cluster.workers or 1)
+        if self.consistency is not None and self.consistency.batch_size % parts:
+            what = "micro-batches of a step" if self.train.micro_batch else "workers"
             raise ValueError(
-                f"consistency.batch_size {self.consistency.batch_size} is not divisible by cluster.workers {workers}"
+                f"consistency.batch_size {self.consistency.batch_size} is not divisible by the {parts} {what}"
             )
         return self
+
+    @model_validator(mode="after")
+    def _encoder_thaws(self) -> FinetuneSpec:
+        if self.freeze_encoder and self.freeze_encoder >= self.train.epochs:
+            raise ValueError(
+                f"freeze_encoder {self.freeze_encoder} must be below train.epochs {self.train.epochs}: "
+                "the encoder would never be trained"
+            )
+        return self
+
+
+def nearest_divisor(number: int, wanted: int) -> int:
+    """The divisor of `number` that is nearest to `wanted`."""
+    return min((n for n in range(1, number + 1) if number % n == 0), key=lambda n: (abs(n - wanted), n))
 
 
 class EvaluateSpec(JobSpec):

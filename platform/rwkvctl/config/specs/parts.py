@@ -89,8 +89,10 @@ class DataSpec(Spec):
 
 
 class OptimizerSpec(Spec):
-    """AdamW and its learning rate over time."""
+    """The optimiser and its learning rate over time."""
 
+    name: str = "adamw"
+    """By its timm name (timm.optim.list_optimizers), as lamb, sgd, lion."""
     lr: Annotated[float, Field(gt=0)]
     lr_reference_batch: Positive | None = None
     """When set, the rate is scaled linearly: lr * batch_size / lr_reference_batch."""
@@ -104,6 +106,8 @@ class OptimizerSpec(Spec):
     warmup_lr: Annotated[float, Field(ge=0)] = 5e-7
     clip_grad: Annotated[float, Field(gt=0)] | None = None
     """Largest norm of the gradient; null does not clip."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Each layer of the encoder learns at this share of the rate of the layer after it; null gives all one rate."""
 
 
 class LossSpec(Spec):
@@ -130,8 +134,20 @@ class TrainSpec(Spec):
     epochs: Positive
     batch_size: Positive
     """Images per optimiser step, over all workers."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto: bf16 autocast on a GPU, fp32 on a CPU."""
+    micro_batch: Positive | None = None
+    """Images of a worker's forward pass; a step adds up the gradients of all micro-batches of its batch. null: a
+    worker's whole share at once."""
+    batch_norm: Literal["auto", "local", "sync"] = "auto"
+    """Images that batch norm takes its statistics from: those of a worker's forward pass (local), or of all workers'
+    (sync). auto: sync where a worker has fewer than 8."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """auto: bf16 autocast on a GPU, fp16 with a loss scaler on one without bf16 (V100, T4), fp32 on a CPU."""
+    deterministic: bool = False
+    """Only operators that repeat bit for bit, on a GPU too; slower there."""
+    activation_checkpointing: bool = False
+    """Compute blocks again in the backward pass instead of keeping their activations: less memory, more time."""
+    on_nan: Literal["stop", "skip"] = "stop"
+    """At a loss or a gradient that is not finite: stop, or leave out that step's update."""
     compile: bool = False
     """Train through torch.compile: minutes at the start and at every restart, faster steps after it (not on a CPU)."""
     tail: Literal["drop", "wrap"] = "drop"
@@ -142,7 +158,11 @@ class TrainSpec(Spec):
     """A checkpoint after every so many steps, beside the one at each epoch's end."""
     validate_every: Annotated[int, Field(ge=0)] = 1
     """Epochs between validations; 0 validates never and keeps the last weights."""
+    patience: Positive | None = None
+    """Epochs without a better validation score after which training ends; null trains all epochs."""
     log_steps: Positive = 10
+    profile_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps of torch's profiler, after 3 others: a trace and a table of the dearest operators among the artifacts."""
 
 
 class ClusterSpec(Spec):

@@ -35,7 +35,8 @@ class TrainLoader:
     ranks). What it yields depends on (manifest, split, seed, augment, image_size, global_batch) alone: neither on
     workers nor, taken over all ranks, on the world size.
     image_size: side of a square, or (height, width). augment: None for none. workers: 0 loads in this process.
-    epoch_steps: steps that count as an epoch, in place of one pass. unlabeled: of the samples without a mask, two
+    epoch_steps: steps that count as an epoch, in place of one pass. micro_batch: images of a forward pass, see
+    `Schedule`; a rank's come one after the other in its batch. unlabeled: of the samples without a mask, two
     views each, images (B, 2C, H, H) and targets (B,) as `views.two_views` makes them.
     """
 
@@ -53,13 +54,14 @@ class TrainLoader:
         augment: Augment | None,
         tail: Literal["drop", "wrap"] = "drop",
         epoch_steps: int | None = None,
+        micro_batch: int | None = None,
         unlabeled: bool = False,
     ):
         ids = manifest.unlabeled_ids() if unlabeled else manifest.ids(split, "train")
-        reader = reader_for(manifest, ids)
+        self._reader = reader = reader_for(manifest, ids)
         self._files = manifest.shard_files
         self._files.check_room(order.SHARDS_A_GROUP)
-        self.schedule = Schedule(reader.shards(), seed, global_batch, rank, world_size, tail, epoch_steps)
+        self.schedule = Schedule(reader.shards(), seed, global_batch, rank, world_size, tail, epoch_steps, micro_batch)
         self._batches = _Batches(self.schedule)
         if unlabeled:
             assert isinstance(augment, SegmentationAugment)
@@ -80,6 +82,12 @@ class TrainLoader:
             return batches
         groups = self.schedule.shard_groups(epoch)
         return fetched_ahead(batches, self.schedule.global_batch, consumed, groups, self._files)
+
+    def keys(self, epoch: int, consumed: int) -> list[str]:
+        """Ids of all ranks' samples of the next batch, in the order of its micro-batches."""
+        sequence = self.schedule.sequence(epoch, consumed)
+        batch = sequence[consumed : consumed + self.schedule.global_batch]
+        return [self._reader.key(int(position)) for _, position in batch]
 
     def close(self) -> None:
         """End the worker processes (they end with the process anyhow)."""

@@ -31,6 +31,13 @@ class Batch(NamedTuple):
     keys: list[str]
 
 
+def micro_batch(batch: Batch, part: int, parts: int) -> Batch:
+    """One of the equal parts of a batch."""
+    size = len(batch.keys) // parts
+    own = slice(part * size, (part + 1) * size)
+    return Batch(batch.images[own], batch.targets[own], batch.keys[own])
+
+
 Item = tuple[torch.Tensor, torch.Tensor, str]
 
 

@@ -21,6 +21,8 @@ class Schedule:
     `shard_of` (N,) is the shard number of every sample of the part. Tail `drop` leaves out the samples after the
     last whole batch (others in every epoch); `wrap` fills that batch with the head of the next epoch's order.
     With `epoch_steps` an epoch is so many steps, and goes on where the one before has stopped in the passes.
+    A batch is cut into micro-batches, which are dealt out to the ranks in turn: what is computed at the same time is
+    contiguous. Without `micro_batch` each rank has one.
     """
 
     shard_of: NDArray[np.int32]
@@ -30,11 +32,14 @@ class Schedule:
     world_size: int
     tail: Literal["drop", "wrap"] = "drop"
     epoch_steps: int | None = None
+    micro_batch: int | None = None
 
     def __post_init__(self) -> None:
-        if self.global_batch < 1 or self.global_batch % self.world_size:
+        whole = self.micro_batch or self.world_size
+        if self.global_batch < 1 or self.global_batch % whole:
+            by = f"micro-batches of {whole}" if self.micro_batch else f"the world size {whole}"
             raise UserError(
-                f"global batch {self.global_batch} is not divisible by the world size {self.world_size}; "
+                f"global batch {self.global_batch} is not divisible by {by}; "
                 "change the batch or the number of processes"
             )
         if not 0 <= self.rank < self.world_size:
@@ -46,6 +51,13 @@ class Schedule:
                 f"global batch {self.global_batch} is larger than the {len(self.shard_of)} training samples; "
                 "make it smaller, or set the tail to wrap"
             )
+
+    @property
+    def own_micro_batches(self) -> list[slice]:
+        """Where in a batch this rank's micro-batches are."""
+        size = self.micro_batch or self.global_batch // self.world_size
+        starts = range(self.rank * size, self.global_batch, self.world_size * size)
+        return [slice(start, start + size) for start in starts]
 
     @property
     def steps_per_pass(self) -> int:
@@ -70,10 +82,9 @@ class Schedule:
 
     def _pass(self, epoch: int, consumed: int) -> Iterator[list[tuple[int, int]]]:
         samples = self.sequence(epoch, consumed)
-        own = self.global_batch // self.world_size
         for start in range(consumed, len(samples) - self.global_batch + 1, self.global_batch):
-            first = start + self.rank * own
-            yield [(int(e), int(i)) for e, i in samples[first : first + own]]
+            batch = samples[start : start + self.global_batch]
+            yield [(int(e), int(i)) for own in self.own_micro_batches for e, i in batch[own]]
 
     def sequence(self, epoch: int, consumed: int = 0) -> NDArray[np.int64]:
         """All ranks' samples of an epoch in order, (n, 2) of (epoch, position); a wrapped one has its own epoch.
