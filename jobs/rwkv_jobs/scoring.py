@@ -71,7 +71,7 @@ def score_cases(
     reader = case_reader(manifest, split=split, part=part, rank=me.rank, world_size=me.world_size)
     scoring = Scoring(reader, len(manifest.classes), manifest.ignore_index, hd95)
     processes = processes_for(reader, data)
-    slices = SliceLoader(reader, image_size=data.image_size, batch=SLICES, workers=processes)
+    slices = SliceLoader(reader, image_size=data.image_size, batch=SLICES[me.device.type], workers=processes)
     own: dict[str, list[metrics.ClassScore]] = {}
     with closing(slices), lost_loaders():
         predicted = predict_cases(model, slices, me, precision)
@@ -90,8 +90,9 @@ def score_cases(
     return Scores(cases, manifest.classes, metrics.summarise(cases, manifest.classes))
 
 
-SLICES = 16
-"""Slices that the network takes at once, whichever cases they are of."""
+SLICES = {"cuda": 16, "cpu": 2}
+"""Slices that the network takes at once, whichever cases they are of. On a CPU few stay in its cache: 16 take 1.3 times
+as long as eight times 2 (T, 224 px, one thread)."""
 
 LITTLE_DATA = 32 << 20
 """Bytes of samples that are scored sooner in this process than others are started."""

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rwkv_jobs import scoring
+from rwkv_jobs import evaluate, scoring
 from rwkv_jobs.case_scores import Gallery, Scoring, draw, mean_dsc, score_each
 from rwkv_jobs.worker import Worker
 from rwkv_unet import create_model
@@ -22,6 +22,7 @@ from rwkvctl.base.errors import JobFailedError, UserError
 from rwkvctl.config.specs.parts import DataSpec
 from rwkvctl.data.feed.cases import SliceLoader, case_reader, iter_cases
 from rwkvctl.data.store.manifest import Manifest
+from rwkvctl.models import bundle
 from rwkvctl.models.build import outputs
 from rwkvctl.models.inference import segment_image
 from rwkvctl.training import metrics
@@ -90,7 +91,7 @@ def test_processes_score_and_draw_as_this_one(
     manifest: Manifest, model: Watched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scoring, "LITTLE_DATA", 0)
-    monkeypatch.setattr(scoring, "SLICES", 4)
+    monkeypatch.setitem(scoring.SLICES, "cpu", 4)
     monkeypatch.setattr(scoring, "available_cpus", lambda: 2)
     found = {}
     for workers in (0, 2):
@@ -120,6 +121,23 @@ def test_autocast_is_that_of_the_training(manifest: Manifest, model: Watched) ->
         model.autocast.clear()
         scoring.score_cases(model, manifest, data(), "test", ME, hd95=False, precision=precision)
         assert model.autocast == {expected}
+
+
+@pytest.mark.parametrize(
+    ("extra", "on_gpu"), [({"precision": "bf16"}, "bf16"), ({"precision": "fp32"}, "fp32"), ({}, "fp32")]
+)
+def test_a_model_is_evaluated_in_the_precision_of_its_training_on_a_gpu(extra: dict[str, str], on_gpu: str) -> None:
+    info = bundle.BundleInfo(
+        model={"name": "rwkv_unet_t"},
+        classes=["a", "b"],
+        image_size=32,
+        image_kind="rgb8",
+        channels=3,
+        kind="segmentation",
+        extra=extra,
+    )
+    assert evaluate.precision_of(info, torch.device("cuda")) == on_gpu
+    assert evaluate.precision_of(info, torch.device("cpu")) == "fp32"
 
 
 def predictions(manifest: Manifest, count: int = 9) -> Iterator[tuple[int, np.ndarray]]:
