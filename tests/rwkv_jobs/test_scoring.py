@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from rwkv_jobs.worker import Worker
 from rwkv_unet import create_model
 from rwkvctl.base.errors import JobFailedError, UserError
 from rwkvctl.config.specs.parts import DataSpec
+from rwkvctl.data.feed import loader_processes
 from rwkvctl.data.feed.cases import SliceLoader, case_reader, iter_cases
 from rwkvctl.data.store.manifest import Manifest
 from rwkvctl.models import bundle
@@ -92,7 +94,7 @@ def test_processes_score_and_draw_as_this_one(
 ) -> None:
     monkeypatch.setattr(scoring, "LITTLE_DATA", 0)
     monkeypatch.setitem(scoring.SLICES, "cpu", 4)
-    monkeypatch.setattr(scoring, "available_cpus", lambda: 2)
+    monkeypatch.setattr(scoring, "available_cpus", lambda: 3)
     found = {}
     for workers in (0, 2):
         gallery = Gallery(tmp_path / str(workers), 1)
@@ -233,9 +235,18 @@ def test_values_that_are_no_numbers_are_named(
 def test_little_data_and_one_cpu_need_no_processes(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
     own = case_reader(manifest, split=None, part="test", rank=0, world_size=1)
     monkeypatch.setattr(scoring, "available_cpus", lambda: 8)
+    assert own.decoded_bytes >= 2 * 3 * 32 * 32 * 5  # two volumes and their masks
     assert scoring.processes_for(own, data(2)) == 0
-    monkeypatch.setattr(scoring, "LITTLE_DATA", 2 * 3 * 32 * 32 * 5)  # two volumes and their masks
+    monkeypatch.setattr(scoring, "LITTLE_DATA", 2 * 3 * 32 * 32 * 5)
     assert scoring.processes_for(own, data(2)) == 2
     assert scoring.processes_for(own, data(0)) == 0
-    monkeypatch.setattr(scoring, "available_cpus", lambda: 1)
-    assert scoring.processes_for(own, data(2)) == 0
+    for cpus in (1, 2):
+        monkeypatch.setattr(scoring, "available_cpus", lambda cpus=cpus: cpus)
+        assert scoring.processes_for(own, data(2)) == cpus - 1
+
+
+def test_the_fork_server_has_what_the_jobs_module_imports(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "__main__", evaluate)
+    modules = loader_processes.of_main_module()
+    assert {"rwkv_jobs.scoring", "rwkvctl.models.bundle", "rwkvctl.training.metrics"} <= set(modules)
+    assert all(name.startswith("rwkv") for name in modules)

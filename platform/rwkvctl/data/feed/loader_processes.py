@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import multiprocessing
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -37,8 +39,16 @@ def process_context() -> Any:
     hang; spawn imports torch again in each worker. Here it is imported once, by the server.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["rwkvctl.data.feed.samples"])
+    context.set_forkserver_preload(["rwkvctl.data.feed.samples", *of_main_module()])
     return context
+
+
+def of_main_module() -> list[str]:
+    """Our modules that the main module takes from. Every process imports the main module again, which takes a second of
+    a job's unless the server has them."""
+    values = vars(sys.modules["__main__"]).values()
+    names = {getattr(value, "__name__" if inspect.ismodule(value) else "__module__", None) for value in values}
+    return sorted(name for name in names if isinstance(name, str) and name.split(".")[0] in ("rwkvctl", "rwkv_jobs"))
 
 
 def begin_process(worker: int = 0) -> None:
