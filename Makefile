@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test test-all lint docs bench bench-gpu
+.PHONY: setup demo test test-all lint docs bench bench-gpu gpu
 
 setup: $(READY)
 
@@ -49,3 +49,10 @@ bench-gpu:
 	if $(PYTHON) -c 'import pytest' 2>/dev/null; then $(PYTHON) -m pytest -m gpu -W default -rs $(GPU_TESTS) || status=1; \
 	else echo "No pytest in $(PYTHON): the GPU tests are left out"; fi; \
 	for script in $(GPU_BENCHES); do echo "== $$script"; $(PYTHON) $$script || status=1; done; exit $$status
+
+# All that is to be measured on a machine with one GPU, in under ten minutes, with a report in $(OUT)/gpu.json. CARRIED is
+# a folder of packages that this Python lacks; ARGS are those of the script, as --device cpu to try it without a GPU.
+OUT ?= gpu-report
+gpu: export PYTHONPATH := kernels:.:platform:jobs:$(CARRIED)
+gpu:
+	@$(PYTHON) benchmarks/gpu_report.py --out $(OUT) --tests $(GPU_TESTS) $(ARGS)

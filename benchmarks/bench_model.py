@@ -12,6 +12,7 @@ much the resident size of a process grows that does nothing else.
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
 from collections.abc import Iterator
 from functools import partial
@@ -39,6 +40,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0, help="about how long to measure a table")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="compiled rows too; default on a GPU")
     parser.add_argument("--memory", action="store_true", help="memory on a CPU too")
+    parser.add_argument("--direction", choices=["training", "inference"], help="one of them; default both")
+    parser.add_argument("--json", type=Path, help="a file for the figures")
     args = parser.parse_args()
     cuda = torch.device(args.device).type == "cuda"
     sizes = args.size or ([224, 512] if cuda else [224])
@@ -46,11 +49,17 @@ def main() -> None:
     batch = args.batch or (24 if cuda else 1)
     names = list(available(args.model or OURS + THEIRS))
     print(torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads", torch.__version__)
+    figures: dict[str, dict[str, float]] = {}
     for size in sizes:
         for dtype in dtypes:
-            for train in (True, False):
+            for train in (True, False) if args.direction is None else (args.direction == "training",):
                 forms = ["eager", "compiled"] if (cuda if args.compile is None else args.compile) else ["eager"]
-                table(names, forms, (batch, 3, size, size), dtype, train, args.device, args.seconds, args.memory)
+                shape = (batch, 3, size, size)
+                found = table(names, forms, shape, dtype, train, args.device, args.seconds, args.memory)
+                what = "training" if train else "inference"
+                figures[f"{what} {size} {str(dtype).removeprefix('torch.')}"] = found
+                if args.json:  # after every table, for one that is stopped
+                    args.json.write_text(json.dumps(figures, indent=1))
 
 
 def available(names: list[str]) -> Iterator[str]:
@@ -74,8 +83,11 @@ def table(
     device: str,
     seconds: float,
     memory: bool,
-) -> None:
-    """Prints the rows of one image size, dtype and direction; the last column is against the first row."""
+) -> dict[str, float]:
+    """Prints the rows of one image size, dtype and direction; the last column is against the first row.
+
+    Returns images per second by row.
+    """
     torch.compiler.reset()  # it gives up on code that it has compiled for more than eight models
     rows = [(name, form) for name in names for form in forms]
     steps = {f"{name} {form}": make_step(name, form, shape, dtype, train, device) for name, form in rows}
@@ -91,6 +103,7 @@ def table(
         elif memory and form == "eager":
             mib = f"{cpu_peak(name, shape, dtype, train) / 2**20:.0f}"
         print(f"{label:28}{t * 1e3:10.1f}{shape[0] / t:10.2f}{mib:>8}{first / t:7.2f}x", flush=True)
+    return {label: shape[0] / t for label, t in times.items()}
 
 
 def make_step(name: str, form: str, shape: tuple[int, ...], dtype: torch.dtype, train: bool, device: str) -> Step:

@@ -14,10 +14,12 @@ that. Attention needs queries, keys and values, of which WKV has no queries: the
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +35,7 @@ SHAPES = {
 }
 HEADS = 8
 Step = Callable[[], object]
+Directions = dict[str, dict[str, dict[str, float]]]
 
 
 def main() -> None:
@@ -41,18 +44,22 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--shape", action="append", help="B,T,C or B,HxW,C or B,DxHxW,C; may be repeated")
     parser.add_argument("--seconds", type=float, default=2.0, help="about how long to measure a shape and direction")
+    parser.add_argument("--json", type=Path, help="a file for the figures")
     args = parser.parse_args()
     kind = torch.device(args.device).type
     dtype = getattr(torch, args.dtype or ("bfloat16" if kind == "cuda" else "float32"))
     shapes = args.shape or SHAPES.get(kind, SHAPES["cuda"])
     name = torch.cuda.get_device_name() if kind == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     print(f"{name}, {str(dtype).removeprefix('torch.')}, torch {torch.__version__}")
+    figures: dict[str, Directions] = {}
     for shape in shapes:
-        measure(shape, args.device, dtype, args.seconds)
+        figures[shape] = measure(shape, args.device, dtype, args.seconds)
+        if args.json:  # after every shape, for one that is stopped
+            args.json.write_text(json.dumps(figures, indent=1))
 
 
-def measure(shape: str, device: str, dtype: torch.dtype, seconds: float) -> None:
-    """Prints the tables of one shape."""
+def measure(shape: str, device: str, dtype: torch.dtype, seconds: float) -> Directions:
+    """Prints the tables of one shape; milliseconds and the share of a copy, by direction and row."""
     batch, spatial, channels = (tuple(map(int, part.split("x"))) for part in shape.split(","))
     sizes = (*batch, math.prod(spatial), *channels)
     w, u = torch.randn(2, *channels, device=device) / sizes[1]
@@ -70,6 +77,7 @@ def measure(shape: str, device: str, dtype: torch.dtype, seconds: float) -> None
         operators["bi_wkv"] = partial(bi_wkv, *leaves), leaves
     operators["attention"] = partial(attention, k, v), [k, v]
 
+    figures: Directions = {}
     for direction, tensors in (("forward", 3), ("forward+backward", 8)):
         train = direction != "forward"
         steps: dict[str, Step] = {
@@ -85,7 +93,9 @@ def measure(shape: str, device: str, dtype: torch.dtype, seconds: float) -> None
         print(f"{'':12}{'ms':>10}{'vs scan':>9}{'GB/s':>8}{'of copy':>9}{'peak MB' if memory else '':>10}".rstrip())
         for name, t in times.items():
             ratios = f"{times['scan'] / t:8.1f}x{moved / t / 1e9:8.1f}{times['copy'] / t:9.0%}"
-            print(f"{name:12}{t * 1e3:10.3f}{ratios}{memory.get(name, '')}")
+            print(f"{name:12}{t * 1e3:10.3f}{ratios}{memory.get(name, '')}", flush=True)
+        figures[direction] = {name: {"ms": t * 1e3, "of_copy": times["copy"] / t} for name, t in times.items()}
+    return figures
 
 
 def peak_memory(run: Step) -> float:
