@@ -13,7 +13,6 @@ from torch import Tensor
 from rwkv_jobs.stepper import Total
 from rwkv_jobs.worker import Worker
 from rwkvctl.config.specs.jobs import FinetuneSpec
-from rwkvctl.data.feed.ahead import ahead
 from rwkvctl.data.feed.loaders import TrainLoader
 from rwkvctl.data.feed.samples import Batch
 from rwkvctl.data.store.manifest import Manifest
@@ -47,7 +46,7 @@ class Unlabeled:
     def batch(self, step: int) -> Batch:
         """That of a step, views (B, 2C, H, H) and turns (B,); steps are asked for in order, beginning anywhere."""
         if step != self._next:
-            self._batches = ahead(self._from(step), self.me.device)
+            self._batches = self._from(step)
         self._next = step + 1
         return next(self._batches)
 

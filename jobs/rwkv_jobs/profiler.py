@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -23,9 +24,10 @@ class Profiler:
         self.running: Any = None
         if not steps or not recorder.active:
             return
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # of its lines about a machine without a GPU
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
         when = schedule(skip_first=SKIPPED - 1, wait=0, warmup=1, active=steps, repeat=1)
-        self.running = profile(activities=activities, schedule=when, on_trace_ready=self.write, profile_memory=True)
+        self.running = profile(activities=activities, schedule=when, on_trace_ready=self.write)
         self.running.start()
 
     def step(self) -> None:

@@ -65,6 +65,7 @@ class Stepper:
         if position.scaler:
             self.scaler.load_state_dict(position.scaler)
         self.parameters = list(form.model.parameters())
+        self.looks_at_once = worker.device.type == "cpu"
         self.diverged = torch.full((len(WATCHED),), NEVER, device=worker.device)  # the first step with such a one
         self.in_a_row = torch.zeros((), dtype=torch.int64, device=worker.device)  # steps like that
         self.loss = self.norm = torch.zeros((), device=worker.device)
@@ -79,6 +80,7 @@ class Stepper:
             NotFinite: on every worker, once the loss or the gradient of a step was not finite.
         """
         self.optimizer.zero_grad(set_to_none=True)
+        statistics = self._statistics()
         self.loss = self.gradients(loss_of, step, linear)
         self.scaler.unscale_(self.optimizer)
         self.norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
@@ -86,7 +88,10 @@ class Stepper:
             nn.utils.clip_grads_with_norm_(self.parameters, limit, self.norm)
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate(step) * group.get("lr_scale", 1.0)
-        self._update(step + 1)
+        finite = self._watch_gradient(step + 1)
+        for kept, now in statistics:
+            now.copy_(torch.where(finite, now, kept))
+        self._update(step + 1, finite)
 
     # Gradients --------------------------------------------------------------------------------------------------------
 
@@ -139,20 +144,29 @@ class Stepper:
 
     # The update -------------------------------------------------------------------------------------------------------
 
-    def _update(self, step: int) -> None:
-        """The optimiser's step, unless the gradient is not finite."""
+    def _statistics(self) -> list[tuple[Tensor, Tensor]]:
+        """Copies of the running statistics of batch norms beside them, where a step that is skipped must not count."""
+        if self.spec.train.on_nan == "stop":
+            return []
+        return [(x.clone(), x) for x in self.form.model.buffers() if x.is_floating_point()]
+
+    def _watch_gradient(self, step: int) -> Tensor:
+        """Whether the gradient, which is the same on all workers, is finite; noted, and the loss too."""
         gradient = self.norm
         if (
             self.scaler.is_enabled()
         ):  # too large a scale makes such gradients: it leaves out the update, and scales less
             gradient = self.loss
         self._watch(step, self.loss, gradient)
-        bad = ~gradient.isfinite()
-        self.in_a_row = (self.in_a_row + 1) * bad
-        if self.worker.device.type == "cpu" and not self.check_finite():
+        finite = gradient.isfinite()
+        self.in_a_row = (self.in_a_row + 1) * ~finite
+        return finite
+
+    def _update(self, step: int, finite: Tensor) -> None:
+        """The optimiser's step, unless the gradient is not finite."""
+        if self.looks_at_once and not self.check_finite():
             return
-        if self.spec.train.on_nan == "stop":
-            bad = self.diverged.amin() < NEVER
+        bad = ~finite if self.spec.train.on_nan == "skip" else self.diverged.amin() < NEVER
         if self.scaler.is_enabled():
             self.scaler.step(self.optimizer)
             self.scaler.update()

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from rwkv_jobs.finetune import prepare_epoch
 from rwkv_jobs.form import TrainingForm
@@ -103,6 +104,79 @@ def test_a_weight_that_is_not_finite_is_noticed_before_the_next_update(monkeypat
     training.step(0)
     with pytest.raises(NotFinite, match=r"^step 1: a weight is not finite"):
         training.step(1)
+
+
+def test_a_skipped_step_leaves_no_trace_in_batch_norm():
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.Conv2d(8, 3, 1))
+    training = Training(spec_of(train={"on_nan": "skip"}), model)
+    training.step(0)
+    before = {name: x.clone() for name, x in model.state_dict().items() if "running" in name}
+    whole, training.images = training.images, training.images * float("nan")
+    training.step(1)
+    assert same(before, model.state_dict())
+    training.images = whole
+    training.step(2)
+    assert not same(before, model.state_dict())
+    assert all(x.isfinite().all() for x in model.state_dict().values())
+
+
+class HostReads(TorchDispatchMode):
+    """Counts what would make a host wait for its GPU."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += function in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.is_nonzero.default)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("on_nan", ["stop", "skip"])
+def test_a_step_does_not_wait_for_a_gpu(on_nan: str):
+    """As on one: with an optimiser that is told on the device to leave out an update, read when it is logged."""
+    spec = spec_of(train={"on_nan": on_nan}, optimizer={"clip_grad": 1.0})
+    training = Training(spec, model := small())
+    training.stepper.looks_at_once = False
+    training.stepper.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+    with HostReads() as reads:
+        training.step(0)
+        before = training.weights()
+        training.step(1, float("nan"))
+        bad = training.weights()
+        training.step(2)
+    assert reads.count == 0
+    assert same(bad, before)
+    assert same(training.weights(), before) == (on_nan == "stop")
+    if on_nan == "stop":
+        with pytest.raises(NotFinite, match=r"^step 2: the loss is not finite"):
+            training.stepper.check_finite()
+    else:
+        assert not training.stepper.check_finite()
+        assert training.said == ["step 2: the loss is not finite; its update is skipped"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_step_on_a_gpu_does_not_wait_for_it():
+    """torch raises where the host would wait."""
+    gpu = Worker(0, 1, torch.device("cuda"))
+    spec = spec_of()
+    model = create_model("rwkv_unet_xt", num_classes=3).cuda()
+    form = TrainingForm(model, spec, gpu)
+    stepper = Stepper(spec, gpu, form, optimizer.make_optimizer(model, spec.optimizer), 3, Position(), print)
+    images = torch.randn(4, 3, 32, 32, device="cuda")
+    target = torch.randint(0, 3, (4, 32, 32), device="cuda")
+
+    def loss_of(part: int, total: Callable[[Tensor], Tensor]) -> Tensor:
+        return segmentation_loss(form(images), target, alpha=0.5, beta=0.5, total=total)
+
+    stepper.step(loss_of, 0, linear=False)  # compiles kernels
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for number in range(1, 4):
+            stepper.step(loss_of, number, linear=False)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert stepper.check_finite()
 
 
 def test_the_scale_of_fp16_falls_and_is_kept():

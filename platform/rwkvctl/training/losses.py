@@ -40,7 +40,8 @@ def segmentation_loss(
         pixelwise = F.binary_cross_entropy_with_logits(logits, truth, reduction="none").squeeze(1)
         probabilities = logits.sigmoid()
     else:
-        truth = F.one_hot(target, logits.shape[1]).movedim(-1, 1).to(logits.dtype)
+        classes = torch.arange(logits.shape[1], device=logits.device).view(1, -1, 1, 1)
+        truth = (target.unsqueeze(1) == classes).to(logits.dtype)  # one_hot reads its input on the host
         pixelwise = F.cross_entropy(logits, target, reduction="none")
         probabilities = logits.softmax(dim=1)
     mask = valid.unsqueeze(1)
