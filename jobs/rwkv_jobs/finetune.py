@@ -34,7 +34,7 @@ from rwkv_jobs.profiler import Profiler
 from rwkv_jobs.recorder import Recorder
 from rwkv_jobs.scoring import has_foreground, score_cases, write_cases
 from rwkv_jobs.stepper import LossOf, Stepper, Total
-from rwkv_jobs.worker import Worker, autocast, set_arithmetic, worker
+from rwkv_jobs.worker import Worker, autocast, named_if_not_deterministic, set_arithmetic, worker
 from rwkvctl.base.files import write_json
 from rwkvctl.config.specs.jobs import FinetuneSpec
 from rwkvctl.data.feed.ahead import ahead
@@ -98,6 +98,7 @@ def train(spec: FinetuneSpec, run_dir: Path) -> None:
         )
         position = state.position
         form = TrainingForm(model, spec, me)
+        recorder.batch_norm_over(form.normalised_over)
         stepper = Stepper(spec, me, form, state.optimizer, loader.steps_per_epoch, position, recorder.say)
         meter = Meter(me, spec.train.batch_size, described["macs_true"])
         objective = Objective(spec, manifest, me, form, loader.steps_per_epoch)
@@ -105,6 +106,7 @@ def train(spec: FinetuneSpec, run_dir: Path) -> None:
         if not comparable:
             recorder.say(NO_FOREGROUND)
         with (
+            named_if_not_deterministic(),
             kept_for_replay(recorder, spec, model, loader, position),
             Profiler(recorder, me.device, spec.train.profile_steps) as profiler,
         ):

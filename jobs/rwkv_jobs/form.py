@@ -37,6 +37,9 @@ class TrainingForm:
             rest = spec.micro_batches(me.world_size) % me.world_size
             self._groups = {n: dist.new_group(list(range(n))) for n in {me.world_size, rest} - {0}}
             batch_norm.synchronise(model, me.device, self._groups[me.world_size])
+        own = spec.train.batch_size // spec.micro_batches(me.world_size)
+        self.normalised_over = own * (me.world_size if self.synchronised else 1) if batch_norm.norms(model) else None
+        """Images that batch norm takes its statistics from; None in a network without it."""
         if spec.train.activation_checkpointing:
             checkpoint_blocks(model)
         self.compile = spec.train.compile

@@ -33,7 +33,7 @@ from rwkv_jobs.profiler import Profiler
 from rwkv_jobs.recorder import Recorder
 from rwkv_jobs.scoring import count_accuracy, named
 from rwkv_jobs.stepper import LossOf, Stepper, Total
-from rwkv_jobs.worker import Worker, autocast, set_arithmetic, worker
+from rwkv_jobs.worker import Worker, autocast, named_if_not_deterministic, set_arithmetic, worker
 from rwkvctl.base.files import write_json
 from rwkvctl.config.specs.jobs import PretrainSpec
 from rwkvctl.data.feed.ahead import ahead
@@ -80,10 +80,12 @@ def train(spec: PretrainSpec, run_dir: Path) -> None:
         )
         position = state.position
         form = TrainingForm(model, spec, me)
+        recorder.batch_norm_over(form.normalised_over)
         stepper = Stepper(spec, me, form, optimizer, loader.steps_per_epoch, position, recorder.say)
         meter = Meter(me, spec.train.batch_size, described["macs_true"])
         objective = Objective(spec, me, form)
         with (
+            named_if_not_deterministic(),
             kept_for_replay(recorder, spec, model, loader, position),
             Profiler(recorder, me.device, spec.train.profile_steps) as profiler,
         ):

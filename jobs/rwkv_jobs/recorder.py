@@ -25,6 +25,7 @@ T = TypeVar("T")
 AnyTraining = TypeVar("AnyTraining", bound=TrainingSpec)
 LONG_WAIT = 1.0
 """Seconds that training may wait for the disk before it says so."""
+BATCH_NORM_IMAGES = "batch_norm_images"
 DAMAGE_TAG = "rwkvctl.damaged_checkpoint"
 """On the MLflow run: which checkpoint could not be read, and what was taken instead."""
 
@@ -62,6 +63,18 @@ class Recorder:
     def params(self, values: dict[str, object]) -> None:
         if self.active:
             self.journal.params(values)
+
+    def batch_norm_over(self, images: int | None) -> None:
+        """Log over how many images batch norm takes its statistics; say so where a run goes on with another number."""
+        if not self.active or images is None:
+            return
+        before = self.journal.param(BATCH_NORM_IMAGES)
+        if before not in (None, images):
+            self.say(
+                f"warning: batch norm takes its statistics over {images} images from here on, and did over {before}: "
+                "with another number of workers, train.batch_norm=local computes something else"
+            )
+        self.journal.params({BATCH_NORM_IMAGES: images})
 
     def artifact(self, path: Path, artifact_path: str) -> None:
         if self.active:

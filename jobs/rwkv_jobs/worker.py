@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from rwkvctl.base.errors import UserError
 from rwkvctl.config.specs.parts import ClusterSpec, TrainSpec
 
 
@@ -148,6 +149,19 @@ def set_arithmetic(deterministic: bool, device: torch.device) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at the first product of matrices
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = not deterministic
+
+
+@contextmanager
+def named_if_not_deterministic() -> Iterator[None]:
+    """With `train.deterministic`, one line for an operator that cannot repeat bit for bit on this device."""
+    try:
+        yield
+    except RuntimeError as error:
+        operator, found, _ = str(error).partition(" does not have a deterministic implementation")
+        if not found:
+            raise
+        problem = f"train.deterministic: {operator} cannot repeat bit for bit on this device; set it to false"
+        raise UserError(problem) from None
 
 
 def seed_step(seed: int, step: int, micro_batch: int) -> None:

@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from rwkv_jobs.progress import Progress
+from rwkv_jobs.worker import named_if_not_deterministic
+from rwkvctl.base.errors import UserError
 from rwkvctl.data.convert.prepare import prepare
 from rwkvctl.data.convert.synth import phantom
 from rwkvctl.runs import folder as run_folder
@@ -193,6 +196,30 @@ def test_a_validation_part_without_foreground_keeps_the_last_weights(
     run_dir = jobs.runs / "run"
     folder = run_dir / "checkpoints"
     assert json.loads((folder / "best.json").read_text()) == json.loads((folder / "latest.json").read_text())
+
+
+def test_another_number_of_images_for_batch_norm_is_said(jobs: Jobs, capsys: pytest.CaptureFixture[str]):
+    """As where a run of two workers with local batch norm goes on with one."""
+    run_dir = jobs.new("finetune", "run", *ONE_STEP)
+    with Journal(run_dir / "journal.jsonl") as journal:
+        journal.params({"batch_norm_images": 2})
+    assert jobs.run("finetune", run_dir) == 0
+    said = "warning: batch norm takes its statistics over 4 images from here on, and did over 2: "
+    assert capsys.readouterr().out.count(said) == 1
+
+
+def test_an_operator_that_cannot_repeat_is_named():
+    torch.use_deterministic_algorithms(True)
+    try:
+        with pytest.raises(UserError, match=r"^train\.deterministic: put_ cannot repeat bit for bit on this device"):
+            put_twice_in_one_place()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@named_if_not_deterministic()
+def put_twice_in_one_place() -> None:
+    torch.zeros(3).put_(torch.tensor([0, 0]), torch.ones(2))
 
 
 def test_the_total_of_a_run_that_another_job_trains_is_known(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

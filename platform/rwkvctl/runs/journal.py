@@ -84,6 +84,10 @@ class Journal:
         for key, value in changed.items():
             self.event("param_changed", key=key, was=str(self._params[key]), now=str(value))
 
+    def param(self, key: str) -> Any:
+        """A setting that was logged, by this start of the run or by an earlier one; None if it was not."""
+        return self._params.get(key)
+
     def tags(self, values: Mapping[str, str]) -> None:
         """Log labels of the run."""
         new = {key: str(value) for key, value in values.items() if self._tags.get(key) != str(value)}
