@@ -47,6 +47,7 @@ from rwkvctl.models import bundle
 from rwkvctl.registry import encoder_weights, references
 from rwkvctl.registry.release import SUMMARY
 from rwkvctl.runs.journal import say
+from rwkvctl.training import deep_supervision
 from rwkvctl.training.checkpoint import Position, TrainState
 from rwkvctl.training.checkpoint_folder import read_checked
 from rwkvctl.training.losses import segmentation_loss
@@ -60,7 +61,9 @@ NO_FOREGROUND = (
 def check(spec: FinetuneSpec, run_dir: Path) -> None:
     """Whether the model can be built, and its encoder can be found."""
     manifest = Manifest.load(spec.data.path or "")
-    networks.check(spec.model, manifest.classes, (manifest.channels, spec.data.image_size, spec.data.image_size))
+    networks.check(
+        networks.trained(spec), manifest.classes, (manifest.channels, spec.data.image_size, spec.data.image_size)
+    )
     preflight.check_options(spec, manifest)
     if not (run_dir / encoder_weights.FILE_NAME).exists():
         references.check_encoder(spec)
@@ -157,11 +160,16 @@ class Objective:
             pairs = torch.cat(views.images.chunk(2, dim=1))
             images = torch.cat([images, to_input(pairs, self.me.device)])
         with autocast(self.spec.train.precision, self.me.device):
-            logits = self.form(images)
+            output = self.form(images)
+        maps = [output] if isinstance(output, Tensor) else output
         target = batch.targets.to(self.me.device, non_blocking=True)
         weights = {"alpha": self.spec.loss.alpha, "beta": self.spec.loss.beta}
-        loss = segmentation_loss(logits[:labeled], target, **weights, ignore_index=self.ignore_index, total=total)
+        supervised = deep_supervision.supervised([x[:labeled] for x in maps], self.spec.deep_supervision)
+        loss = torch.stack(
+            [segmentation_loss(x, target, **weights, ignore_index=self.ignore_index, total=total) for x in supervised]
+        ).sum()
         if self.unlabeled and views is not None:
+            logits = output if isinstance(output, Tensor) else self.form.model.combined(output)  # type: ignore[operator]
             loss = loss + self.unlabeled.loss(logits[labeled:], views.targets, step, total)
         return loss
 
@@ -183,7 +191,7 @@ def prepare_epoch(spec: FinetuneSpec, form: TrainingForm, position: Position) ->
 def make_model(spec: FinetuneSpec, manifest: Manifest, run_dir: Path) -> nn.Module:
     """The network initialised from the seed, with the run's prepared encoder weights if there are any."""
     torch.manual_seed(spec.seed)
-    model = networks.segmentation_network(spec.model, manifest.classes)
+    model = networks.segmentation_network(networks.trained(spec), manifest.classes)
     if spec.model.encoder_weights is not None:
         encoder_weights.load(model, run_dir)
     return model
@@ -231,7 +239,8 @@ def finish(
         summary["val"] = scores.summary
         write_cases(run_dir / "artifacts" / "val", scores)
         recorder.metrics(scores.metrics("best_val"), int(best.name.split("-")[1]))
-    description = {"name": spec.model.name, "num_classes": networks.outputs(manifest.classes), **spec.model.overrides()}
+    trained = networks.trained(spec)
+    description = {"name": trained.name, "num_classes": networks.outputs(manifest.classes), **trained.overrides()}
     split = spec.data.split or manifest.default_split
     info = model_info(spec, manifest, description, {"run": run_dir.name, "split": split, "data": spec.data.path})
     bundle.save(run_dir / "model", model.state_dict(), info)

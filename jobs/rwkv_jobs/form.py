@@ -50,9 +50,9 @@ class TrainingForm:
         self.wrapped = self.me.wrap(self.model)
         self._call = compiled(self.wrapped, self.me) if self.compile else self.wrapped
 
-    def __call__(self, images: Tensor) -> Tensor:
-        logits: Tensor = self._call(images)
-        return logits
+    def __call__(self, images: Tensor) -> Any:
+        """What the network gives in training mode: logits, or with deep supervision a list of them."""
+        return self._call(images)
 
     def accumulating(self) -> AbstractContextManager[None]:
         """Gradients of a backward pass in this stay with the worker; the next one outside it sends their sum."""

@@ -1,6 +1,7 @@
 """The networks that the paper compares with (Tables III to VI), one file each, written from their papers.
 
-All of them take (B, in_channels, H, W) and give logits (B, num_classes, H, W); `divisor` is what H and W have to be
+All of them take (B, in_channels, H, W) and give logits (B, num_classes, H, W), those with `deep_supervision` a list of
+such logits in training mode; `divisor` is what H and W have to be
 divisible by. They are made by `rwkv_unet.create_model`, as those of other libraries are (`libraries`).
 """
 
@@ -46,6 +47,11 @@ def timm_encoder(name: str) -> str | None:
     """The timm encoder that a baseline has unless its `encoder` is another; None if its encoder is no timm model."""
     parameters = inspect.signature(BASELINES[name]).parameters if name in BASELINES else {}
     return parameters["encoder"].default if "encoder" in parameters else None
+
+
+def has_deep_supervision(name: str) -> bool:
+    """Whether a network has logits at several scales to train with: its option `deep_supervision`."""
+    return name in BASELINES and "deep_supervision" in inspect.signature(BASELINES[name]).parameters
 
 
 def create_baseline(name: str, *, num_classes: int, in_channels: int, **options: Any) -> nn.Module:

@@ -2,7 +2,7 @@
 
 M. M. Rahman, M. Munir, R. Marculescu, "EMCAD: Efficient Multi-scale Convolutional Attention Decoding for Medical Image
 Segmentation", CVPR 2024, https://arxiv.org/abs/2405.06880, Figure 2 (MSCAM, MSCB, LGAG, EUCB). The logits are
-those of the shallowest scale, as the authors test; the heads of the other three, for deep supervision, are left out.
+those of the shallowest scale, as the authors test; the other three scales have heads for deep supervision alone.
 """
 
 from __future__ import annotations
@@ -19,15 +19,25 @@ EXPANSION = 2
 
 
 class EMCAD(nn.Module):
-    """Segments (B, in_channels, H, W) into logits (B, num_classes, H, W)."""
+    """Segments (B, in_channels, H, W) into logits (B, num_classes, H, W).
+
+    Args:
+        deep_supervision: in training mode give the logits of all four scales, of the image's size, the deepest first.
+    """
 
     divisor = DIVISOR
 
     def __init__(
-        self, num_classes: int, in_channels: int = 3, *, encoder: str = "pvt_v2_b2", drop_path: float = 0.1
+        self,
+        num_classes: int,
+        in_channels: int = 3,
+        *,
+        encoder: str = "pvt_v2_b2",
+        drop_path: float = 0.1,
+        deep_supervision: bool = False,
     ) -> None:
         super().__init__()
-        self.in_channels = in_channels
+        self.in_channels, self.deep_supervision = in_channels, deep_supervision
         self.encoder = pvt_encoder(encoder, in_channels, drop_path)
         deepest, *dims = reversed(self.encoder.feature_info.channels())
         self.upsamplings = nn.ModuleList(up_convolution(i, o) for i, o in zip([deepest, *dims], dims, strict=False))
@@ -39,16 +49,27 @@ class EMCAD(nn.Module):
         for name, module in self.named_modules():
             if isinstance(module, nn.Conv2d) and not name.startswith(("encoder", "head")):
                 nn.init.normal_(module.weight, std=0.02)
+        if deep_supervision:  # last, so that a seed gives all other weights the values that they have without
+            self.deeper_heads = nn.ModuleList(nn.Conv2d(dim, num_classes, 1) for dim in [deepest, *dims[:-1]])
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits (B, num_classes, H, W); ValueError for an image of the wrong shape."""
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        """Logits (B, num_classes, H, W), or a list of them; ValueError for an image of the wrong shape."""
         x = check_images(x, in_channels=self.in_channels, divisor=self.divisor)
         *skips, y = self.encoder(x)
-        y = self._attend(0, y)
+        scales = [self._attend(0, y)]
         for i, skip in enumerate(reversed(skips)):
-            up = self.upsamplings[i](y)
-            y = self._attend(i + 1, up + self.gates[i](skip, up))
-        return F.interpolate(self.head(y), x.shape[2:], mode="bilinear")
+            up = self.upsamplings[i](scales[-1])
+            scales.append(self._attend(i + 1, up + self.gates[i](skip, up)))
+        logits = F.interpolate(self.head(scales[-1]), x.shape[2:], mode="bilinear")
+        if not (self.deep_supervision and self.training):
+            return logits
+        deeper = zip(self.deeper_heads, scales[:-1], strict=True)
+        return [*(F.interpolate(head(y), x.shape[2:], mode="bilinear") for head, y in deeper), logits]
+
+    @staticmethod
+    def combined(maps: list[Tensor]) -> Tensor:
+        """The logits that are evaluated, from those of all scales."""
+        return maps[-1]
 
     def _attend(self, scale: int, x: Tensor) -> Tensor:
         """MSCAM: channel attention, spatial attention, convolutions of several sizes."""

@@ -17,15 +17,25 @@ from rwkv_unet.images import check_images
 
 
 class PVTCascade(nn.Module):
-    """Segments (B, in_channels, H, W) into logits (B, num_classes, H, W)."""
+    """Segments (B, in_channels, H, W) into logits (B, num_classes, H, W).
+
+    Args:
+        deep_supervision: in training mode give the logits of all four scales, of the image's size, the deepest first.
+    """
 
     divisor = DIVISOR
 
     def __init__(
-        self, num_classes: int, in_channels: int = 3, *, encoder: str = "pvt_v2_b2", drop_path: float = 0.1
+        self,
+        num_classes: int,
+        in_channels: int = 3,
+        *,
+        encoder: str = "pvt_v2_b2",
+        drop_path: float = 0.1,
+        deep_supervision: bool = False,
     ) -> None:
         super().__init__()
-        self.in_channels = in_channels
+        self.in_channels, self.deep_supervision = in_channels, deep_supervision
         self.encoder = pvt_encoder(encoder, in_channels, drop_path)
         deepest, *dims = reversed(self.encoder.feature_info.channels())
         self.bridge = nn.Conv2d(deepest, deepest, 1)
@@ -41,8 +51,8 @@ class PVTCascade(nn.Module):
         self.convs = nn.ModuleList(double_conv(i, o) for i, o in zip(widths, [deepest, *dims], strict=True))
         self.heads = nn.ModuleList(nn.Conv2d(dim, num_classes, 1) for dim in [deepest, *dims])
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits (B, num_classes, H, W); ValueError for an image of the wrong shape."""
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        """Logits (B, num_classes, H, W), or a list of them; ValueError for an image of the wrong shape."""
         x = check_images(x, in_channels=self.in_channels, divisor=self.divisor)
         *skips, deepest = self.encoder(x)
         scales = [self._attend(0, self.bridge(deepest))]
@@ -51,6 +61,11 @@ class PVTCascade(nn.Module):
             scales.append(self._attend(i + 1, torch.cat([self.gates[i](skip, up), up], 1)))
         size = x.shape[2:]
         maps = [F.interpolate(head(y), size, mode="bilinear") for head, y in zip(self.heads, scales, strict=True)]
+        return maps if self.deep_supervision and self.training else self.combined(maps)
+
+    @staticmethod
+    def combined(maps: list[Tensor]) -> Tensor:
+        """The logits that are evaluated, from those of all scales."""
         return torch.stack(maps).sum(0)
 
     def _attend(self, scale: int, x: Tensor) -> Tensor:

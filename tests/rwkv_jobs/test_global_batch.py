@@ -243,3 +243,37 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(specs: Any):
 
     for found, expected in zip(three_steps("train.micro_batch=2"), three_steps(), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+class TwoScales(nn.Module):
+    """Logits at two scales, without batch norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.GELU()).double()
+        self.heads = nn.ModuleList(nn.Conv2d(8, 4, 1) for _ in range(2)).double()
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [head(self.body(x.double())) for head in self.heads]
+
+    @staticmethod
+    def combined(maps: list[Tensor]) -> Tensor:
+        return maps[-1]
+
+
+@pytest.mark.parametrize("how", ["sum", "mutation"])
+def test_deep_supervision_of_micro_batches_is_that_of_the_whole_batch(specs: Any, how: str):
+    """Of labeled images and of unlabeled ones, whose consistency is of the logits that are evaluated."""
+    me, found = Worker(0, 1, torch.device("cpu")), []
+    for fields in ([], ["train.micro_batch=2"]):
+        spec = specs(f"deep_supervision={how}", *fields, kinds=["cervix"])["cervix"]
+        manifest = Manifest.load(str(spec.data.path))
+        form = TrainingForm(model := TwoScales(), spec, me)
+        loader = train_loader(spec, spec.augment, manifest, me)
+        objective = finetune.Objective(spec, manifest, me, form, loader.steps_per_epoch)
+        stepper = Stepper(spec, me, form, make_optimizer(model, spec.optimizer), 10, Position(), print)
+        loss = stepper.gradients(objective.of(next(loader.epoch(0, 0)), 0, stepper.parts), 0, linear=False)
+        found.append([loss, *(weight.grad for weight in model.parameters())])
+    for whole, parts in zip(*found, strict=True):
+        torch.testing.assert_close(parts, whole, rtol=1e-10, atol=1e-12)

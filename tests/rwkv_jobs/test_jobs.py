@@ -13,11 +13,14 @@ import pytest
 import torch
 from PIL import Image
 
+from rwkv_jobs import finetune
 from rwkv_jobs.progress import Progress
 from rwkv_jobs.worker import named_if_not_deterministic
 from rwkvctl.base.errors import UserError
 from rwkvctl.data.convert.prepare import prepare
 from rwkvctl.data.convert.synth import phantom
+from rwkvctl.data.store.manifest import Manifest
+from rwkvctl.models import bundle
 from rwkvctl.runs import folder as run_folder
 from rwkvctl.runs.journal import Journal
 
@@ -114,6 +117,22 @@ ONE_STEP = ["train.epochs=1", "train.epoch_steps=1"]
 """Enough for a choice that the loop does not see."""
 
 
+PVT = ["model.encoder=pvt_v2_b0"]
+"""The smallest."""
+
+
+def deeply_supervised(run_dir: Path, result: dict[str, Any]) -> None:
+    """The model folder makes the network again, which gives one map; each head has left its initial weights."""
+    model, info = bundle.load(run_dir / "model")
+    assert info.model["deep_supervision"] is True
+    assert model(torch.zeros(1, 3, 32, 32)).shape == (1, info.model["num_classes"], 32, 32)
+    spec = run_folder.read_spec(run_dir)
+    before = finetune.make_model(spec, Manifest.load(spec.data.path), run_dir).state_dict()  # type: ignore[attr-defined,arg-type]
+    heads = {name: x for name, x in model.state_dict().items() if "head" in name}
+    assert len(heads) == 8  # weights and biases
+    assert not [name for name, x in heads.items() if torch.equal(x, before[name])]
+
+
 def precision(expected: str) -> Check:
     """What `auto` was resolved to stands in the spec, in the checkpoint and among the parameters."""
 
@@ -158,7 +177,18 @@ TABLE: list[tuple[str, str, list[str], list[Check]]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("kind", "overrides", "checks"), [row[1:] for row in TABLE], ids=[row[0] for row in TABLE])
+SLOW: list[tuple[str, str, list[str], list[Check]]] = [
+    ("mutation", "finetune",
+     ["deep_supervision=mutation", "model.name=emcad", *PVT, "train.micro_batch=2", "train.precision=bf16", *ONE_STEP],
+     [trained(1, 1), deeply_supervised]),
+    ("deep supervision, semi-supervised", "cervix",
+     ["deep_supervision=sum", "model.name=pvt_cascade", *PVT, *ONE_STEP], [trained(1, 1), deeply_supervised]),
+]  # fmt: skip
+ROWS = [pytest.param(*row[1:], id=row[0]) for row in TABLE]
+ROWS += [pytest.param(*row[1:], id=row[0], marks=pytest.mark.slow) for row in SLOW]
+
+
+@pytest.mark.parametrize(("kind", "overrides", "checks"), ROWS)
 def test_jobs(jobs: Jobs, kind: str, overrides: list[str], checks: list[Check]):
     assert jobs.run(kind, "run", *overrides) == 0
     run_dir = jobs.runs / "run"

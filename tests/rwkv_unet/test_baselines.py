@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rwkv_unet import create_model, list_models
-from rwkv_unet.baselines import BASELINES
+from rwkv_unet.baselines import BASELINES, has_deep_supervision
 from rwkv_unet.baselines.libraries import MONAI
 from rwkv_unet.baselines.rolling_unet import roll_channels
 from rwkv_unet.baselines.u_kan import ORDER, UKAN, b_splines
@@ -156,6 +156,39 @@ def test_cascade_adds_the_maps_of_four_scales() -> None:
             head.bias += 1
         logits.append(model(x))
     torch.testing.assert_close(logits[1], logits[0] + len(model.heads))
+
+
+@pytest.mark.parametrize("name", ["pvt_cascade", "emcad"])
+def test_deep_supervision_gives_the_logits_of_every_scale_in_training_alone(name: str) -> None:
+    def made(**options: Any) -> Any:
+        torch.manual_seed(3)
+        return create_model(name, num_classes=2, encoder="pvt_v2_b0", drop_path=0.0, **options)
+
+    plain, deep = made(), made(deep_supervision=True)
+    x = torch.randn(2, 3, 64, 64)
+    maps = deep(x)
+    assert [logits.shape for logits in maps] == [(2, 2, 64, 64)] * 4
+    # Straight lines between the pixels of a map of stride 32, 16, 8 or 4: the second difference is 0 but at its nodes.
+    corners = [float((logits.detach().diff(n=2, dim=-1).abs() > 1e-5).float().mean()) for logits in maps]
+    assert corners == sorted(corners)
+    torch.testing.assert_close(deep.combined(maps), plain(x), rtol=1e-6, atol=1e-6)
+    sum(logits.square().mean() for logits in maps).backward()
+    assert not [key for key, weight in deep.named_parameters() if weight.grad is None]
+    with torch.no_grad():
+        torch.testing.assert_close(deep.eval()(x), plain.eval()(x), rtol=1e-6, atol=1e-6)
+
+
+def test_deep_supervision_adds_three_heads_to_emcad_and_nothing_to_cascade() -> None:
+    def made(name: str, **options: Any) -> Any:
+        with torch.device("meta"):
+            return create_model(name, num_classes=1, encoder="pvt_v2_b0", **options)
+
+    for name, heads in {"emcad": 256 + 1 + 160 + 1 + 64 + 1, "pvt_cascade": 0}.items():
+        plain, deep = made(name), made(name, deep_supervision=True)
+        assert count_parameters(deep) - count_parameters(plain) == heads
+        assert count_macs(deep, (3, 64, 64)) == count_macs(plain, (3, 64, 64))
+        assert set(plain.state_dict()) <= set(deep.state_dict())
+    assert [name for name in BASELINES if has_deep_supervision(name)] == ["pvt_cascade", "emcad"]
 
 
 SMP = ["unet", "unetplusplus", "manet", "linknet", "fpn", "pspnet", "deeplabv3", "deeplabv3plus", "pan", "upernet"]

@@ -142,7 +142,7 @@ def network(spec: FinetuneSpec | PretrainSpec, classes: list[str]) -> Any:
     from rwkvctl.models import build as networks
 
     if isinstance(spec, FinetuneSpec):
-        return networks.segmentation_network(spec.model, classes)
+        return networks.segmentation_network(networks.trained(spec), classes)
     return networks.classifier(spec.model, classes)
 
 

@@ -154,7 +154,7 @@ def weightless(spec: TrainingSpec, manifest: Manifest) -> nn.Module:
     assert isinstance(spec, PretrainSpec | FinetuneSpec)
     with torch.device("meta"):
         if isinstance(spec, FinetuneSpec):
-            return build.segmentation_network(spec.model, manifest.classes)
+            return build.segmentation_network(build.trained(spec), manifest.classes)
         return build.classifier(spec.model, manifest.classes)
 
 
@@ -218,11 +218,13 @@ def check_networks(spec: TuneSpec, trials: list[FinetuneSpec], manifest: Manifes
     """Every network of a sweep can be built, and takes the images."""
     from rwkvctl.models import build
 
-    by_network = {(trial.model.model_dump_json(), trial.data.image_size): trial for trial in trials}
+    by_network = {
+        (trial.model.model_dump_json(), trial.deep_supervision, trial.data.image_size): trial for trial in trials
+    }
     for trial in by_network.values():
         try:
             size = trial.data.image_size
-            build.check(trial.model, manifest.classes, (manifest.channels, size, size))
+            build.check(build.trained(trial), manifest.classes, (manifest.channels, size, size))
         except UserError as error:
             raise UserError(f"space {spec.space_name}: {error}") from None
 

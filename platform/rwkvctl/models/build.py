@@ -12,6 +12,7 @@ from torch import nn
 from rwkv_unet import RWKVUNet3D, baselines, create_model
 from rwkv_unet.flops import Macs, dry_run
 from rwkvctl.base.errors import UserError
+from rwkvctl.config.specs.jobs import FinetuneSpec
 from rwkvctl.config.specs.load import build, parse_assignments
 from rwkvctl.config.specs.parts import EncoderSpec, ModelSpec
 
@@ -38,6 +39,22 @@ def segmentation_network(spec: ModelSpec, classes: list[str]) -> nn.Module:
 def network(spec: ModelSpec, num_classes: int) -> nn.Module:
     """The same by the number of output channels."""
     return _build(create_model, spec.name, num_classes=num_classes, **spec.overrides())
+
+
+def trained(spec: FinetuneSpec) -> ModelSpec:
+    """The network that a run trains: its model, with the heads of deep supervision if the run has it."""
+    model = spec.model
+    supervised = [name for name in baselines.BASELINES if baselines.has_deep_supervision(name)]
+    if model.name in supervised and "deep_supervision" in model.options:
+        raise UserError("model.options.deep_supervision: leave it out, and set deep_supervision to sum or mutation")
+    if spec.deep_supervision == "none":
+        return model
+    if model.name not in supervised:
+        raise UserError(
+            f"deep_supervision: {model.name} has logits at one scale only; set it to none, "
+            f"or model.name to {' or '.join(supervised)}"
+        )
+    return model.model_copy(update={"options": model.options | {"deep_supervision": True}})
 
 
 def timm_encoder(spec: ModelSpec) -> str | None:

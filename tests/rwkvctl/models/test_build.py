@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from rwkvctl.base.errors import UserError
+from rwkvctl.config.specs.jobs import FinetuneSpec
 from rwkvctl.config.specs.parts import ModelSpec
 from rwkvctl.models import build as networks
 from rwkvctl.models import bundle
@@ -54,3 +55,32 @@ def test_what_cannot_work_is_said_before_the_job_begins(fields: dict[str, Any], 
         networks.check(ModelSpec(**fields), CLASSES, (3, side, side))
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def run_of(model: dict[str, Any], how: str) -> FinetuneSpec:
+    fields = {"data": {}, "optimizer": {"lr": 1e-3}, "train": {"epochs": 1, "batch_size": 4}}
+    return FinetuneSpec.model_validate(fields | {"model": model, "deep_supervision": how})
+
+
+@pytest.mark.parametrize(
+    ("model", "how", "message"),
+    [
+        ({"name": "unet"}, "sum", 
+         "deep_supervision: unet has logits at one scale only; set it to none, or model.name to pvt_cascade or emcad"),
+        ({"name": "rwkv_unet_b"}, "mutation", "deep_supervision: rwkv_unet_b has logits at one scale only"),
+        ({"name": "smp:unet-resnet18"}, "sum", "deep_supervision: smp:unet-resnet18 has logits at one scale only"),
+        ({"name": "emcad", "options": {"deep_supervision": True}}, "none",
+         "model.options.deep_supervision: leave it out, and set deep_supervision to sum or mutation"),
+    ],
+)  # fmt: skip
+def test_deep_supervision_that_a_network_cannot_have_is_one_line(model: dict[str, Any], how: str, message: str):
+    with pytest.raises(UserError) as error:
+        networks.trained(run_of(model, how))
+    assert message in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_the_network_of_a_run_has_the_heads_that_deep_supervision_needs():
+    model = {"name": "emcad", "encoder": "pvt_v2_b0"}
+    assert networks.trained(run_of(model, "none")) == ModelSpec.model_validate(model)
+    assert networks.trained(run_of(model, "sum")).overrides() == {"encoder": "pvt_v2_b0", "deep_supervision": True}
