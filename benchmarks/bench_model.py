@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--direction", choices=["training", "inference"], help="one of them; default both")
     parser.add_argument("--json", type=Path, help="a file for the figures")
     args = parser.parse_args()
+    torch.backends.cudnn.benchmark = True  # as in training jobs
     cuda = torch.device(args.device).type == "cuda"
     sizes = args.size or ([224, 512] if cuda else [224])
     dtypes = [getattr(torch, name) for name in args.dtype or (["float32", "bfloat16"] if cuda else ["float32"])]

@@ -52,7 +52,7 @@ OPTIONS = {
     "cuda": {
         "wkv": "--seconds 2",
         "model": "--model rwkv_unet_t --model rwkv_unet_b --size 224 --batch 128 --dtype bfloat16 --seconds 6",
-        "step": "",
+        "step": "--steps 60 --rounds 1",
         "evaluate": "--hd95 40x256x256 --volumes 1 --shape 24x256x256",
     },
     "cpu": {
