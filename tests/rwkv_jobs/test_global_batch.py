@@ -203,6 +203,7 @@ def test_micro_batches_of_one_size_are_the_same_on_any_number_of_workers(specs: 
             assert max(furthest(trained(found[kind]), trained(expected[kind]))) < 1e-10, kind
 
 
+@pytest.mark.slow
 def test_batch_norm_over_all_workers_with_uneven_micro_batches(specs: Any, in_a_group: Any):
     """Two of three workers have nothing to do in the last round; all end with the same weights."""
     found = in_a_group(3, specs("train.batch_norm=sync", "train.micro_batch=2", kinds=["finetune"]), torch.float32)
@@ -210,6 +211,7 @@ def test_batch_norm_over_all_workers_with_uneven_micro_batches(specs: Any, in_a_
     assert furthest(weights[1], weights[0]) == furthest(weights[2], weights[0]) == (0.0, 0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_batch_norm_matters(specs: Any, kind: str):
     """The tests above would not pass with statistics of other images."""

@@ -70,7 +70,7 @@ def test_a_dry_run_says_what_a_training_means(rwkvctl, shards: Path, home: Path)
     assert spec["loss"] == {"alpha": 0.5, "beta": 1.0}, "the binary recipe was picked"
     assert plan["parameters"] == 3_145_761
     assert plan["training_samples"] == len(manifest.ids(None, "train"))
-    assert plan["batch"] == "8 = 2 workers x 4"
+    assert plan["batch"] == "8 = 2 workers x 4; batch norm over 8 images"  # auto is sync for so few
     assert plan["steps"] == 300 * plan["steps_per_epoch"]
     assert plan["macs_paper"] > 0
     assert not (home / "runs").exists()

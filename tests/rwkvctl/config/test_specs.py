@@ -240,6 +240,28 @@ def test_a_warm_up_ends_before_the_training_does():
     assert "optimizer.warmup_epochs 3 must be below train.epochs 3" in mistake("optimizer.warmup_epochs=3")
 
 
+@pytest.mark.parametrize(
+    ("assignments", "said"),
+    [
+        ("train.micro_batch=3", "train.batch_size 8 is not divisible by train.micro_batch 3: use train.micro_batch=2"),
+        ("train.micro_batch=4 cluster.workers=3", "use train.micro_batch=2 or fewer workers"),
+        ("cluster.workers=3", "train.batch_size 8 is not divisible by cluster.workers 3"),
+        (
+            "train.micro_batch=2 consistency.batch_size=6",
+            "consistency.batch_size 6 is not divisible by the 4 micro-batches of a step",
+        ),
+        ("freeze_encoder=3", "freeze_encoder 3 must be below train.epochs 3"),
+        ("train.patience=2 train.validate_every=0", "train.patience needs validation scores"),
+    ],
+)
+def test_what_does_not_fit_together_is_one_line(assignments: str, said: str):
+    assert said in mistake(*assignments.split())
+
+
+def test_micro_batches_make_up_a_batch_for_workers_that_do_not_divide_it():
+    assert build("train.micro_batch=2", "cluster.workers=3").micro_batches(3) == 4
+
+
 def test_a_spec_does_not_change():
     with pytest.raises(ValueError, match="frozen"):
         build().seed = 3  # type: ignore[misc]

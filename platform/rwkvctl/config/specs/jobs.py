@@ -76,6 +76,14 @@ class TrainingSpec(JobSpec):
         return self.train.batch_size // self.train.micro_batch if self.train.micro_batch else workers
 
     @model_validator(mode="after")
+    def _patience_has_scores(self) -> TrainingSpec:
+        if self.train.patience is not None and not self.train.validate_every:
+            raise ValueError(
+                "train.patience needs validation scores: set train.validate_every to 1, or patience to null"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _warmup_ends(self) -> TrainingSpec:
         if self.optimizer.warmup_epochs >= self.train.epochs:
             raise ValueError(
