@@ -37,6 +37,7 @@ def ray_session(cluster: ClusterSpec, cpus: int | None = None) -> Iterator[None]
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's own table; ours comes from the journal
     os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # idle processes that no worker of ours would use
+    os.environ.setdefault("RAY_worker_niceness", "0")  # at Ray's 15 they hardly get to run beside another program
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a hospital's machine reports to nobody
     if cluster.address is not None:
         send_token_if_there_is_one()
