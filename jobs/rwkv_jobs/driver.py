@@ -19,6 +19,7 @@ from rwkvctl.base.files import write_json
 from rwkvctl.base.lineage import git_commit
 from rwkvctl.config.specs.changes import flatten
 from rwkvctl.config.specs.jobs import JobSpec, PredictSpec
+from rwkvctl.config.specs.parts import RESOLVED_AT_START
 from rwkvctl.launch import preflight
 from rwkvctl.runs import folder as run_folder
 from rwkvctl.runs.journal import Journal, say
@@ -27,8 +28,7 @@ from rwkvctl.runs.sync import Syncer
 
 ORPHANS_END_WITHIN = 40.0
 """Seconds after which a worker of another machine that was cut off has lost its lease."""
-UNRESOLVED = [("train.precision", "auto"), ("train.batch_norm", "auto")]
-"""What the first worker decides, by its device and the number of workers."""
+UNRESOLVED = [(f"train.{field}", "auto") for field in RESOLVED_AT_START]
 WORKER_FUNCTIONS = {"pretrain": "train", "finetune": "train", "evaluate": "score"}
 """What torchrun's other ranks run of a job."""
 

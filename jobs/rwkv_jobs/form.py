@@ -37,6 +37,7 @@ class TrainingForm:
             rest = spec.micro_batches(me.world_size) % me.world_size
             self._groups = {n: dist.new_group(list(range(n))) for n in {me.world_size, rest} - {0}}
             batch_norm.synchronise(model, me.device, self._groups[me.world_size])
+        self._taking_part = me.world_size
         own = spec.train.batch_size // spec.micro_batches(me.world_size)
         self.normalised_over = own * (me.world_size if self.synchronised else 1) if batch_norm.norms(model) else None
         """Images that batch norm takes its statistics from; None in a network without it."""
@@ -60,8 +61,9 @@ class TrainingForm:
 
     def take_part(self, workers: int) -> None:
         """The next forward pass is one of the first `workers` workers alone."""
-        if self.synchronised:
+        if self.synchronised and workers != self._taking_part:
             batch_norm.set_group(self.model, self._groups[workers])
+            self._taking_part = workers
 
 
 def compiled(model: nn.Module, me: Worker) -> Any:

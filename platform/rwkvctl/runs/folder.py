@@ -29,6 +29,7 @@ from rwkvctl.config import settings
 from rwkvctl.config.specs import changes
 from rwkvctl.config.specs.jobs import JOBS, JobSpec, TrainingSpec
 from rwkvctl.config.specs.load import build, dump
+from rwkvctl.config.specs.parts import RESOLVED_AT_START
 
 SPEC, JOURNAL, RESULT = "spec.yaml", "journal.jsonl", "result.json"
 
@@ -137,7 +138,7 @@ def keep_resolved(old: JobSpec, new: JobSpec) -> JobSpec:
     """`new`, in which `auto` means what it was resolved to when the run was first started."""
     if not isinstance(old, TrainingSpec) or not isinstance(new, TrainingSpec):
         return new
-    open_yet = [field for field in ("precision", "batch_norm") if getattr(new.train, field) == "auto"]
+    open_yet = [field for field in RESOLVED_AT_START if getattr(new.train, field) == "auto"]
     resolved = {field: getattr(old.train, field) for field in open_yet}
     return new.model_copy(update={"train": new.train.model_copy(update=resolved)})
 

@@ -165,6 +165,10 @@ class TrainSpec(Spec):
     """Steps of torch's profiler, after 3 others: a trace and a table of the dearest operators among the artifacts."""
 
 
+RESOLVED_AT_START = ("precision", "batch_norm")
+"""Fields of `train` whose `auto` the first worker resolves, by its device and the number of workers; they stay so."""
+
+
 class ClusterSpec(Spec):
     """Where it runs."""
 
