@@ -11,7 +11,7 @@ from pathlib import Path
 from rwkv_jobs.driver import drive
 from rwkv_jobs.launch import torchrun_rank
 from rwkvctl.base.errors import JobFailedError, UserError, explain
-from rwkvctl.base.exit_codes import DONE, FAILED, INTERRUPTED, USER_ERROR
+from rwkvctl.base.exit_codes import DONE, FAILED, INTERRUPTED
 from rwkvctl.base.processes import interrupt_on_stop, isolate_children
 from rwkvctl.base.uris import mask
 from rwkvctl.config import settings
@@ -24,7 +24,7 @@ RESUMABLE = ("pretrain", "finetune", "tune")
 
 
 def main(job: str) -> None:
-    """Run one job and exit: 0 done, 1 failed, 2 the user's mistake, 130 interrupted."""
+    """Run one job and exit as `rwkvctl.base.exit_codes` says."""
     parser = argparse.ArgumentParser(prog=f"python -m rwkv_jobs.{job}")
     parser.add_argument("target", help="folder of a run, name of a recipe, or path of a YAML file")
     parser.add_argument("--set", dest="assignments", action="append", default=[], metavar="FIELD=VALUE")
@@ -46,10 +46,10 @@ def guarded(job: str, target: str, assignments: list[str]) -> int:
         drive(spec, run_dir)
     except UserError as error:
         print(f"error: {mask(str(error))}", file=sys.stderr)
-        return USER_ERROR
+        return error.exit_code
     except JobFailedError as error:
         print(f"failed: {mask(str(error))}", file=sys.stderr)
-        return FAILED
+        return error.exit_code
     except KeyboardInterrupt:
         return interrupted(job, run_dir)
     except OSError as error:

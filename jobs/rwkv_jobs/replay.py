@@ -23,7 +23,6 @@ from rwkv_jobs.form import TrainingForm
 from rwkv_jobs.stepper import LossOf, Stepper
 from rwkv_jobs.worker import Worker, pick_device, set_arithmetic
 from rwkvctl.base.errors import UserError
-from rwkvctl.base.exit_codes import USER_ERROR
 from rwkvctl.base.uris import mask
 from rwkvctl.config.specs.jobs import FinetuneSpec, PretrainSpec
 from rwkvctl.data.store.manifest import Manifest
@@ -39,7 +38,7 @@ def main() -> None:
         print("\n".join(replay(Path(sys.argv[1]))))
     except UserError as error:
         print(f"error: {mask(str(error))}", file=sys.stderr)
-        sys.exit(USER_ERROR)
+        sys.exit(error.exit_code)
 
 
 def replay(run_dir: Path) -> list[str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 
+from rwkvctl.base.exit_codes import FAILED, NO_SUCH_RUN, TRANSIENT, USER_ERROR
+
 
 class UserError(ValueError):
     """Wrong input: an argument, a file, a spec, a data set.
@@ -13,6 +15,14 @@ class UserError(ValueError):
     The command line prints it without a traceback and exits with code 2.
     """
 
+    exit_code = USER_ERROR
+
+
+class NoSuchRunError(UserError):
+    """A run that was named does not exist. Exit code 4."""
+
+    exit_code = NO_SUCH_RUN
+
 
 class BadFile(ValueError):
     """A raw file that cannot become a sample: one line, file first."""
@@ -20,6 +30,19 @@ class BadFile(ValueError):
 
 class JobFailedError(RuntimeError):
     """A job that cannot go on, and would fail again if it were retried. Exit code 1, one line, no traceback."""
+
+    exit_code = FAILED
+
+
+class TransientError(JobFailedError):
+    """Something that the job needs is gone or does not answer (a node, the cluster, a server): the same command can
+    succeed later. Exit code 75, one line, no traceback."""
+
+    exit_code = TRANSIENT
+
+
+KINDS = {kind.__name__: kind for kind in (UserError, NoSuchRunError, JobFailedError, TransientError)}
+"""The errors that one process tells another by name."""
 
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}

@@ -7,7 +7,7 @@ import sys
 import typer
 
 from rwkvctl.base.errors import JobFailedError, UserError, explain
-from rwkvctl.base.exit_codes import FAILED, INTERRUPTED, USER_ERROR
+from rwkvctl.base.exit_codes import FAILED, INTERRUPTED
 from rwkvctl.base.processes import isolate_children
 from rwkvctl.base.uris import mask
 from rwkvctl.cli import checkpoint, config, data, demo, jobs, model, recipe, runs, study
@@ -38,16 +38,16 @@ app.command()(demo.demo)
 
 
 def main() -> None:
-    """Run the command line: 0 done, 1 failed, 2 the user's mistake, 130 interrupted."""
+    """Run the command line; `rwkvctl.base.exit_codes` says what it ends with."""
     isolate_children()
     try:
         app()
     except UserError as error:
         print(f"error: {mask(str(error))}", file=sys.stderr)
-        sys.exit(USER_ERROR)
+        sys.exit(error.exit_code)
     except JobFailedError as error:
         print(f"failed: {mask(str(error))}", file=sys.stderr)
-        sys.exit(FAILED)
+        sys.exit(error.exit_code)
     except OSError as error:
         if error.errno is None:  # a library's own, which its traceback explains better
             raise

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rwkvctl.base.errors import JobFailedError, UserError
+from rwkvctl.base.errors import KINDS, JobFailedError, UserError
 from rwkvctl.base.files import write_json
 from rwkvctl.base.paths import cache_dir
 from rwkvctl.base.processes import STOP_SIGNALS, available_cpus
@@ -216,7 +216,7 @@ def raise_fatal(fatal: Path) -> None:
     import json
 
     content = json.loads(fatal.read_text())
-    raise (UserError if content["kind"] == "UserError" else JobFailedError)(content["message"])
+    raise KINDS[content["kind"]](content["message"])
 
 
 def check_resources(cluster: ClusterSpec, workers: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from rwkvctl.base.errors import UserError
+from rwkvctl.base.errors import NoSuchRunError, UserError
 from rwkvctl.config.specs.jobs import FinetuneSpec, JobSpec
 from rwkvctl.runs import folder as run_folder
 
@@ -39,7 +39,10 @@ def find_model_folder(reference: str, storage: str, tracking_uri: str) -> Path:
         return downloaded(reference, tracking_uri=tracking_uri)
     if (Path(reference) / "model.json").is_file():
         return Path(reference).absolute()
-    folder = run_folder.find(reference, storage)
+    try:
+        folder = run_folder.find(reference, storage)
+    except NoSuchRunError as error:  # it might have been a path as well: a wrong argument like any other
+        raise UserError(str(error)) from None
     if not (folder / "model" / "model.json").is_file():
         raise UserError(f"run {folder.name} has no model yet: finish it first (--resume {folder.name})")
     return folder / "model"

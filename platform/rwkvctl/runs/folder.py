@@ -22,7 +22,7 @@ from typing import Any
 
 import yaml
 
-from rwkvctl.base.errors import UNUSABLE, UserError, explain
+from rwkvctl.base.errors import UNUSABLE, NoSuchRunError, UserError, explain
 from rwkvctl.base.files import write_bytes
 from rwkvctl.base.suggestions import did_you_mean
 from rwkvctl.config import settings
@@ -97,7 +97,7 @@ def find(reference: str, storage: str) -> Path:
         if len(found) == 1:
             return Path(storage) / found[0]
     hint = did_you_mean(reference, names, "list runs with: rwkvctl runs")
-    raise UserError(f"run {reference!r} is not in {storage}: {hint}")
+    raise NoSuchRunError(f"run {reference!r} is not in {storage}: {hint}")
 
 
 def run_names(storage: str) -> list[str]:
