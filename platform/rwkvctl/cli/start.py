@@ -5,8 +5,7 @@ from __future__ import annotations
 import sys
 
 from rwkvctl.base.exit_codes import USER_ERROR
-
-OURS = ("biwkv", "rwkv_unet", "rwkvctl", "rwkv_jobs")
+from rwkvctl.base.lineage import PACKAGES
 
 
 def main() -> None:
@@ -17,7 +16,7 @@ def main() -> None:
         app.main()
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
-        if not missing or missing in OURS:
+        if not missing or missing in PACKAGES:
             raise
         print(f"error: {missing} is not installed; run: pip install 'rwkvctl[platform]'", file=sys.stderr)
         sys.exit(USER_ERROR)
