@@ -102,7 +102,9 @@ def train(spec: FinetuneSpec, run_dir: Path) -> None:
         position = state.position
         form = TrainingForm(model, spec, me)
         recorder.batch_norm_over(form.normalised_over)
-        stepper = Stepper(spec, me, form, state.optimizer, loader.steps_per_epoch, position, recorder.say)
+        stepper = Stepper(
+            spec, me, form, state.optimizer, loader.steps_per_epoch, position, recorder.say, recorder.failure
+        )
         meter = Meter(me, spec.train.batch_size, described["macs_true"])
         objective = Objective(spec, manifest, me, form, loader.steps_per_epoch)
         comparable = not spec.train.validate_every or has_foreground(manifest, spec.data, "val", me)

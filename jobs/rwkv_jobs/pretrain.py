@@ -81,7 +81,7 @@ def train(spec: PretrainSpec, run_dir: Path) -> None:
         position = state.position
         form = TrainingForm(model, spec, me)
         recorder.batch_norm_over(form.normalised_over)
-        stepper = Stepper(spec, me, form, optimizer, loader.steps_per_epoch, position, recorder.say)
+        stepper = Stepper(spec, me, form, optimizer, loader.steps_per_epoch, position, recorder.say, recorder.failure)
         meter = Meter(me, spec.train.batch_size, described["macs_true"])
         objective = Objective(spec, me, form)
         with (

@@ -57,8 +57,12 @@ class Recorder:
         """Called after every step: on the only worker it also raises what writing a checkpoint has failed with."""
         if self.active and values:
             self.journal.metrics(values, step)
-        if self.active and self.worker.world_size == 1:
-            self.writer.check()
+        if self.worker.world_size == 1 and (problem := self.failure()) is not None:
+            raise problem
+
+    def failure(self) -> BaseException | None:
+        """What writing a checkpoint has failed with by now; told once, on the worker that writes."""
+        return self.writer.failure() if self.active else None
 
     def params(self, values: dict[str, object]) -> None:
         if self.active:

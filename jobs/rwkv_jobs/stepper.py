@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +43,8 @@ class Stepper:
 
     Whether loss and gradient are finite is noted on the device, and a step whose gradient is not takes no update there
     (nor, with `on_nan: stop`, does any after it), so that the host need not wait for the device to find out: on a GPU
-    it looks with the metrics and before a checkpoint, on a CPU at once.
+    it looks with the metrics and before a checkpoint, on a CPU at once. With the same look all workers learn what has
+    failed beside the steps on one of them: `failure` returns it, without waiting for anything.
     """
 
     def __init__(
@@ -54,8 +56,10 @@ class Stepper:
         steps_per_epoch: int,
         position: Position,
         say: Callable[[str], None],
+        failure: Callable[[], BaseException | None] = lambda: None,
     ):
-        self.spec, self.worker, self.form, self.optimizer, self.say = spec, worker, form, optimizer, say
+        self.spec, self.worker, self.form, self.optimizer = spec, worker, form, optimizer
+        self.say, self.failure = say, failure
         self.position = position
         self.rate = make_schedule(spec, steps_per_epoch)
         all_parts = spec.micro_batches(worker.world_size)
@@ -78,6 +82,7 @@ class Stepper:
 
         Raises:
             NotFinite: on every worker, once the loss or the gradient of a step was not finite.
+            JobFailedError: on every worker, once `failure` has returned something on one.
         """
         self.optimizer.zero_grad(set_to_none=True)
         statistics = self._statistics()
@@ -190,10 +195,15 @@ class Stepper:
 
         Raises:
             NotFinite: on all workers, if it was not; with `on_nan: skip`, if it was a weight or ten updates in a row.
+            JobFailedError: on all workers, if `failure` returned something on one.
         """
         if self.scaler.is_enabled():
             self.position.scaler = self.scaler.state_dict()
-        *first, in_a_row = self.worker.least(torch.cat([self.diverged, -self.in_a_row.reshape(1)])).tolist()
+        failure = self.failure()
+        own = torch.cat([self.diverged, -self.in_a_row.reshape(1), self.diverged.new_tensor([-bool(failure)])])
+        *first, in_a_row, failed = self.worker.least(own).tolist()
+        if failed:
+            self._raise_on_all(failure)
         step = min(first)
         if step == NEVER:
             return True
@@ -203,6 +213,12 @@ class Stepper:
         self.diverged.fill_(NEVER)
         self.say(f"step {step}: {what} is not finite; its update is skipped")
         return False
+
+    def _raise_on_all(self, failure: BaseException | None) -> NoReturn:
+        """Where it happened as it is, elsewhere its message."""
+        own = failure and (str(failure) or type(failure).__name__)
+        message = next(told for told in self.worker.gather(own) if told)
+        raise failure or JobFailedError(message)
 
     def remedy(self) -> str:
         """What else to try. Continuing would come to the same step again."""
@@ -216,7 +232,9 @@ class Stepper:
         return f"start a new run with {', '.join(tries[:-1])} or {tries[-1]}"
 
     def metrics(self) -> dict[str, float]:
-        """Loss, rate and gradient norm of the last step."""
+        """Loss, rate and gradient norm of the last step. Raises what `check_finite` does."""
+        if not self.looks_at_once:
+            self.check_finite()
         values = {
             "train/loss": self.worker.mean(self.loss).item(),
             "train/lr": max(group["lr"] for group in self.optimizer.param_groups),

@@ -6,6 +6,7 @@ import errno
 import os
 import threading
 import time
+from concurrent.futures import wait
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,12 @@ import pytest
 import torch
 
 from rwkv_jobs import recorder as module
+from rwkv_jobs.form import TrainingForm
 from rwkv_jobs.recorder import Recorder
+from rwkv_jobs.stepper import Stepper
 from rwkv_jobs.worker import Worker, worker
 from rwkvctl.base.errors import JobFailedError
+from rwkvctl.config.specs.jobs import FinetuneSpec
 from rwkvctl.config.specs.parts import ClusterSpec
 from rwkvctl.training import checkpoint_write
 from rwkvctl.training.checkpoint import TrainState
@@ -167,6 +171,61 @@ def rank_of_two(environment: dict[str, str], run_dir: Path) -> None:
         except JobFailedError as error:
             said.append(str(error))
         Path(f"{run_dir}.{me.rank}").write_text("\n".join(said))
+
+
+def rank_with_a_full_disk(environment: dict[str, str], out: Path) -> None:
+    """What came of it in `<rank>.txt`: as on a CPU, then as on a GPU, which is not read before metrics are due."""
+    os.environ.update(environment)
+    checkpoint_write.write_files = full
+    with worker(ClusterSpec(launcher="process")) as me:
+        said = [until_told(me, out.with_name(f"run-{at_once}"), at_once) for at_once in (True, False)]
+        Path(f"{out}.{me.rank}").write_text("\n".join(said))
+
+
+def until_told(me: Worker, run_dir: Path, at_once: bool) -> str:
+    """Train on after a checkpoint has failed on rank 0: at which step it ended, and with what."""
+    train_fields = {"epochs": 1, "batch_size": 2, "precision": "fp32", "batch_norm": "local"}
+    fields = {"data": {"image_size": 32}, "train": train_fields, "optimizer": {"lr": 1e-3, "schedule": "constant"}}
+    spec = FinetuneSpec.model_validate(fields)
+    state, step = make_state(0), 0
+    form = TrainingForm(state.model, spec, me)
+
+    def loss_of(_: int, total: Any) -> torch.Tensor:
+        return total(form(torch.ones(1, 3, 8, 8)).square().sum()[None])[0]
+
+    try:
+        with Recorder(me, run_dir) as recorder:
+            said = recorder.say, recorder.failure
+            stepper = Stepper(spec, me, form, state.optimizer, 9, state.position, *said)
+            stepper.looks_at_once = at_once
+            recorder.checkpoint(state)
+            if me.is_main:
+                wait([recorder.writer.writing])
+            me.barrier()
+            for step in range(5):
+                stepper.step(loss_of, step, linear=False)
+            stepper.metrics()
+    except JobFailedError as error:
+        return f"{step}: {error}"
+    return "never told"
+
+
+def test_all_workers_learn_of_a_full_disk_at_the_next_look(tmp_path: Path, children: list[Any]):
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    for rank in range(2):
+        arguments = (group | {"RANK": str(rank)}, tmp_path / "said")
+        children.append(process := server().Process(target=rank_with_a_full_disk, args=arguments))
+        process.start()
+    for process in children:
+        process.join(PATIENCE)
+        assert process.exitcode == 0
+    lines = [
+        f"{taken}: step 0: cannot write a checkpoint: {tmp_path}/run-{mode}/checkpoints: "
+        "No space left on device; free some space"
+        for taken, mode in ((0, True), (4, False))
+    ]
+    for rank in range(2):
+        assert Path(f"{tmp_path}/said.{rank}").read_text().splitlines() == lines
 
 
 def test_two_workers_go_on_from_the_same_checkpoint_and_end_together(tmp_path: Path, children: list[Any]):

@@ -71,10 +71,9 @@ class CheckpointWriter:
             raise JobFailedError(f"step {step}: cannot write a checkpoint: {explain(error, self.folder)}") from error
         self.after(step=step, best=best, seconds=round(time.monotonic() - begun, 3))
 
-    def check(self) -> None:
-        """Raise what writing failed with, if it has failed by now."""
-        if self.writing is not None and self.writing.done():
-            self.finish()
+    def failure(self) -> BaseException | None:
+        """What writing failed with, if it has failed by now; told once."""
+        return self.outcome() if self.writing is not None and self.writing.done() else None
 
     def finish(self) -> None:
         """Return when nothing is being written; raises, once, what writing failed with.
