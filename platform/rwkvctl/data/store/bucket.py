@@ -1,32 +1,15 @@
-"""Object stores: a data set's files under a URI `s3://bucket/...` or `gs://bucket/...`, through fsspec.
-
-Credentials and endpoint come from where the store's own tools look for them (environment, profile, instance role);
-they are never part of a URI and never printed.
-"""
+"""A data set's files in an object store, under a URI `s3://bucket/...` or `gs://bucket/...`."""
 
 from __future__ import annotations
 
-import errno
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
 
 from rwkvctl.base.errors import UserError
+from rwkvctl.base.object_store import OPTIONS, key_of, plain_errors
 from rwkvctl.data.store.schema import FILE_NAME
-
-T = TypeVar("T")
-
-TRIES = 5
-OPTIONS: dict[str, dict[str, Any]] = {
-    # botocore sends a request again after 5xx, throttling and time-outs, each time after a longer pause; not after 403.
-    "s3": {"config_kwargs": {"retries": {"mode": "standard", "total_max_attempts": TRIES}}},
-    "gs": {},
-}
-NO_CREDENTIALS = frozenset(
-    {"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "DefaultCredentialsError"}
-)
 
 
 def local_path(location: str | Path) -> Path | None:
@@ -56,18 +39,18 @@ def local_path(location: str | Path) -> Path | None:
 
 def read(uri: str) -> bytes:
     """The content of one object."""
-    return _plain_errors(uri, lambda store: store.cat_file(uri))
+    return plain_errors(uri, lambda store: store.cat_file(uri))
 
 
 def download(uri: str, path: Path) -> None:
     """Copy an object to the file `path`."""
-    _plain_errors(uri, lambda store: store.get_file(uri, str(path)))
+    plain_errors(uri, lambda store: store.get_file(uri, str(path)))
 
 
 def sizes(uri: str) -> dict[str, int]:
     """Bytes of every object below `uri`, by its path from there."""
-    found = _plain_errors(uri, lambda store: store.find(uri, detail=True))
-    return {name.partition(_key(uri) + "/")[2]: int(entry["size"]) for name, entry in found.items()}
+    found = plain_errors(uri, lambda store: store.find(uri, detail=True))
+    return {name.partition(key_of(uri) + "/")[2]: int(entry["size"]) for name, entry in found.items()}
 
 
 def upload(folder: Path, uri: str, overwrite: bool = False) -> None:
@@ -79,13 +62,13 @@ def upload(folder: Path, uri: str, overwrite: bool = False) -> None:
     if there and not overwrite:
         raise UserError(f"--out {uri}: exists; give another --out or --overwrite")
     if there:
-        _plain_errors(uri, lambda store: store.rm_file(f"{uri}/{FILE_NAME}"))
+        plain_errors(uri, lambda store: store.rm_file(f"{uri}/{FILE_NAME}"))
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     for name in sorted(names, key=lambda name: name == FILE_NAME):
         target, path = f"{uri}/{name}", str(folder / name)
-        _plain_errors(target, lambda store, path=path, target=target: store.put_file(path, target))  # type: ignore[misc]
+        plain_errors(target, lambda store, path=path, target=target: store.put_file(path, target))  # type: ignore[misc]
     for name in there.keys() - set(names):
-        _plain_errors(uri, lambda store, name=name: store.rm_file(f"{uri}/{name}"))  # type: ignore[misc]
+        plain_errors(uri, lambda store, name=name: store.rm_file(f"{uri}/{name}"))  # type: ignore[misc]
 
 
 @contextmanager
@@ -106,41 +89,3 @@ def prepared(location: str, scratch: Path, overwrite: bool) -> Iterator[Path]:
     yield folder
     upload(folder, uri, overwrite)
     shutil.rmtree(folder.parent)
-
-
-def _key(uri: str) -> str:
-    """bucket/path, the name that fsspec gives to an object."""
-    return uri.partition("://")[2].strip("/")
-
-
-def _plain_errors(uri: str, action: Callable[[Any], T]) -> T:
-    """What `action` returns for the store of `uri`; whatever goes wrong becomes one line without any secret."""
-    import fsspec
-
-    scheme = uri.partition("://")[0]
-    try:
-        return action(fsspec.filesystem(scheme, use_listings_cache=False, **OPTIONS[scheme]))
-    except ImportError:
-        raise UserError(
-            f"{uri}: {scheme}:// needs a package that is not installed: pip install 'rwkvctl[{scheme}]'"
-        ) from None
-    except OSError as error:
-        if error.filename is not None or error.errno == errno.ENOSPC:  # of this machine's disk
-            raise
-        raise _said_plainly(uri, error) from None
-    except Exception as error:
-        raise _said_plainly(uri, error) from None
-
-
-def _said_plainly(uri: str, error: Exception) -> UserError:
-    """A library's message may quote a request, so only its kind is shown."""
-    kind = type(error).__name__
-    if isinstance(error, FileNotFoundError):
-        return UserError(f"{uri}: not found (404); check the name and the bucket")
-    if isinstance(error, PermissionError):
-        return UserError(f"{uri}: access denied (403); check the credentials and the bucket's policy")
-    if kind in NO_CREDENTIALS:
-        return UserError(f"{uri}: no credentials; set them as the store's own tools want them")
-    number = getattr(error, "errno", None)
-    detail = f"{kind}, errno {number}" if number else kind
-    return UserError(f"{uri}: the store fails or cannot be reached, {TRIES} tries ({detail})")
