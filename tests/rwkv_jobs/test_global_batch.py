@@ -58,11 +58,15 @@ class InDouble(nn.Module):
         super().__init__()
         self.network = network.double()
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.network(x.double())  # type: ignore[no-any-return]
+    def forward(self, x: Tensor) -> Any:
+        return self.network(x.double())
+
+    def combined(self, maps: list[Tensor]) -> Tensor:
+        """Of a network with logits at several scales."""
+        return self.network.combined(maps)  # type: ignore[operator, no-any-return]
 
 
-def steps_of(spec: FinetuneSpec | PretrainSpec, me: Worker, dtype: torch.dtype) -> Found:
+def steps_of(spec: FinetuneSpec | PretrainSpec, me: Worker, dtype: torch.dtype, steps: int) -> Found:
     """The losses of some steps, and the weights after them."""
     manifest = Manifest.load(str(spec.data.path))
     if isinstance(spec, FinetuneSpec):
@@ -80,7 +84,7 @@ def steps_of(spec: FinetuneSpec | PretrainSpec, me: Worker, dtype: torch.dtype) 
     if isinstance(spec, FinetuneSpec):
         objective = finetune.Objective(spec, manifest, me, form, loader.steps_per_epoch)
         objective.ignore_index = IGNORED
-    for step in range(STEPS):
+    for step in range(steps):
         epoch, within = divmod(step, loader.steps_per_epoch)
         batch = next(loader.epoch(epoch, within * spec.train.batch_size))
         if isinstance(spec, FinetuneSpec):
@@ -92,10 +96,12 @@ def steps_of(spec: FinetuneSpec | PretrainSpec, me: Worker, dtype: torch.dtype) 
     return {"losses": torch.tensor(losses, dtype=torch.float64), **state}
 
 
-def rank_of_a_group(environment: dict[str, str], specs: dict[str, Any], dtype: torch.dtype, out: str) -> None:
+def rank_of_a_group(
+    environment: dict[str, str], specs: dict[str, Any], dtype: torch.dtype, steps: int, out: str
+) -> None:
     os.environ.update(environment)
     with worker(ClusterSpec(launcher="process")) as me:
-        torch.save({kind: steps_of(spec, me, dtype) for kind, spec in specs.items()}, f"{out}.{me.rank}")
+        torch.save({kind: steps_of(spec, me, dtype, steps) for kind, spec in specs.items()}, f"{out}.{me.rank}")
 
 
 @pytest.fixture
@@ -118,10 +124,10 @@ def specs(shards: Path) -> Callable[..., dict[str, Any]]:
 def in_a_group(tmp_path: Path, children: list[Any]) -> Callable[..., list[dict[str, Found]]]:
     """What every rank of so many workers finds."""
 
-    def run(workers: int, specs: dict[str, Any], dtype: torch.dtype) -> list[dict[str, Found]]:
+    def run(workers: int, specs: dict[str, Any], dtype: torch.dtype, steps: int = STEPS) -> list[dict[str, Found]]:
         group = {"WORLD_SIZE": str(workers), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         for rank in range(workers):
-            arguments = (group | {"RANK": str(rank)}, specs, dtype, str(tmp_path / "steps"))
+            arguments = (group | {"RANK": str(rank)}, specs, dtype, steps, str(tmp_path / "steps"))
             children.append(process := server().Process(target=rank_of_a_group, args=arguments))
             process.start()
         for process in children:
@@ -132,14 +138,14 @@ def in_a_group(tmp_path: Path, children: list[Any]) -> Callable[..., list[dict[s
     return run
 
 
-def alone(specs: dict[str, Any], dtype: torch.dtype) -> dict[str, Found]:
-    return _alone(tuple((kind, spec.model_dump_json()) for kind, spec in specs.items()), dtype)
+def alone(specs: dict[str, Any], dtype: torch.dtype, steps: int = STEPS) -> dict[str, Found]:
+    return _alone(tuple((kind, spec.model_dump_json()) for kind, spec in specs.items()), dtype, steps)
 
 
 @cache
-def _alone(specs: tuple[tuple[str, str], ...], dtype: torch.dtype) -> dict[str, Found]:
+def _alone(specs: tuple[tuple[str, str], ...], dtype: torch.dtype, steps: int) -> dict[str, Found]:
     me = Worker(0, 1, torch.device("cpu"))
-    return {kind: steps_of(JOBS[job_of(kind)].model_validate_json(spec), me, dtype) for kind, spec in specs}
+    return {kind: steps_of(JOBS[job_of(kind)].model_validate_json(spec), me, dtype, steps) for kind, spec in specs}
 
 
 def furthest(found: Found, expected: Found) -> tuple[float, float]:
@@ -245,6 +251,20 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(specs: Any):
 
     for found, expected in zip(three_steps("train.micro_batch=2"), three_steps(), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("how", "network"), [("sum", "pvt_cascade"), ("mutation", "emcad")])
+def test_deep_supervision_does_not_depend_on_the_number_of_workers(specs: Any, in_a_group: Any, how: str, network: str):
+    """Of labeled and unlabeled images. AdamW makes more of the last bits here: weights agree to 1/1000 of a step."""
+    fields = ["train.batch_norm=sync", f"model.name={network}", "model.encoder=pvt_v2_b0", f"deep_supervision={how}"]
+    of = specs(*fields, kinds=["cervix"])
+    expected = alone(of, torch.float64, steps=3)
+    for found in in_a_group(2, of, torch.float64, steps=3):
+        loss, weight = furthest(found["cervix"], expected["cervix"])
+        print(f"{how}: losses within {loss:.1e}, weights within {weight:.1e}")
+        assert loss < 1e-10
+        assert weight < 1e-3 * 1e-5
 
 
 class TwoScales(nn.Module):
