@@ -28,21 +28,22 @@ def main(job: str) -> None:
     parser = argparse.ArgumentParser(prog=f"python -m rwkv_jobs.{job}")
     parser.add_argument("target", help="folder of a run, name of a recipe, or path of a YAML file")
     parser.add_argument("--set", dest="assignments", action="append", default=[], metavar="FIELD=VALUE")
+    parser.add_argument("--resume", action="store_true", help="continue the run of the spec's name, if there is one")
     arguments = parser.parse_args()
     try:
         isolate_children()
         interrupt_on_stop()
-        code = guarded(job, arguments.target, arguments.assignments)
+        code = guarded(job, arguments.target, arguments.assignments, resume=arguments.resume)
     except KeyboardInterrupt:  # during the imports, for which whoever started this process held the signals back
         code = interrupted(job, Path(arguments.target))
     sys.exit(code)
 
 
-def guarded(job: str, target: str, assignments: list[str]) -> int:
+def guarded(job: str, target: str, assignments: list[str], *, resume: bool = False) -> int:
     """Run the job; every failure becomes an exit code, and one line where its cause is known."""
     run_dir = Path(target)
     try:
-        spec, run_dir = resolve(job, target, assignments)
+        spec, run_dir = resolve(job, target, assignments, resume=resume)
         drive(spec, run_dir)
     except UserError as error:
         print(f"error: {mask(str(error))}", file=sys.stderr)
@@ -82,8 +83,9 @@ def go_on(job: str, run_dir: Path) -> str:
     return f"; continue with: {run_folder.resume_command(job, run_dir)}"
 
 
-def resolve(job: str, target: str, assignments: list[str]) -> tuple[JobSpec, Path]:
-    """The spec and the run folder: an existing run's, or those of a recipe, in which case the run is new."""
+def resolve(job: str, target: str, assignments: list[str], *, resume: bool = False) -> tuple[JobSpec, Path]:
+    """The spec and the run folder: an existing run's, or those of a recipe, in which case the run is new; with `resume`
+    only if there is none of the spec's name."""
     if (Path(target) / run_folder.SPEC).is_file():
         spec = run_folder.read_spec(Path(target))
         if spec.job != job:
@@ -99,6 +101,10 @@ def resolve(job: str, target: str, assignments: list[str]) -> tuple[JobSpec, Pat
     spec = on_machine(spec, machine)
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return same_run(spec)
+    kept = run_folder.resume("auto", spec, spec.storage or machine.storage) if resume else None
+    if kept is not None:
+        run_folder.adopt(kept, spec)
+        return run_folder.read_spec(kept), kept
     run_dir = run_folder.create(spec, spec.storage or machine.storage)
     return run_folder.read_spec(run_dir), run_dir
 

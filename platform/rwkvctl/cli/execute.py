@@ -11,6 +11,7 @@ from typing import Any
 
 from rwkvctl.base.errors import UserError
 from rwkvctl.base.exit_codes import USER_ERROR
+from rwkvctl.cli.render import print_job
 from rwkvctl.config import settings
 from rwkvctl.config.specs.jobs import (
     EvaluateSpec,
@@ -29,12 +30,25 @@ from rwkvctl.runs import folder as run_folder
 
 
 def start(
-    job: str, spec: JobSpec, *, resume: str | None, dry_run: bool, as_json: bool, first_line: str | None = None
+    job: str,
+    spec: JobSpec,
+    *,
+    resume: str | None,
+    dry_run: bool,
+    as_json: bool,
+    first_line: str | None = None,
+    render: str | None = None,
 ) -> None:
     """Check, then run a job in a new run or in the one that is continued; leaves with the job's exit code.
+    With `render` it is printed instead.
 
     Checked here is what takes no torch, whose import takes seconds: the job itself checks all before it begins.
     """
+    if render is not None:
+        if first_line is not None:
+            print(first_line, file=sys.stderr, flush=True)
+        print_job(render, spec)
+        return
     storage = spec.storage or settings.load().storage
     preflight.check(spec, networks=dry_run)
     continued = run_to_continue(job, spec, resume, storage)

@@ -20,6 +20,9 @@ Name = Annotated[str | None, typer.Option(help="Name of the run.")]
 Resume = Annotated[str | None, typer.Option(metavar="auto|RUN", help="Continue a run from its latest checkpoint.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved spec and what it means; start nothing.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON; progress goes to standard error.")]
+Render = Annotated[
+    str | None, typer.Option(metavar="kuberay|slurm", help="Print the job for a cluster's scheduler; start nothing.")
+]
 Profile = Annotated[int | None, typer.Option(min=1, metavar="STEPS", help="Trace so many steps with torch's profiler.")]
 Freeze = Annotated[
     int | None, typer.Option(min=0, metavar="EPOCHS", help="First epochs in which the encoder keeps its weights.")
@@ -40,19 +43,24 @@ def pretrain(
     resume: Resume = None,
     profile: Profile = None,
     dry_run: DryRun = False,
+    render: Render = None,
     as_json: Json = False,
 ) -> None:
     """Pretrain an encoder by classification."""
     from rwkvctl.cli import assemble, execute
+    from rwkvctl.cli import render as rendering
 
     options = assemble.training_options(
         variant=variant, name=name, workers=workers, nodes=nodes, gpus_per_node=gpus_per_node, address=address
     )
     if profile is not None:
         options.setdefault("train", {})["profile_steps"] = profile
+    if render is not None:
+        rendering.check_options(render, resume=resume, dry_run=dry_run, as_json=as_json)
+        recipe = rendering.recipe_unseen("pretrain", recipe, data, assignments or [])
     spec = assemble.training_spec("pretrain", recipe, data, options, assignments or [], resume)
-    said = assemble.recipe_line("pretrain", recipe, data, resume)
-    execute.start("pretrain", spec, resume=resume, dry_run=dry_run, as_json=as_json, first_line=said)
+    said = assemble.recipe_line("pretrain", recipe, data if render is None else rendering.readable(data), resume)
+    execute.start("pretrain", spec, resume=resume, dry_run=dry_run, as_json=as_json, first_line=said, render=render)
 
 
 def finetune(
@@ -70,10 +78,12 @@ def finetune(
     resume: Resume = None,
     profile: Profile = None,
     dry_run: DryRun = False,
+    render: Render = None,
     as_json: Json = False,
 ) -> None:
     """Train a segmentation model, best from a pretrained encoder, and register it."""
     from rwkvctl.cli import assemble, execute
+    from rwkvctl.cli import render as rendering
 
     options = assemble.training_options(
         variant=variant, name=name, workers=workers, nodes=nodes, gpus_per_node=gpus_per_node, address=address
@@ -84,9 +94,12 @@ def finetune(
         options["freeze_encoder"] = freeze_encoder
     if profile is not None:
         options.setdefault("train", {})["profile_steps"] = profile
+    if render is not None:
+        rendering.check_options(render, resume=resume, dry_run=dry_run, as_json=as_json)
+        recipe = rendering.recipe_unseen("finetune", recipe, data, assignments or [])
     spec = assemble.training_spec("finetune", recipe, data, options, assignments or [], resume)
-    said = assemble.recipe_line("finetune", recipe, data, resume)
-    execute.start("finetune", spec, resume=resume, dry_run=dry_run, as_json=as_json, first_line=said)
+    said = assemble.recipe_line("finetune", recipe, data if render is None else rendering.readable(data), resume)
+    execute.start("finetune", spec, resume=resume, dry_run=dry_run, as_json=as_json, first_line=said, render=render)
 
 
 def tune(
@@ -107,16 +120,21 @@ def tune(
     name: Name = None,
     resume: Resume = None,
     dry_run: DryRun = False,
+    render: Render = None,
     as_json: Json = False,
 ) -> None:
     """Sweep a space of model, loss or training choices with Ray Tune and Optuna."""
     from rwkvctl.cli import assemble, execute
+    from rwkvctl.cli import render as rendering
 
     options = assemble.training_options(variant=variant, address=address)
     if encoder is not None:
         options.setdefault("model", {})["encoder_weights"] = encoder
+    if render is not None:
+        rendering.check_options(render, resume=resume, dry_run=dry_run, as_json=as_json)
+        recipe = rendering.recipe_unseen("finetune", recipe, data, assignments or [])
     spec = assemble.tune_spec(space, recipe, data, options, assignments or [], resume, trials, concurrency, study, name)
-    execute.start("tune", spec, resume=resume, dry_run=dry_run, as_json=as_json)
+    execute.start("tune", spec, resume=resume, dry_run=dry_run, as_json=as_json, render=render)
 
 
 def evaluate(
@@ -129,17 +147,21 @@ def evaluate(
     address: Address = None,
     assignments: Set = None,
     name: Name = None,
+    render: Render = None,
     as_json: Json = False,
 ) -> None:
     """Score a model: DSC and HD95 per class and per case, in both conventions."""
     from rwkvctl.cli import assemble, execute
+    from rwkvctl.cli import render as rendering
 
+    if render is not None:
+        rendering.check_options(render, resume=None, dry_run=False, as_json=as_json)
     old_spelling = part is None and split in assemble.PARTS and split_rule is None
     part, split = assemble.part_and_split(part, split, split_rule)
     spec = assemble.evaluate_spec(model, part, data, split, workers, address, name, assignments or [])
     if old_spelling:
         assemble.refuse_two_meanings(spec)
-    execute.start("evaluate", spec, resume=None, dry_run=False, as_json=as_json)
+    execute.start("evaluate", spec, resume=None, dry_run=False, as_json=as_json, render=render)
 
 
 def predict(

@@ -47,6 +47,16 @@ class Settings(Spec):
     """Gigabytes that they may take; the longest unused ones are deleted first."""
     gpus_per_node: Annotated[int, Field(ge=0)] | None = None
     """Workers per node of a cluster; null asks the cluster."""
+    queue: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.,-]*$")] | None = None
+    """Queue of rendered jobs: a Kueue LocalQueue, or a Slurm partition; null is the cluster's default."""
+    image: Annotated[Address, Field(pattern=r"^[A-Za-z0-9][\w./:@-]*$")] | None = None
+    """Container image of rendered Kubernetes jobs; null is `rwkvctl:VERSION`, as `infra/Dockerfile` builds it."""
+    volume: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*:(/[\w.-]+)+$")] = "rwkvctl:/mnt/rwkvctl"
+    """Persistent volume claim of rendered Kubernetes jobs, and where it is mounted: the home of rwkvctl there."""
+    credentials: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")] = "rwkvctl"
+    """Name of the Kubernetes Secret that rendered jobs take passwords and keys from; never a password itself."""
+    worker_memory_gb: Annotated[int, Field(ge=1)] = 16
+    """Memory of one training worker and its loader processes in rendered jobs."""
 
     _address = field_validator("address")(check_address)
     _folders = field_validator("storage", "cache_dir")(check_folder)

@@ -53,10 +53,11 @@ def check_process(cluster: ClusterSpec) -> None:
         )
 
 
-def check_training(spec: TrainingSpec) -> Manifest:
+def check_training(spec: TrainingSpec, *, shards: bool = True) -> Manifest:
     """The data of a training job: present, undamaged, for the right task, with samples in every part that is needed.
 
-    A shard is hashed the first time that this machine meets it; afterwards its size and time are enough.
+    A shard is hashed the first time that this machine meets it; afterwards its size and time are enough. Without
+    `shards` the manifest alone is read.
     """
     from rwkvctl.data.store.shard_check import check_shards
 
@@ -79,7 +80,8 @@ def check_training(spec: TrainingSpec) -> Manifest:
         if not unlabeled:
             raise UserError(f"consistency: data {manifest.location} has no unlabeled images; set it to null")
         used += unlabeled
-    check_shards(manifest, used)
+    if shards:
+        check_shards(manifest, used)
     check_name(spec)
     check_augment(spec, manifest)
     check_batch(spec, manifest)
@@ -200,8 +202,7 @@ def check(spec: JobSpec, *, networks: bool = True) -> None:
 
 def check_sweep(spec: TuneSpec, *, networks: bool = True) -> None:
     """The fields of the space, the data that its trials are scored on, and every network that they would train."""
-    if (spec.base.cluster.workers or 1) > 1:
-        raise UserError("cluster.workers: a trial runs on one worker; leave it out and set --concurrency")
+    check_trial_workers(spec)
     trials = check_space(spec)
     manifest = check_training(trial_spec(spec.base, {}))
     by_data = {trial.model_dump_json(include={"data", "train", "augment", "consistency"}): trial for trial in trials}
@@ -212,6 +213,12 @@ def check_sweep(spec: TuneSpec, *, networks: bool = True) -> None:
             raise UserError(f"space {spec.space_name}: {error}") from None
     if networks:
         check_networks(spec, trials, manifest)
+
+
+def check_trial_workers(spec: TuneSpec) -> None:
+    """Refuse several workers for a trial."""
+    if (spec.base.cluster.workers or 1) > 1:
+        raise UserError("cluster.workers: a trial runs on one worker; leave it out and set --concurrency")
 
 
 def check_networks(spec: TuneSpec, trials: list[FinetuneSpec], manifest: Manifest) -> None:

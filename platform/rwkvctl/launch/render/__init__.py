@@ -1,0 +1,1 @@
+"""Jobs written down for somebody else to start: a manifest for KubeRay, a script for Slurm."""
