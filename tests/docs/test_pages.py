@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
-FOLDERS = ("platform", "jobs", "kernels", "rwkv_unet", "tests", "docs", "benchmarks", ".ci")
+FOLDERS = ("platform", "jobs", "kernels", "rwkv_unet", "tests", "docs", "benchmarks", "infra", ".ci")
 PATH = re.compile(rf"`((?:{'|'.join(map(re.escape, FOLDERS))})/[\w./-]*)`")
 LINK = re.compile(r"\]\((?!https?://)([^)#]*)(#[^)]*)?\)")
 

@@ -23,6 +23,7 @@ NOT_IMPORTED_BY_US = {
     "onnx": "torch.onnx imports it",
     "s3fs": "fsspec imports it for s3://",
     "gcsfs": "fsspec imports it for gs://",
+    "psycopg2-binary": "SQLAlchemy imports it for postgresql://, under Optuna and MLflow",
 }
 COMES_WITH_TORCH = {"triton"}  # on the machines that it runs on
 
@@ -57,7 +58,7 @@ def test_the_platform_imports_what_it_declares():
     declared = names([*PROJECT["dependencies"], *EXTRAS["platform"]])
     found = imported([*MODEL, *PLATFORM])
     assert declared - found - set(NOT_IMPORTED_BY_US) == set(), "declared and imported by nothing"
-    optional = names([*EXTRAS["baselines"], *EXTRAS["onnx"], *EXTRAS["s3"], *EXTRAS["gs"]])
+    optional = names([*EXTRAS["baselines"], *EXTRAS["onnx"], *EXTRAS["s3"], *EXTRAS["gs"], *EXTRAS["postgres"]])
     assert found - declared - optional == set(), "imported and not declared"
     assert optional - found <= set(NOT_IMPORTED_BY_US), "declared and imported by nothing"
 

@@ -6,6 +6,8 @@ Ends as soon as all have joined, or, when the time is over, with the exit code t
 from __future__ import annotations
 
 import logging
+import os
+import socket
 import sys
 import time
 
@@ -25,9 +27,11 @@ def await_nodes(fewest: int, wanted: int, seconds: float) -> int:
     while alive < wanted:
         try:
             if not ray.is_initialized():
+                host, _, port = os.environ["RAY_ADDRESS"].rpartition(":")
+                socket.create_connection((host, int(port)), timeout=5).close()  # Ray itself complains for 10 seconds
                 ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
             alive = sum(node["Alive"] for node in ray.nodes())
-        except (ConnectionError, RuntimeError, ValueError):  # the head is still starting
+        except (OSError, RuntimeError, ValueError):  # the head is still starting
             ray.shutdown()
         now = time.monotonic()
         if now - begin > seconds:

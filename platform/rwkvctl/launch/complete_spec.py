@@ -49,9 +49,10 @@ def dataset_of(path: str) -> str:
 
 def on_machine(spec: AnySpec, machine: settings.Settings) -> AnySpec:
     """Cluster, tracking and storage of a job."""
+    own = spec.cluster.gpus_per_node  # 0 is said, too
     cluster = {
         "address": spec.cluster.address or (machine.address if spec.cluster.launcher == "ray" else None),
-        "gpus_per_node": spec.cluster.gpus_per_node or machine.gpus_per_node,
+        "gpus_per_node": machine.gpus_per_node if own is None else own,
     }
     return spec.model_copy(
         update={

@@ -20,7 +20,8 @@
 #SBATCH --no-kill
 
 set -u -o pipefail
-ENVIRONMENT="${RWKVCTL_ENVIRONMENT:-/shared/rwkvctl}"
+ENVIRONMENT=/shared/rwkvctl
+ENVIRONMENT="${RWKVCTL_ENVIRONMENT:-$ENVIRONMENT}"
 SHARED=/lab/home/runs
 JOB=finetune
 NODES=2

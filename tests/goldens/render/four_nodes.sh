@@ -19,7 +19,8 @@
 #SBATCH --signal=B:TERM@120
 
 set -u -o pipefail
-ENVIRONMENT="${RWKVCTL_ENVIRONMENT:-/shared/rwkvctl}"
+ENVIRONMENT=/shared/rwkvctl
+ENVIRONMENT="${RWKVCTL_ENVIRONMENT:-$ENVIRONMENT}"
 SHARED=/mnt/rwkvctl/runs
 JOB=pretrain
 NODES=4

@@ -27,6 +27,14 @@ def test_a_job_for_a_cluster_that_is_not_there(rwkvctl, home: Path):
     assert not home.exists()
 
 
+def test_no_gpus_is_a_number_too(rwkvctl):
+    rwkvctl("config set gpus_per_node 8")
+    spec = spec_of(rwkvctl("pretrain --nodes 4 --gpus-per-node 0 --render kuberay").out)
+    assert (spec["cluster"]["gpus_per_node"], spec["cluster"]["workers"]) == (0, 4)
+    spec = spec_of(rwkvctl("pretrain --nodes 4 --render kuberay").out)
+    assert (spec["cluster"]["gpus_per_node"], spec["cluster"]["workers"]) == (8, 32)
+
+
 @pytest.mark.parametrize("target", ["kuberay", "slurm"])
 @pytest.mark.parametrize(
     "line",

@@ -6,7 +6,6 @@ part is written here; what is the same for every job is in `slurm.sh`.
 
 from __future__ import annotations
 
-import re
 import shlex
 from pathlib import Path
 
@@ -68,7 +67,8 @@ def values(job: RenderedJob, environment: Path) -> list[str]:
     assert END not in spec.splitlines()
     return [
         "set -u -o pipefail",
-        f'ENVIRONMENT="${{RWKVCTL_ENVIRONMENT:-{quoted(str(environment))}}}"',
+        f"ENVIRONMENT={shlex.quote(str(environment))}",
+        'ENVIRONMENT="${RWKVCTL_ENVIRONMENT:-$ENVIRONMENT}"',
         f"SHARED={shared_folder(job)}",
         f"JOB={job.spec.job}",
         f"NODES={job.nodes[0]}",
@@ -86,11 +86,6 @@ def shared_folder(job: RenderedJob) -> str:
     """A folder that all nodes see: where runs are kept, or, where that is a bucket, where sbatch was typed."""
     storage = job.spec.storage or ""
     return '"$SLURM_SUBMIT_DIR"' if "://" in storage else shlex.quote(storage)
-
-
-def quoted(text: str) -> str:
-    """For a place within double quotes."""
-    return re.sub(r'([\\"$`])', r"\\\1", text)
 
 
 def body() -> str:

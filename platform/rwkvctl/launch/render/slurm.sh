@@ -100,9 +100,9 @@ stop_ray() {
 }
 
 run_head() {
+    export RAY_ADDRESS="$address:$ports" # for all that Ray starts: another cluster may have a part on this node
     start_ray --head --port="$ports" --dashboard-host=127.0.0.1 --dashboard-port=$((ports + 1)) \
         --ray-client-server-port=$((ports + 2)) --temp-dir="${TMPDIR:-/tmp}/ray-$SLURM_JOB_ID"
-    export RAY_ADDRESS="$address:$ports"
     write "$folder/head" "$RAY_ADDRESS"
     beats=0
     attend python -P -m rwkvctl.launch.await_nodes "$NODES" "$SLURM_JOB_NUM_NODES" "$patience"
@@ -134,7 +134,9 @@ run_worker() {
     until [ -s "$folder/exit-code" ]; do
         if [ -s "$folder/head" ] && ! kill -0 "$ray" 2>/dev/null; then
             [ -z "$ray" ] || say "node $SLURM_NODEID: Ray has ended here, after a partition perhaps: started again"
-            start_ray --address="$(cat "$folder/head")"
+            RAY_ADDRESS=$(cat "$folder/head")
+            export RAY_ADDRESS
+            start_ray --address="$RAY_ADDRESS"
         fi
         now=$(cat "$folder/alive" 2>/dev/null)
         if [ "$now" = "$beat" ]; then silent=$((silent + 1)); else silent=0 beat="$now"; fi

@@ -1,0 +1,118 @@
+"""The rendered sbatch script with real Ray on two nodes that are network namespaces: its time ends, it goes on."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rwkvctl.data.convert.prepare import prepare
+from rwkvctl.data.convert.synth import phantom
+from rwkvctl.runs import journal
+
+from .stand_ins import Slurm, wait_for
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
+HOSTS = ["10.78.0.10", "10.78.0.11"]
+
+
+def ip(*words: str, check: bool = True) -> None:
+    subprocess.run(["ip", *words], check=check, capture_output=True)
+
+
+@pytest.fixture
+def namespaces() -> Iterator[list[str]]:
+    """Two nodes with an address each on a bridge of their own, which stands in a third namespace."""
+    if os.geteuid() != 0 or shutil.which("ip") is None:
+        pytest.skip("network namespaces need root and iproute2")
+    bridge, *nodes = made = [f"rwk{os.getpid()}{letter}" for letter in "bxy"]
+    try:
+        for name in made:
+            ip("netns", "add", name)
+            ip("-n", name, "link", "set", "lo", "up")
+        ip("-n", bridge, "link", "add", "br0", "type", "bridge")
+        ip("-n", bridge, "link", "set", "br0", "up")
+        for number, (node, host) in enumerate(zip(nodes, HOSTS, strict=True)):
+            peer = f"p{number}"
+            ip("link", "add", "eth0", "netns", node, "type", "veth", "peer", "name", peer, "netns", bridge)
+            ip("-n", bridge, "link", "set", peer, "master", "br0", "up")
+            ip("-n", node, "addr", "add", f"{host}/24", "dev", "eth0")
+            ip("-n", node, "link", "set", "eth0", "up")
+    except subprocess.CalledProcessError as error:
+        for name in made:
+            ip("netns", "del", name, check=False)
+        pytest.skip(f"no network namespaces here: {error.stderr.decode().strip()}")
+    yield nodes
+    for node in nodes:
+        left = subprocess.run(["ip", "netns", "pids", node], capture_output=True, text=True, check=False).stdout
+        for pid in left.split():
+            subprocess.run(["kill", "-9", pid], check=False)
+    for name in made:
+        ip("netns", "del", name, check=False)
+
+
+@pytest.fixture
+def temporary() -> Iterator[Path]:
+    """Ray's sockets need a short path; every node has a folder of its own mounted here."""
+    folder = Path(f"/tmp/sl{os.getpid()}")
+    folder.mkdir()
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def started(run: Path) -> list[int]:
+    """The step that each start of the run began with."""
+    if not (run / "journal.jsonl").exists():
+        return []
+    return [entry["step"] for entry in journal.read(run / "journal.jsonl")[0] if entry.get("event") == "plan"]
+
+
+def steps(run: Path) -> list[int]:
+    """The steps whose loss was logged, in order."""
+    if not (run / "journal.jsonl").exists():
+        return []
+    entries = [entry for entry in journal.read(run / "journal.jsonl")[0] if entry["kind"] == "metrics"]
+    return [entry["step"] for entry in entries if "train/loss" in entry["values"]]
+
+
+def test_a_job_whose_time_ends_is_requeued_and_goes_on(
+    namespaces: list[str], temporary: Path, migrated_database: Path, tmp_path: Path
+):
+    raw = phantom.write_polyps(tmp_path / "raw", n=16, size=40)
+    prepare("folder", [raw], tmp_path / "shards", seeds=[41])
+    home = tmp_path / "home"
+    home.mkdir()
+    shutil.copy(migrated_database, home / "mlflow.db")
+    small = ["data.image_size=32", "data.workers=0", "train.log_steps=1", "train.checkpoint_steps=2"]
+    small += ["train.epochs=40", "train.batch_size=4", "train.validate_every=0"]
+    command = ["finetune", "binary", "--variant", "xt", "--data", str(tmp_path / "shards"), "--name", "mine"]
+    command += ["--nodes", "2", "--gpus-per-node", "0", *(word for field in small for word in ("--set", field))]
+    environment = {"RWKVCTL_HOME": str(home), "OMP_NUM_THREADS": "1", "TMPDIR": str(temporary)}
+    script = tmp_path / "job.sh"
+    with script.open("w") as file:
+        program = [sys.executable, "-m", "rwkvctl.cli.app", *command, "--render", "slurm"]
+        subprocess.run(program, stdout=file, check=True, env=os.environ | environment)
+
+    cluster, run = Slurm(tmp_path / "slurm", HOSTS, namespaces), home / "runs" / "mine"
+    try:
+        cluster.submit(script, starts=2, **environment)
+        wait_for(lambda: steps(run)[-1:] >= [5], "step 5", said=cluster.log)
+        cluster.signal()
+        assert cluster.wait() == [130, 0], cluster.log()
+    finally:
+        cluster.end()
+    assert cluster.tasks() == [[130, 130], [0, 0]]
+    assert "requeued: its time was over" in cluster.log()
+    first, second = started(run)
+    assert first == 0
+    assert second >= 4, "it goes on from a checkpoint"
+    assert steps(run)[-1] == 120
+    assert (run / "model" / "model.json").exists()
+    assert "registered models:/" in cluster.log()
+    address = (home / "runs" / ".slurm" / "4321" / "head").read_text()
+    assert address.startswith(HOSTS[0]), "not the address that the host's name leads to"
