@@ -1,6 +1,7 @@
 """HD95 of a volume, and volumes evaluated per minute: ours beside medpy and the authors' way.
 
     python benchmarks/bench_evaluate.py [--hd95 150x512x512] [--volumes 3] [--shape 24x512x512] [--processes 1]
+    python benchmarks/bench_evaluate.py --memory 1000x512x512
 
 First HD95 in voxels and mm of all eight organs of one volume: ours; scipy's distance transforms in the box around both
 masks, which is what ours replaced; and medpy on whole arrays, on every fourth pixel of every slice because it takes so
@@ -11,21 +12,29 @@ order 3 to 224 px, the network, `zoom` of order 0 of the mask, and medpy's DSC a
 Ours is what `rwkvctl evaluate` runs, with HD95 in voxels and mm by both definitions. Volumes are made: ellipsoids
 where Synapse has its organs. No trained weights are needed: the network is run, but organs are told by their grey
 values.
+
+With `--memory` one volume is evaluated with the smallest network, and nothing is compared: it prints the most memory
+that every process has had.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
+import shutil
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import cv2
 import h5py
 import numpy as np
+import psutil
 import torch
 from medpy.metric.binary import dc, hd95
 from numpy.typing import NDArray
@@ -241,6 +250,58 @@ def compare_evaluations(volumes: int, shape: Shape, processes: int, device: str)
     return {title: 60 * volumes / took.wall for title, (took, _) in found.items()}
 
 
+# Memory -------------------------------------------------------------------------------------------------------------
+
+
+def report_memory(shape: Shape, processes: int) -> None:
+    """The most that every process of an evaluation of one volume has had in memory."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_synapse(folder / "raw", 1, shape)
+        manifest = prepare("synapse", [folder / "raw"], folder / "shards", allow_partial=True)
+        shutil.rmtree(folder / "raw")
+        network = create_model("rwkv_unet_xt", num_classes=CLASSES, in_channels=manifest.channels).eval()
+        model = Told(fuse_for_inference(network)).eval()
+        gc.collect()
+        Path("/proc/self/clear_refs").write_text("5")  # forget what making the volume took
+        with watched() as peaks:
+            took, _ = timed(as_ours, model, manifest, processes, "cpu")
+    print(f"\nevaluation of one volume of {'x'.join(map(str, shape))}, XT at {SIDE} px, {processes} loader processes")
+    for who, (most, own) in peaks.items():
+        print(f"{who:30} {most:6.2f} GiB at most, {own:6.2f} of it not of files")
+    print(f"{'all together':30} {sum(most for most, _ in peaks.values()):6.2f} GiB at most; {took.wall:.0f} s")
+
+
+@contextmanager
+def watched() -> Iterator[dict[str, list[float]]]:
+    """GiB that this process and its children have had at most: [VmHWM, RssAnon], looked at ten times a second."""
+    peaks: dict[str, list[float]] = {}
+    done = threading.Event()
+
+    def look() -> None:
+        me = psutil.Process()
+        for process in [me, *me.children(recursive=True)]:
+            with suppress(psutil.Error, OSError, KeyError):
+                lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+                status = dict(line.split(":", 1) for line in lines)
+                found = [int(status[field].split()[0]) / 2**20 for field in ("VmHWM", "RssAnon")]
+                who = "this process" if process == me else f"child {process.pid}"
+                peaks[who] = [max(pair) for pair in zip(found, peaks.get(who, found), strict=True)]
+
+    def watch() -> None:
+        while not done.wait(0.1):
+            look()
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield peaks
+    finally:
+        look()
+        done.set()
+        thread.join()
+
+
 def shape_of(text: str) -> Shape:
     depth, height, width = map(int, text.split("x"))
     return depth, height, width
@@ -253,9 +314,13 @@ def main() -> None:
     parser.add_argument("--shape", type=shape_of, default=(24, 512, 512), help="size of the volumes that are evaluated")
     parser.add_argument("--processes", type=int, default=1, help="loader processes, and as many for the metrics")
     parser.add_argument("--device", default="cpu", help="what the network runs on")
+    parser.add_argument("--memory", type=shape_of, metavar="SHAPE", help="only the memory that such a volume takes")
     parser.add_argument("--json", type=Path, help="a file for the figures")
     options = parser.parse_args()
     print(f"torch {torch.__version__}, OpenCV {cv2.__version__}")
+    if options.memory:
+        report_memory(options.memory, options.processes)
+        return
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
     figures = {"seconds for HD95": compare_hd95(options.hd95)}

@@ -65,30 +65,39 @@ class Scoring:
         return Scored(key, scores, draw(read_case(self.reader, row), prediction) if drawn else None)
 
 
-def score_each(
-    scoring: Scoring, predicted: Iterable[Predicted], processes: int, bar: Callable[[], Bar] = lambda: NEVER
-) -> Iterator[Scored]:
-    """Score cases in their order while the next are being predicted: in so many processes, or here if that is 0.
+class Scorers:
+    """Processes that score the cases of a reader; with `processes` 0 this one does. They start when they are first
+    needed, and stay until `close`."""
 
-    One prediction more than there are processes waits at most: the device waits rather than begin another.
-    """
-    if not processes:
-        for row, prediction in predicted:
-            yield scoring.score(row, prediction, bar())
-        return
-    pool = ProcessPoolExecutor(processes, process_context(), _begin, (scoring,))
-    waiting: deque[Future[Scored]] = deque()
-    try:
-        for row, prediction in predicted:
-            waiting.append(pool.submit(_score, row, prediction, bar()))
-            if len(waiting) > processes:
+    def __init__(self, scoring: Scoring, processes: int):
+        self.scoring, self.processes = scoring, processes
+        self._pool: ProcessPoolExecutor | None = None
+
+    def each(self, predicted: Iterable[Predicted], bar: Callable[[], Bar] = lambda: NEVER) -> Iterator[Scored]:
+        """Score cases in their order while the next are being predicted.
+
+        One prediction more than there are processes waits at most: the device waits rather than begin another.
+        """
+        if not self.processes:
+            for row, prediction in predicted:
+                yield self.scoring.score(row, prediction, bar())
+            return
+        self._pool = self._pool or ProcessPoolExecutor(self.processes, process_context(), _begin, (self.scoring,))
+        waiting: deque[Future[Scored]] = deque()
+        try:
+            for row, prediction in predicted:
+                waiting.append(self._pool.submit(_score, row, prediction, bar()))
+                if len(waiting) > self.processes:
+                    yield waiting.popleft().result()
+            while waiting:
                 yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    except BrokenProcessPool:
-        raise JobFailedError("a process that computes scores ended early, perhaps for want of memory") from None
-    finally:
-        pool.shutdown(cancel_futures=True)
+        except BrokenProcessPool:
+            raise JobFailedError("a process that computes scores ended early, perhaps for want of memory") from None
+
+    def close(self) -> None:
+        """End the processes; what waits for them is not scored."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
 
 
 def _begin(scoring: Scoring) -> None:

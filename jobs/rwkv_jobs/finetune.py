@@ -5,6 +5,7 @@ python -m rwkv_jobs.finetune RUN_FOLDER_OR_RECIPE [--set FIELD=VALUE ...]
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from rwkv_jobs.meter import Meter
 from rwkv_jobs.model_summary import describe, model_info
 from rwkv_jobs.profiler import Profiler
 from rwkv_jobs.recorder import Recorder
-from rwkv_jobs.scoring import has_foreground, score_cases, write_cases
+from rwkv_jobs.scoring import CaseScorer, has_foreground, score_cases, write_cases
 from rwkv_jobs.stepper import LossOf, Stepper, Total
 from rwkv_jobs.worker import Worker, autocast, named_if_not_deterministic, set_arithmetic, worker
 from rwkvctl.base.files import write_json
@@ -114,6 +115,7 @@ def train(spec: FinetuneSpec, run_dir: Path) -> None:
             named_if_not_deterministic(),
             kept_for_replay(recorder, spec, model, loader, position),
             Profiler(recorder, me.device, spec.train.profile_steps) as profiler,
+            closing(CaseScorer(manifest, spec.data, "val", me, hd95=False)) as scorer,
         ):
             while goes_on(spec, position):
                 prepare_epoch(spec, form, position)
@@ -131,7 +133,7 @@ def train(spec: FinetuneSpec, run_dir: Path) -> None:
                         recorder.checkpoint(state)
                 stepper.check_finite()
                 close_epoch(position)
-                better = validate(spec, manifest, me, state, recorder) or not comparable
+                better = validate(spec, scorer, state, recorder) or not comparable
                 recorder.checkpoint(state, best=better)
                 meter.start()
         finish(spec, manifest, model, me, run_dir, recorder, described)
@@ -199,7 +201,7 @@ def make_model(spec: FinetuneSpec, manifest: Manifest, run_dir: Path) -> nn.Modu
     return model
 
 
-def validate(spec: FinetuneSpec, manifest: Manifest, me: Worker, state: TrainState, recorder: Recorder) -> bool:
+def validate(spec: FinetuneSpec, scorer: CaseScorer, state: TrainState, recorder: Recorder) -> bool:
     """DSC on the validation part when it is due, of the weights and of their moving average; True when the better ones
     are to be kept as the best."""
     position = state.position
@@ -207,7 +209,7 @@ def validate(spec: FinetuneSpec, manifest: Manifest, me: Worker, state: TrainSta
         return not spec.train.validate_every
     found: dict[str, float] = {}
     for name, model in state.networks().items():
-        scores = score_cases(model, manifest, spec.data, "val", me, hd95=False, precision=spec.train.precision)
+        scores = scorer.score(model, precision=spec.train.precision)
         recorder.metrics(scores.metrics("val" if name == "model" else f"val_{name}"), position.step)
         found[name] = scores.mean("dsc_strict")
     shown = {"dsc" if name == "model" else f"dsc_{name}": value for name, value in found.items()}

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from rwkv_jobs.case_scores import NEVER, Gallery, Predicted, Scoring, score_each
+from rwkv_jobs.case_scores import NEVER, Gallery, Predicted, Scorers, Scoring
 from rwkv_jobs.worker import Worker, autocast
 from rwkvctl.base.errors import JobFailedError
 from rwkvctl.base.files import write_bytes
@@ -48,6 +48,50 @@ class Scores:
         return metrics.flat_metrics(self.summary, prefix)
 
 
+class CaseScorer:
+    """Scores a part with all workers: rank r takes the cases r::world_size, none twice.
+
+    Loader processes decode and resize slices, the network takes them in batches across cases, and scores are computed
+    in processes of their own: `data.workers` of each, none for little data. They stay until `close`, for the next
+    model. The scores are those of one case at a time.
+    """
+
+    def __init__(self, manifest: Manifest, data: DataSpec, part: str, me: Worker, *, hd95: bool):
+        self.manifest, self.me = manifest, me
+        split = data.split or manifest.default_split
+        self.ids = manifest.ids(split, part)
+        reader = case_reader(manifest, split=split, part=part, rank=me.rank, world_size=me.world_size)
+        processes = processes_for(reader, data)
+        self.scorers = Scorers(Scoring(reader, len(manifest.classes), manifest.ignore_index, hd95), processes)
+        batch = SLICES[me.device.type]
+        self.slices = SliceLoader(reader, image_size=data.image_size, batch=batch, workers=processes)
+
+    def score(self, model: nn.Module, *, gallery: Gallery | None = None, precision: str = "fp32") -> Scores:
+        """The network runs under autocast of `precision`; the gallery gets the worst cases of this worker."""
+        self.me.share_buffers(model)
+        model.eval()
+        own: dict[str, list[metrics.ClassScore]] = {}
+        with lost_loaders():
+            predicted = predict_cases(model, self.slices, self.me, precision)
+            for case in self.scorers.each(predicted, gallery.bar if gallery else lambda: NEVER):
+                own[case.key] = case.scores
+                if gallery is not None:
+                    gallery.see(case)
+        if gallery is not None:
+            gallery.write()
+        everyone: dict[str, list[metrics.ClassScore]] = {}
+        for theirs in self.me.gather(own):
+            everyone |= theirs
+        assert sorted(everyone) == sorted(self.ids), "every case is scored exactly once"
+        cases = {key: everyone[key] for key in self.ids}
+        return Scores(cases, self.manifest.classes, metrics.summarise(cases, self.manifest.classes))
+
+    def close(self) -> None:
+        """End all processes."""
+        self.slices.close()
+        self.scorers.close()
+
+
 def score_cases(
     model: nn.Module,
     manifest: Manifest,
@@ -59,35 +103,9 @@ def score_cases(
     gallery: Gallery | None = None,
     precision: str = "fp32",
 ) -> Scores:
-    """Score a part with all workers: rank r takes the cases r::world_size, none twice.
-
-    Loader processes decode and resize slices, the network takes them in batches across cases under autocast of
-    `precision`, and scores are computed in processes of their own: `data.workers` of each, none for little data. The
-    scores are those of one case at a time.
-    """
-    me.share_buffers(model)
-    model.eval()
-    split = data.split or manifest.default_split
-    reader = case_reader(manifest, split=split, part=part, rank=me.rank, world_size=me.world_size)
-    scoring = Scoring(reader, len(manifest.classes), manifest.ignore_index, hd95)
-    processes = processes_for(reader, data)
-    slices = SliceLoader(reader, image_size=data.image_size, batch=SLICES[me.device.type], workers=processes)
-    own: dict[str, list[metrics.ClassScore]] = {}
-    with closing(slices), lost_loaders():
-        predicted = predict_cases(model, slices, me, precision)
-        for case in score_each(scoring, predicted, processes, gallery.bar if gallery else lambda: NEVER):
-            own[case.key] = case.scores
-            if gallery is not None:
-                gallery.see(case)
-    if gallery is not None:
-        gallery.write()
-    everyone: dict[str, list[metrics.ClassScore]] = {}
-    for theirs in me.gather(own):
-        everyone |= theirs
-    ids = manifest.ids(split, part)
-    assert sorted(everyone) == sorted(ids), "every case is scored exactly once"
-    cases = {key: everyone[key] for key in ids}
-    return Scores(cases, manifest.classes, metrics.summarise(cases, manifest.classes))
+    """Score a part once, as `CaseScorer`."""
+    with closing(CaseScorer(manifest, data, part, me, hd95=hd95)) as scorer:
+        return scorer.score(model, gallery=gallery, precision=precision)
 
 
 SLICES = {"cuda": 16, "cpu": 2}

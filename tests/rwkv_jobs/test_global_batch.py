@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -285,10 +285,13 @@ class TwoScales(nn.Module):
 
 
 @pytest.mark.parametrize("how", ["sum", "mutation"])
-def test_deep_supervision_of_micro_batches_is_that_of_the_whole_batch(specs: Any, how: str):
-    """Of labeled images and of unlabeled ones, whose consistency is of the logits that are evaluated."""
+def test_deep_supervision_of_micro_batches_is_that_of_the_whole_batch(
+    specs: Any, how: str, monkeypatch: pytest.MonkeyPatch
+):
+    """Of labeled images and of unlabeled ones, whose consistency is of the logits that are evaluated; compiled too."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     me, found = Worker(0, 1, torch.device("cpu")), []
-    for fields in ([], ["train.micro_batch=2"]):
+    for fields in ([], ["train.micro_batch=2"], ["train.micro_batch=2", "train.compile=true"]):
         spec = specs(f"deep_supervision={how}", *fields, kinds=["cervix"])["cervix"]
         manifest = Manifest.load(str(spec.data.path))
         form = TrainingForm(model := TwoScales(), spec, me)
@@ -297,5 +300,6 @@ def test_deep_supervision_of_micro_batches_is_that_of_the_whole_batch(specs: Any
         stepper = Stepper(spec, me, form, make_optimizer(model, spec.optimizer), 10, Position(), print)
         loss = stepper.gradients(objective.of(next(loader.epoch(0, 0)), 0, stepper.parts), 0, linear=False)
         found.append([loss, *(weight.grad for weight in model.parameters())])
-    for whole, parts in zip(*found, strict=True):
-        torch.testing.assert_close(parts, whole, rtol=1e-10, atol=1e-12)
+    for whole, *others in zip(*found, strict=True):
+        for parts in others:
+            torch.testing.assert_close(parts, whole, rtol=1e-10, atol=1e-12)

@@ -8,7 +8,9 @@ import shutil
 import signal
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from rwkv_jobs import evaluate, scoring
-from rwkv_jobs.case_scores import Gallery, Scoring, draw, mean_dsc, score_each
+from rwkv_jobs.case_scores import Gallery, Scored, Scorers, Scoring, draw, mean_dsc
 from rwkv_jobs.worker import Worker
 from rwkv_unet import create_model
 from rwkvctl.base.errors import JobFailedError, UserError
@@ -152,6 +154,29 @@ def predictions(manifest: Manifest, count: int = 9) -> Iterator[tuple[int, np.nd
 def rules(manifest: Manifest) -> Scoring:
     own = case_reader(manifest, split=None, part="test", rank=0, world_size=1)
     return Scoring(own, len(manifest.classes), manifest.ignore_index, hd95=False)
+
+
+def score_each(rules: Scoring, predicted: Any, processes: int) -> Iterator[Scored]:
+    with closing(Scorers(rules, processes)) as scorers:
+        yield from scorers.each(predicted)
+
+
+@pytest.mark.parametrize("manifest", ["hearts"], indirect=True)
+def test_processes_stay_for_the_next_model(manifest: Manifest, model: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "LITTLE_DATA", 0)
+    monkeypatch.setattr(scoring, "available_cpus", lambda: 3)
+    other, seen = Watched(manifest).eval(), []
+    for parameter in other.parameters():
+        parameter.data.neg_()
+    with closing(scoring.CaseScorer(manifest, data(1), "test", ME, hd95=False)) as scorer:
+        assert not multiprocessing.active_children(), "none before they are needed"
+        for one in (model, other, model):
+            found = scorer.score(one)
+            seen.append({child.pid for child in multiprocessing.active_children()})
+            assert found == scoring.score_cases(one, manifest, data(), "test", ME, hd95=False)
+    assert len(seen[0]) == 2
+    assert seen == [seen[0]] * 3
+    assert not multiprocessing.active_children()
 
 
 @pytest.mark.parametrize("manifest", ["hearts"], indirect=True)
