@@ -14,7 +14,9 @@ from typing import Any
 import rwkvctl
 from rwkv_jobs.launch import torchrun_rank
 from rwkv_jobs.progress import Progress
+from rwkv_jobs.stopping import watched
 from rwkvctl.base.errors import UserError
+from rwkvctl.base.exit_codes import STOPPED
 from rwkvctl.base.files import write_json
 from rwkvctl.base.lineage import git_commit
 from rwkvctl.config.specs.changes import flatten
@@ -22,6 +24,7 @@ from rwkvctl.config.specs.jobs import JobSpec, PredictSpec
 from rwkvctl.config.specs.parts import RESOLVED_AT_START
 from rwkvctl.launch import preflight
 from rwkvctl.runs import folder as run_folder
+from rwkvctl.runs import job_record, stop
 from rwkvctl.runs.journal import Journal, say
 from rwkvctl.runs.lease import LeaseLost, RunLease
 from rwkvctl.runs.sync import Syncer
@@ -45,9 +48,10 @@ def drive(spec: JobSpec, run_dir: Path) -> dict[str, Any]:
         write_json(run_dir / run_folder.RESULT, result)
         return result
     (run_dir / run_folder.RESULT).unlink(missing_ok=True)
-    with Progress(run_dir):
+    with watched(spec, run_dir), Progress(run_dir):
         # The lease waits for workers that outlived a killed driver, and refuses a run that another job is writing.
         with RunLease(run_dir) as lease, Journal(run_dir / run_folder.JOURNAL, lease=lease) as journal:
+            job_record.begun(run_dir)
             start(journal, spec, run_dir)
         with tracked(spec, run_dir) as syncer:
             result = job.run(spec, run_dir)
@@ -61,12 +65,14 @@ def drive(spec: JobSpec, run_dir: Path) -> dict[str, Any]:
 
 
 def check(job: ModuleType, spec: JobSpec, run_dir: Path) -> None:
-    """Data, cluster and model, before the run says a word; a new run that cannot work leaves no folder behind."""
+    """Data, cluster and model, before the run says a word; a new run that cannot work leaves no folder behind,
+    unless nobody is there to read why."""
     try:
         preflight.check(spec)
         job.check(spec, run_dir)
     except UserError:
-        if torchrun_rank() == 0 and not (run_dir / run_folder.JOURNAL).exists():
+        told = not job_record.read(run_dir).get("detached")
+        if torchrun_rank() == 0 and told and not (run_dir / run_folder.JOURNAL).exists():
             shutil.rmtree(run_dir, ignore_errors=True)
         raise
 
@@ -90,28 +96,33 @@ def tracked(spec: JobSpec, run_dir: Path) -> Iterator[Syncer]:
     # A database is there at once, so that trials find their sweep; a server that does not answer holds nothing up.
     syncer.settle(5.0 if (spec.tracking.uri or "").startswith("http") else 120.0)
     status: str | None = "FAILED"
+    reason = ""
     try:
         yield syncer
         status = "FINISHED"
     except KeyboardInterrupt:
-        status = "KILLED"
+        request = stop.asked(run_dir)
+        status, reason = "KILLED", "stopped" if request and request.code == STOPPED else "interrupted"
         raise
     except LeaseLost:
         status = None  # the run is another job's now, and has not ended
         raise
+    except Exception as error:
+        reason = job_record.reason_of(error)
+        raise
     finally:
         if status is not None:
-            end(run_dir, status, spec)
+            end(run_dir, status, reason, spec)
         syncer.close()
 
 
-def end(run_dir: Path, status: str, spec: JobSpec) -> None:
+def end(run_dir: Path, status: str, reason: str, spec: JobSpec) -> None:
     """Note how the run ended, when the last of its workers has gone; where the disk takes nothing, in MLflow alone."""
     with contextlib.suppress(UserError, OSError), RunLease(run_dir, wait=ORPHANS_END_WITHIN):
         pass  # waited for, and what a killed worker held is given back
     try:
         with Journal(run_dir / run_folder.JOURNAL) as journal:
-            journal.event("end", status=status)
+            journal.event("end", status=status, **({"reason": reason} if reason else {}))
     except OSError:
         run_id = run_folder.mlflow_run_id(run_dir)
         with contextlib.suppress(Exception):  # of whatever a server can do; the disk's own error is on its way

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import base64
+import contextlib
 import os
 import sys
 import traceback
 from pathlib import Path
 
+import yaml
+
 from rwkv_jobs.driver import drive
 from rwkv_jobs.launch import torchrun_rank
 from rwkvctl.base.errors import JobFailedError, UserError, explain
-from rwkvctl.base.exit_codes import DONE, FAILED, INTERRUPTED
+from rwkvctl.base.exit_codes import DONE, FAILED, INTERRUPTED, STOPPED
 from rwkvctl.base.processes import interrupt_on_stop, isolate_children
 from rwkvctl.base.uris import mask
 from rwkvctl.config import settings
@@ -19,6 +23,7 @@ from rwkvctl.config.specs.jobs import JOBS, JobSpec, TrainingSpec
 from rwkvctl.config.specs.load import build, merge, parse_assignments, read_recipe
 from rwkvctl.launch.complete_spec import on_machine, with_data
 from rwkvctl.runs import folder as run_folder
+from rwkvctl.runs import job_record, stop
 
 RESUMABLE = ("pretrain", "finetune", "tune")
 
@@ -35,41 +40,50 @@ def main(job: str) -> None:
         interrupt_on_stop()
         code = guarded(job, arguments.target, arguments.assignments, resume=arguments.resume)
     except KeyboardInterrupt:  # during the imports, for which whoever started this process held the signals back
-        code = interrupted(job, Path(arguments.target))
+        code = interrupted(job, Path(arguments.target), KeyboardInterrupt())
     sys.exit(code)
 
 
 def guarded(job: str, target: str, assignments: list[str], *, resume: bool = False) -> int:
     """Run the job; every failure becomes an exit code, and one line where its cause is known."""
     run_dir = Path(target)
+    code, reason = DONE, ""
     try:
         spec, run_dir = resolve(job, target, assignments, resume=resume)
         drive(spec, run_dir)
-    except UserError as error:
-        print(f"error: {mask(str(error))}", file=sys.stderr)
-        return error.exit_code
-    except JobFailedError as error:
-        print(f"failed: {mask(str(error))}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        return interrupted(job, run_dir)
+    except (UserError, JobFailedError) as error:
+        code, reason = error.exit_code, mask(str(error))
+        print(f"{'error' if isinstance(error, UserError) else 'failed'}: {reason}", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        code = interrupted(job, run_dir, error)
     except OSError as error:
+        code, reason = FAILED, job_record.reason_of(error)
         if error.errno is None:  # a library's own, which its traceback explains better
             traceback.print_exc()
         else:
             print(f"failed: {mask(explain(error))}{go_on(job, run_dir)}", file=sys.stderr)
-        return FAILED
-    except Exception:
+    except Exception as error:
+        code, reason = FAILED, job_record.reason_of(error)
         traceback.print_exc()
-        return FAILED
-    return DONE
+    keep_code(job, run_dir, code, reason)
+    return code
 
 
-def interrupted(job: str, run_dir: Path) -> int:
-    """The last line of a job that was stopped; its exit code."""
+def interrupted(job: str, run_dir: Path, error: KeyboardInterrupt) -> int:
+    """The last line of a job that was stopped; its exit code, which workers that agreed on the end share."""
+    request = stop.asked(run_dir)
+    code = error.code if isinstance(error, stop.Stopped) else request.code if request else INTERRUPTED
     if torchrun_rank() == 0:
-        print(f"interrupted{go_on(job, run_dir)}", file=sys.stderr)
-    return INTERRUPTED
+        print(f"{'stopped' if code == STOPPED else 'interrupted'}{go_on(job, run_dir)}", file=sys.stderr)
+        stop.clear(run_dir)
+    return code
+
+
+def keep_code(job: str, run_dir: Path, code: int, reason: str) -> None:
+    """Leave the exit code in the run's folder, for who does not wait for this process."""
+    if torchrun_rank() == 0 and job != "predict" and (run_dir / run_folder.SPEC).exists():
+        with contextlib.suppress(OSError):  # the disk's own error has been told
+            job_record.ended(run_dir, code, reason)
 
 
 def go_on(job: str, run_dir: Path) -> str:
@@ -86,6 +100,7 @@ def go_on(job: str, run_dir: Path) -> str:
 def resolve(job: str, target: str, assignments: list[str], *, resume: bool = False) -> tuple[JobSpec, Path]:
     """The spec and the run folder: an existing run's, or those of a recipe, in which case the run is new; with `resume`
     only if there is none of the spec's name."""
+    unpack(Path(target))
     if (Path(target) / run_folder.SPEC).is_file():
         spec = run_folder.read_spec(Path(target))
         if spec.job != job:
@@ -107,6 +122,19 @@ def resolve(job: str, target: str, assignments: list[str], *, resume: bool = Fal
         return run_folder.read_spec(kept), kept
     run_dir = run_folder.create(spec, spec.storage or machine.storage)
     return run_folder.read_spec(run_dir), run_dir
+
+
+def unpack(run_dir: Path) -> None:
+    """The spec that was sent with a job is put into its run's folder: this machine need not see that of the sender."""
+    packed = os.environ.get(job_record.SPEC_VARIABLE)
+    if packed is None:
+        return
+    fields = yaml.safe_load(base64.b64decode(packed))
+    spec = build(JOBS[fields["job"]], fields, "the spec of this job")
+    if not (run_dir / run_folder.SPEC).exists():
+        run_folder.create(spec, str(run_dir.parent))
+    elif run_folder.read_spec(run_dir) != spec:
+        run_folder.adopt(run_dir, spec)
 
 
 def same_run(spec: JobSpec) -> tuple[JobSpec, Path]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from rwkv_jobs.stopping import passed_on
 from rwkvctl.config.specs.jobs import JobSpec
 
 
@@ -15,7 +16,8 @@ def launch(function: Callable[[Any, Path], None], spec: JobSpec, run_dir: Path) 
     if spec.cluster.launcher == "ray":
         from rwkvctl.launch.workers import run_workers
 
-        run_workers(function, spec, run_dir)
+        with passed_on(spec, run_dir):
+            run_workers(function, spec, run_dir)
         return
     function(spec, run_dir)
 

@@ -33,6 +33,7 @@ from rwkv_jobs.profiler import Profiler
 from rwkv_jobs.recorder import Recorder
 from rwkv_jobs.scoring import count_accuracy, named
 from rwkv_jobs.stepper import LossOf, Stepper, Total
+from rwkv_jobs.stopping import Stopping
 from rwkv_jobs.worker import Worker, autocast, named_if_not_deterministic, set_arithmetic, worker
 from rwkvctl.base.files import write_json
 from rwkvctl.config.specs.jobs import PretrainSpec
@@ -88,6 +89,7 @@ def train(spec: PretrainSpec, run_dir: Path) -> None:
             named_if_not_deterministic(),
             kept_for_replay(recorder, spec, model, loader, position),
             Profiler(recorder, me.device, spec.train.profile_steps) as profiler,
+            Stopping(me, run_dir) as stopping,
         ):
             while goes_on(spec, position):
                 model.train()
@@ -100,13 +102,15 @@ def train(spec: PretrainSpec, run_dir: Path) -> None:
                     last = advance(position, spec.train.batch_size, loader.steps_per_epoch)
                     due = log_is_due(spec, position)
                     recorder.metrics(stepper.metrics() | meter.metrics() if due else None, position.step)
-                    if checkpoint_is_due(spec, position) and not last:
+                    if (stopping.look() or checkpoint_is_due(spec, position)) and not last:
                         stepper.check_finite()
                         recorder.checkpoint(state)
+                        stopping.leave()
                 stepper.check_finite()
                 close_epoch(position)
                 better = validate(spec, manifest, me, state, recorder)
                 recorder.checkpoint(state, best=better)
+                stopping.leave()
                 meter.start()
         finish(spec, manifest, model, me, run_dir, recorder, described)
 

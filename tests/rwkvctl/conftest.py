@@ -1,12 +1,14 @@
-"""A home for each test, small prepared data sets for the session, and a real MLflow on SQLite."""
+"""The command line, a home for each test, small prepared data sets for the session, and a real MLflow on SQLite."""
 
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 
+from rwkvctl.cli import app
 from rwkvctl.data.convert import synth
 from rwkvctl.data.convert.prepare import prepare
 from rwkvctl.data.convert.synth import phantom
@@ -70,3 +72,26 @@ def tracking_uri(migrated_database: Path, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("RWKVCTL_HOME", str(home))
     shutil.copy(migrated_database, home / "mlflow.db")
     return f"sqlite:///{home / 'mlflow.db'}"
+
+
+class Result:
+    def __init__(self, code: int, out: str, err: str):
+        self.code, self.out, self.err = code, out, err
+
+
+@pytest.fixture
+def rwkvctl(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
+    """Run a command line in this process: its exit code and what it printed."""
+
+    def run(line: str | list[str]) -> Result:
+        monkeypatch.setattr(sys, "argv", ["rwkvctl", *(line.split() if isinstance(line, str) else line)])
+        capfd.readouterr()
+        try:
+            app.main()
+            code = 0
+        except SystemExit as end:
+            code = int(end.code or 0)
+        captured = capfd.readouterr()
+        return Result(code, captured.out, captured.err)
+
+    return run

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 from importlib.util import find_spec
 from pathlib import Path
+
+import rwkvctl
 
 PACKAGES = ("biwkv", "rwkv_unet", "rwkvctl", "rwkv_jobs")
 """What one distribution installs."""
 SOURCES = {".py", ".yaml", ".h", ".cpp", ".cu"}
 """Endings of the files that decide what a job does; compiled ones differ between machines that run the same code."""
+
+COMMIT_VARIABLE = "RWKVCTL_COMMIT"
 
 _identities: dict[tuple[tuple[str, int, int, int], ...], str] = {}
 
@@ -59,21 +64,26 @@ def identity_of(packages: dict[str, list[Path]]) -> str:
 
 
 def git_commit() -> str:
-    """Commit of the code that runs, `unknown` when it does not run from a git checkout."""
+    """Commit of the code that runs, `unknown` when it does not run from a git checkout. Code that was sent to a cluster
+    is told it by a variable."""
+    return os.environ.get(COMMIT_VARIABLE) or git("rev-parse", "HEAD") or "unknown"
+
+
+def git_dirty() -> bool:
+    """Whether the sources of a git checkout differ from its commit."""
+    return bool(git("status", "--porcelain", "--untracked-files=no"))
+
+
+def git(*arguments: str) -> str:
+    """What git says of the checkout that this code runs from; empty without one."""
     folder = Path(__file__).parent
     try:
-        found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=False)
+        found = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=False)
     except FileNotFoundError:
-        return "unknown"
-    return found.stdout.strip() if found.returncode == 0 else "unknown"
+        return ""
+    return found.stdout.strip() if found.returncode == 0 else ""
 
 
 def code_version() -> str:
     """Version and commit of this program, as `0.1.0 (1f3c...)`."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        number = version("rwkvctl")
-    except PackageNotFoundError:  # run from a source tree
-        number = "unknown"
-    return f"{number} ({git_commit()[:12]})"
+    return f"{rwkvctl.__version__} ({git_commit()[:12]})"

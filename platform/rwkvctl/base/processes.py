@@ -18,6 +18,9 @@ from rwkvctl.base.exit_codes import INTERRUPTED
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Ctrl-C, a scheduler's or a person's `kill`, a terminal that is closed: all of them end a job in the same way."""
 
+terminated = threading.Event()
+"""Set where SIGTERM does not end a process at once: by its handler, for the code that looks."""
+
 GRACE = 5.0
 """Seconds that processes have to end by themselves once they were told to."""
 
@@ -40,6 +43,22 @@ def interrupt_on_stop() -> None:
 
     on_stop(interrupt)
     unblock_stop_signals()
+
+
+def note_sigterm(patience: float = 25.0) -> None:
+    """SIGTERM sets `terminated` from here on, for the code that looks; a process that has not ended `patience` seconds
+    after it is ended all the same. Called in the main thread."""
+
+    def end() -> None:
+        os._exit(128 + signal.SIGTERM)
+
+    def note(number: int, _: FrameType | None) -> None:
+        terminated.set()
+        timer = threading.Timer(patience, end)
+        timer.daemon = True
+        timer.start()
+
+    signal.signal(signal.SIGTERM, note)
 
 
 def isolate_children() -> None:

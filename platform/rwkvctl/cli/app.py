@@ -10,7 +10,7 @@ from rwkvctl.base.errors import JobFailedError, UserError, explain
 from rwkvctl.base.exit_codes import FAILED, INTERRUPTED
 from rwkvctl.base.processes import isolate_children
 from rwkvctl.base.uris import mask
-from rwkvctl.cli import checkpoint, config, data, demo, jobs, model, recipe, runs, study
+from rwkvctl.cli import checkpoint, config, data, demo, jobs, model, recipe, run, runs, study
 
 app = typer.Typer(
     name="rwkvctl",
@@ -27,8 +27,8 @@ app.command()(jobs.evaluate)
 app.command()(jobs.predict)
 app.add_typer(model.app, name="model", help="Models: list, show, promote, export, compare, look at.")
 app.add_typer(checkpoint.app, name="checkpoint", help="What a run can go on from: list, verify, gc.")
-app.command(name="runs")(runs.list_runs)
-app.add_typer(runs.app, name="run", help="One run: look into a step that failed.")
+app.command(name="runs")(run.list_runs)
+app.add_typer(run.app, name="run", help="Runs, here and on clusters: list, follow, stop, resume.")
 app.command()(runs.sync)
 app.command()(runs.ui)
 app.add_typer(recipe.app, name="recipe", help="Recipes: list, show, and the schema of your own.")

@@ -23,10 +23,13 @@ from rwkvctl.config.specs.jobs import (
     TuneSpec,
 )
 from rwkvctl.config.specs.load import dump
-from rwkvctl.launch import preflight
+from rwkvctl.launch import observe, preflight
+from rwkvctl.launch.address import reach
+from rwkvctl.launch.cluster_job import useful
 from rwkvctl.launch.submit import submit
 from rwkvctl.registry import references
 from rwkvctl.runs import folder as run_folder
+from rwkvctl.runs import stop
 
 
 def start(
@@ -38,9 +41,10 @@ def start(
     as_json: bool,
     first_line: str | None = None,
     render: str | None = None,
+    detach: bool = False,
 ) -> None:
-    """Check, then run a job in a new run or in the one that is continued; leaves with the job's exit code.
-    With `render` it is printed instead.
+    """Check, then run a job in a new run or in the one that is continued; leaves with the job's exit code. With
+    `render` it is printed instead; with `detach` it is only started.
 
     Checked here is what takes no torch, whose import takes seconds: the job itself checks all before it begins.
     """
@@ -55,6 +59,10 @@ def start(
     check_models(spec, continued, networks=dry_run)
     if dry_run:
         show_plan(spec, as_json=as_json)
+    else:
+        if continued is not None:
+            refuse_running(continued)
+        spec = reached(spec)
     if first_line is not None:
         print(first_line, file=sys.stderr, flush=True)
     if dry_run:
@@ -62,12 +70,55 @@ def start(
     run_dir = run_folder.create(spec, storage) if continued is None else continued
     if continued is not None:
         run_folder.adopt(continued, spec)
-    code = submit(job, run_dir, run_folder.read_spec(run_dir).cluster.address, to_stderr=as_json)
-    if code == USER_ERROR and not (run_dir / run_folder.JOURNAL).exists():
-        shutil.rmtree(run_dir, ignore_errors=True)  # it was refused before it began
+        stop.clear(continued)
+    code = submitted(run_dir, new=continued is None, to_stderr=as_json, detach=detach)
     if code:
         sys.exit(code)
-    show_result(job, run_dir, as_json=as_json)
+    if detach:
+        show_started(run_dir, as_json=as_json)
+    else:
+        show_result(job, run_dir, as_json=as_json)
+
+
+def reached(spec: JobSpec) -> JobSpec:
+    """The spec with the address by which its cluster is reached; UserError where it cannot be."""
+    if spec.cluster.address is None or spec.cluster.launcher != "ray":
+        return spec
+    cluster = spec.cluster.model_copy(update={"address": reach(spec.cluster.address)})
+    return spec.model_copy(update={"cluster": cluster})
+
+
+def refuse_running(folder: Path) -> None:
+    """UserError where a run that is to be continued is still going on."""
+    found = observe.one(folder)
+    if not found.ended and found.reason != observe.SILENT:
+        raise UserError(
+            f"run {found.run}: is {found.state}; follow it with: {run_folder.command('logs -f', folder)}, "
+            f"or stop it with: {run_folder.command('stop', folder)}"
+        )
+
+
+def submitted(run_dir: Path, *, new: bool, to_stderr: bool, detach: bool) -> int:
+    """Start the job; the exit code of what was waited for. A new run that was refused leaves nothing."""
+    code = None
+    try:
+        code = submit(run_folder.read_spec(run_dir), run_dir, to_stderr=to_stderr, detach=detach)
+    except UserError:
+        code = USER_ERROR
+        raise
+    finally:
+        if code == USER_ERROR and new and not (run_dir / run_folder.JOURNAL).exists():
+            shutil.rmtree(run_dir, ignore_errors=True)
+    return code
+
+
+def show_started(run_dir: Path, *, as_json: bool) -> None:
+    """How to come back to a run that goes on by itself."""
+    if as_json:
+        print(json.dumps(observe.one(run_dir).fields(), indent=2))
+        return
+    print(f"run {run_dir.name} is started")
+    print(useful(run_dir))
 
 
 def check_models(spec: JobSpec, continued: Path | None, *, networks: bool) -> None:

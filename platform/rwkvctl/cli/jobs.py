@@ -23,6 +23,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON; pr
 Render = Annotated[
     str | None, typer.Option(metavar="kuberay|slurm", help="Print the job for a cluster's scheduler; start nothing.")
 ]
+Detach = Annotated[
+    bool, typer.Option("--detach", help="Return when it is started; it goes on when this terminal is closed.")
+]
 Profile = Annotated[int | None, typer.Option(min=1, metavar="STEPS", help="Trace so many steps with torch's profiler.")]
 Freeze = Annotated[
     int | None, typer.Option(min=0, metavar="EPOCHS", help="First epochs in which the encoder keeps its weights.")
@@ -44,6 +47,7 @@ def pretrain(
     profile: Profile = None,
     dry_run: DryRun = False,
     render: Render = None,
+    detach: Detach = False,
     as_json: Json = False,
 ) -> None:
     """Pretrain an encoder by classification."""
@@ -60,7 +64,9 @@ def pretrain(
         recipe = rendering.recipe_unseen("pretrain", recipe, data, assignments or [])
     spec = assemble.training_spec("pretrain", recipe, data, options, assignments or [], resume)
     said = assemble.recipe_line("pretrain", recipe, data if render is None else rendering.readable(data), resume)
-    execute.start("pretrain", spec, resume=resume, dry_run=dry_run, as_json=as_json, first_line=said, render=render)
+    execute.start(
+        "pretrain", spec, resume=resume, dry_run=dry_run, as_json=as_json, detach=detach, first_line=said, render=render
+    )
 
 
 def finetune(
@@ -79,6 +85,7 @@ def finetune(
     profile: Profile = None,
     dry_run: DryRun = False,
     render: Render = None,
+    detach: Detach = False,
     as_json: Json = False,
 ) -> None:
     """Train a segmentation model, best from a pretrained encoder, and register it."""
@@ -99,7 +106,9 @@ def finetune(
         recipe = rendering.recipe_unseen("finetune", recipe, data, assignments or [])
     spec = assemble.training_spec("finetune", recipe, data, options, assignments or [], resume)
     said = assemble.recipe_line("finetune", recipe, data if render is None else rendering.readable(data), resume)
-    execute.start("finetune", spec, resume=resume, dry_run=dry_run, as_json=as_json, first_line=said, render=render)
+    execute.start(
+        "finetune", spec, resume=resume, dry_run=dry_run, as_json=as_json, detach=detach, first_line=said, render=render
+    )
 
 
 def tune(
@@ -121,6 +130,7 @@ def tune(
     resume: Resume = None,
     dry_run: DryRun = False,
     render: Render = None,
+    detach: Detach = False,
     as_json: Json = False,
 ) -> None:
     """Sweep a space of model, loss or training choices with Ray Tune and Optuna."""
@@ -134,7 +144,7 @@ def tune(
         rendering.check_options(render, resume=resume, dry_run=dry_run, as_json=as_json)
         recipe = rendering.recipe_unseen("finetune", recipe, data, assignments or [])
     spec = assemble.tune_spec(space, recipe, data, options, assignments or [], resume, trials, concurrency, study, name)
-    execute.start("tune", spec, resume=resume, dry_run=dry_run, as_json=as_json, render=render)
+    execute.start("tune", spec, resume=resume, dry_run=dry_run, as_json=as_json, detach=detach, render=render)
 
 
 def evaluate(
@@ -148,6 +158,7 @@ def evaluate(
     assignments: Set = None,
     name: Name = None,
     render: Render = None,
+    detach: Detach = False,
     as_json: Json = False,
 ) -> None:
     """Score a model: DSC and HD95 per class and per case, in both conventions."""
@@ -161,7 +172,7 @@ def evaluate(
     spec = assemble.evaluate_spec(model, part, data, split, workers, address, name, assignments or [])
     if old_spelling:
         assemble.refuse_two_meanings(spec)
-    execute.start("evaluate", spec, resume=None, dry_run=False, as_json=as_json, render=render)
+    execute.start("evaluate", spec, resume=None, dry_run=False, as_json=as_json, detach=detach, render=render)
 
 
 def predict(

@@ -1,54 +1,10 @@
-"""`rwkvctl runs | run replay | sync | ui`: what was run, and the tracking that shows it."""
+"""`rwkvctl sync | ui`: the tracking that shows what was run."""
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
-
-app = typer.Typer(no_args_is_help=True)
-
-
-def list_runs(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """List the runs on this machine, newest first."""
-    from pathlib import Path
-
-    from rwkvctl.base.errors import UserError
-    from rwkvctl.config import settings
-    from rwkvctl.runs import folder as run_folder
-
-    storage = settings.load().storage
-    rows = []
-    for name in run_folder.run_names(storage):
-        try:
-            job = run_folder.read_spec(Path(storage) / name).job
-        except UserError as error:
-            job = f"unreadable ({error})"
-        state = "finished" if run_folder.result(Path(storage) / name) is not None else "not finished"
-        rows.append({"run": name, "job": job, "state": state})
-    if as_json:
-        print(json.dumps(rows, indent=2))
-        return
-    for row in rows:
-        print(f"{row['run']}  {row['job']}  {row['state']}")
-    if not rows:
-        print(f"no runs in {storage}")
-
-
-@app.command()
-def replay(run: Annotated[str, typer.Argument(help="Name, path or MLflow id of a run.")]) -> None:
-    """Repeat the step at which a run met NaN or infinity, and say where the first such value comes from."""
-    import sys
-
-    from rwkvctl.base.processes import run_group
-    from rwkvctl.config import settings
-    from rwkvctl.runs import folder as run_folder
-
-    folder = run_folder.find(run, settings.load().storage)
-    code = run_group([sys.executable, "-P", "-m", "rwkv_jobs.replay", str(folder)])
-    if code:
-        sys.exit(code)
 
 
 def sync(

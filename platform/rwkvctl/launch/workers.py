@@ -16,10 +16,12 @@ from typing import Any
 from rwkvctl.base.errors import KINDS, JobFailedError, UserError
 from rwkvctl.base.files import write_json
 from rwkvctl.base.paths import cache_dir
-from rwkvctl.base.processes import STOP_SIGNALS, available_cpus
+from rwkvctl.base.processes import STOP_SIGNALS, available_cpus, note_sigterm
 from rwkvctl.config.specs.jobs import JOBS, JobSpec
 from rwkvctl.config.specs.parts import ClusterSpec
+from rwkvctl.launch.address import check_node, is_job_server
 from rwkvctl.launch.token import send_token_if_there_is_one
+from rwkvctl.runs.stop import Stopped
 
 WorkerFunction = Callable[[Any, Path], None]
 FATAL = "fatal.json"
@@ -62,8 +64,10 @@ def connect(address: str, **options: Any) -> None:
     """Join a running cluster as its driver; a job server has already brought this process into its own."""
     import ray
 
+    if address != "auto" and not is_job_server(address):
+        check_node(address)
     try:
-        ray.init(address="auto" if address.startswith("http") else address, **options)
+        ray.init(address="auto" if is_job_server(address) else address, **options)
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"cluster.address {address}: no Ray cluster answers ({reason})") from None
@@ -191,8 +195,20 @@ def make_trainer(function: WorkerFunction, spec: JobSpec, run_dir: Path, workers
             storage_path=str(run_dir),
             failure_config=FailureConfig(max_failures=spec.cluster.max_failures),
             logging_config=LoggingConfig(log_level="ERROR"),
+            callbacks=[sigterm_noted()],
         ),
     )
+
+
+def sigterm_noted() -> Any:
+    """A callback of Ray's controller: SIGTERM does not end a worker at once, so that training can end behind a step."""
+    from ray.train.v2._internal.execution.callback import WorkerGroupCallback
+
+    class Noted(WorkerGroupCallback):
+        def after_worker_group_start(self, worker_group: Any) -> None:
+            worker_group.execute(note_sigterm)
+
+    return Noted()
 
 
 def run_on_worker(config: dict[str, Any]) -> None:
@@ -206,6 +222,8 @@ def run_on_worker(config: dict[str, Any]) -> None:
         return
     try:
         getattr(importlib.import_module(module), name)(spec, Path(config["run_dir"]))
+    except Stopped as stopped:  # no failure, after which Ray would start it again
+        write_json(fatal, {"kind": "Stopped", "code": stopped.code})
     except (UserError, JobFailedError) as error:
         write_json(fatal, {"kind": type(error).__name__, "message": str(error)})
         raise
@@ -216,6 +234,8 @@ def raise_fatal(fatal: Path) -> None:
     import json
 
     content = json.loads(fatal.read_text())
+    if content["kind"] == "Stopped":
+        raise Stopped(content["code"])
     raise KINDS[content["kind"]](content["message"])
 
 

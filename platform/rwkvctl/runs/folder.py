@@ -96,7 +96,7 @@ def find(reference: str, storage: str) -> Path:
         found = [name for name, run_id in ids.items() if run_id and run_id.startswith(reference)]
         if len(found) == 1:
             return Path(storage) / found[0]
-    hint = did_you_mean(reference, names, "list runs with: rwkvctl runs")
+    hint = did_you_mean(reference, names, "list runs with: rwkvctl run list")
     raise NoSuchRunError(f"run {reference!r} is not in {storage}: {hint}")
 
 
@@ -123,9 +123,19 @@ def result(folder: Path) -> dict[str, Any] | None:
 
 
 def resume_command(job: str, folder: Path) -> str:
-    """What is typed to continue a run: its name is enough where runs are kept, its path elsewhere."""
+    """What is typed to continue a run."""
+    return f"rwkvctl {job} --resume {typed(folder)}"
+
+
+def command(verb: str, folder: Path) -> str:
+    """What is typed to see or stop a run: `rwkvctl run VERB RUN`."""
+    return f"rwkvctl run {verb} {typed(folder)}"
+
+
+def typed(folder: Path) -> str:
+    """How a run is named on a command line: its name is enough where runs are kept, its path elsewhere."""
     at_home = folder.absolute().parent == Path(settings.load().storage)
-    return f"rwkvctl {job} --resume {shlex.quote(folder.name if at_home else str(folder.absolute()))}"
+    return shlex.quote(folder.name if at_home else str(folder.absolute()))
 
 
 def differences(old: JobSpec, new: JobSpec, *, longer: bool = True) -> list[str]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import threading
 import time
 import uuid
@@ -18,9 +17,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from rwkvctl.base import identity
 from rwkvctl.base.errors import UserError
 from rwkvctl.base.files import write_json
 
+LEASE = "lease.json"
 ADVICE = "stop that job first, or use another --name for this one"
 
 
@@ -45,13 +46,13 @@ class RunLease:
     def __init__(
         self, run_dir: str | os.PathLike[str], *, wait: float = 60.0, stale_after: float = 30.0, advice: str = ADVICE
     ):
-        self.path = Path(run_dir) / "lease.json"
+        self.path = Path(run_dir) / LEASE
         self.token = uuid.uuid4().hex
         self._beat = stale_after / 6
         self._checked = 0.0
         self._released = threading.Event()
         self._wait_for_holder(wait, stale_after, advice)
-        write_json(self.path, {"token": self.token, "taken": time.time(), **_this_process()})
+        write_json(self.path, {"token": self.token, "taken": time.time(), **identity.of_process()})
         self.check()
         self._heart = threading.Thread(target=self._keep_alive, name="run-lease", daemon=True)
         self._heart.start()
@@ -91,7 +92,7 @@ class RunLease:
             beat = (holder["token"], _mtime(self.path))
             if beat != seen:
                 seen, seen_at = beat, now
-            elif not _is_local(holder) and now - seen_at >= stale_after:
+            elif not identity.is_local(holder) and now - seen_at >= stale_after:
                 return
             if now >= deadline:
                 raise UserError(f"run {self.path.parent} is being written by {_name(holder)}: {advice}")
@@ -128,49 +129,8 @@ def _name(holder: dict[str, Any]) -> str:
     return f"process {holder['pid']} on {holder['host']}"
 
 
-def _this_process() -> dict[str, Any]:
-    return {
-        "host": socket.gethostname(),
-        "machine": _machine(),
-        "pid": os.getpid(),
-        "started": _start_time(os.getpid()),
-    }
-
-
-def _machine() -> str:
-    """What two processes share that can see each other's process ids: a boot of a kernel and a pid namespace."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot}:{Path('/proc/self/ns/pid').readlink()}"
-    except OSError:
-        return socket.gethostname()
-
-
-def _is_local(holder: dict[str, Any]) -> bool:
-    return holder.get("machine") == _machine()
-
-
 def _is_dead(holder: dict[str, Any]) -> bool:
     """Whether the holder is a process of this machine that has ended, or this very process."""
-    if not _is_local(holder):
+    if not identity.is_local(holder):
         return False
-    return holder["pid"] == os.getpid() or _start_time(holder["pid"]) != holder["started"]
-
-
-def _start_time(pid: int) -> str | None:
-    """When a living process began, in the kernel's ticks: tells a process from a later one with the same id."""
-    try:
-        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return _start_time_without_proc(pid)
-    return None if state in "ZX" else fields[18]
-
-
-def _start_time_without_proc(pid: int) -> str | None:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return None
-    except PermissionError:
-        pass
-    return "alive"
+    return holder["pid"] == os.getpid() or identity.start_time(holder["pid"]) != holder["started"]

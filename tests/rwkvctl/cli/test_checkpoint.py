@@ -108,4 +108,4 @@ def test_a_run_without_checkpoints(rwkvctl, run: Path):
     assert rwkvctl("checkpoint list mine").out == f"no checkpoints in {run}/checkpoints\n"
     assert rwkvctl("checkpoint verify mine").err == "error: run mine: has no checkpoint yet\n"
     assert rwkvctl("checkpoint gc mine").out == f"nothing to delete in {run}/checkpoints\n"
-    assert rwkvctl("checkpoint list min").code == 2
+    assert rwkvctl("checkpoint list min").code == 4

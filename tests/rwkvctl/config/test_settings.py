@@ -112,7 +112,7 @@ def test_a_wrong_variable_is_named(variable: str, value: str, said: str, monkeyp
     assert value in str(caught.value)
 
 
-@pytest.mark.parametrize("address", ["head:6379", "10.0.0.1:6379", "[::1]:6379", "ray://head:10001", "http://head:8265",
+@pytest.mark.parametrize("address", ["head:6379", "10.0.0.1:6379", "[::1]:6379", "http://head:8265",
                                      "https://ray.example.org", "auto"])  # fmt: skip
 def test_addresses(address: str):
     assert settings.save("address", address).address == address

@@ -74,7 +74,7 @@ def test_a_run_is_found_by_name_path_and_mlflow_id(storage: str, monkeypatch: py
 
 @pytest.mark.parametrize(
     ("reference", "said"),
-    [("frist", "did you mean first?"), ("zzzz", "list runs with: rwkvctl runs"), ("01234567", "list runs with")],
+    [("frist", "did you mean first?"), ("zzzz", "list runs with: rwkvctl run list"), ("01234567", "list runs with")],
 )
 def test_a_run_that_is_not_there(storage: str, reference: str, said: str):
     for name in ("first", "second"):  # two runs whose ids begin alike: neither is meant

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import re
 
-ADDRESS = re.compile(r"(https?://\S+)|(ray://)?(\[[0-9A-Fa-f:.]+\]|[^\s:/\[\]]+):(?P<port>\d{1,5})/?")
+ADDRESS = re.compile(r"(https?://\S+)|(\[[0-9A-Fa-f:.]+\]|[^\s:/\[\]]+):(?P<port>\d{1,5})/?")
 
 
 def check_address(value: str | None) -> str | None:
     """`host:port` of a Ray cluster, or the URL of its job server; ValueError for anything else."""
     if value is None or value == "auto":
         return value
+    if value.startswith("ray://"):
+        raise ValueError(
+            "must be HOST:6379 of the cluster's head, or http://HOST:8265 of its job server: Ray Client (ray://) is "
+            "not supported"
+        )
     found = ADDRESS.fullmatch(value)
     if found is None or (found["port"] and not 0 < int(found["port"]) < 65536):
         raise ValueError("must be HOST:PORT of a Ray cluster, or http://HOST:8265 of its job server")
