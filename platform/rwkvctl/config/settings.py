@@ -73,6 +73,14 @@ def load() -> Settings:
     return settings.model_copy(update={key: absolute(getattr(settings, key)) for key in PATHS})
 
 
+def changed(settings: Settings, **fields: str) -> Settings:
+    """With other values, from options of a command; UserError for one that cannot be."""
+    try:
+        return Settings.model_validate(settings.model_dump() | fields)
+    except ValidationError as error:
+        raise UserError(f"--{problems(error, Settings)}") from None
+
+
 def blame(error: ValidationError, in_environment: dict[str, str]) -> str:
     """Every mistake with the variable that it stands in, those of the file with the file's path."""
     by_variable = [item for item in error.errors() if item["loc"] and item["loc"][0] in in_environment]
