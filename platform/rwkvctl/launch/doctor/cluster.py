@@ -8,12 +8,14 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import shlex
 import sys
 import tempfile
 import time
 from typing import Any
 
 from rwkvctl.base import lineage
+from rwkvctl.launch import ship
 from rwkvctl.launch.doctor import facts, tracking
 from rwkvctl.launch.token import send_token_if_there_is_one
 
@@ -123,15 +125,20 @@ class Questions:
 
 
 def as_job(request: dict[str, Any]) -> Survey:
-    """The same by a job on the cluster's job server, for a machine that is no node."""
-    import shlex
-
+    """The same by a job on the cluster's job server, for a machine that is no node. As every job it brings its code."""
     from ray.job_submission import JobSubmissionClient
 
     logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.ERROR)
     client = JobSubmissionClient(request["address"])
     inner = json.dumps(request | {"address": "auto", "in_job": True})
-    job = client.submit_job(entrypoint=f"python -P -m {__spec__.name} {shlex.quote(inner)}")
+    job = client.submit_job(
+        entrypoint=f"{ship.PYTHON} -m {__spec__.name} {shlex.quote(inner)}",
+        runtime_env={
+            "py_modules": ship.packages(),
+            "excludes": ["__pycache__"],
+            "env_vars": ship.secrets() | {"PYTHONSAFEPATH": "1"},
+        },
+    )
     end = time.monotonic() + request["job_seconds"]
     while not client.get_job_status(job).is_terminal():
         if time.monotonic() > end:

@@ -42,7 +42,7 @@ def examine(machine: Settings, seconds: float) -> list[Check]:
     machines: Machines = told or {HERE: here}
     return [
         cluster(machine.address, found, nodes),
-        with_client(checks.versions(machines), here, told),
+        checks.versions(machines),
         storage(machine.storage, nodes, unwritten or unread),
         tracked(machine, found),
         checks.data(machines, machine.data_root),
@@ -62,9 +62,6 @@ def examine(machine: Settings, seconds: float) -> list[Check]:
 def ask(machine: Settings, places: dict[str, str], file: str, seconds: float, *, first: bool) -> Survey:
     """What the nodes say; `error` where the cluster cannot be asked."""
     address = machine.address or ""
-    if address.startswith("ray://"):
-        do = f"use {address.removeprefix('ray://')} or http://HOST:8265"
-        return {"error": "Ray's client is not supported", "do": do}
     if problem := unreachable(address):
         return {"error": problem, "do": "start it, or: rwkvctl config set address HOST:PORT"}
     job_seconds = 5 * seconds + 30
@@ -171,21 +168,11 @@ def remedy(found: Survey) -> str:
     if "version mismatch" in error:
         return "install the cluster's versions of Python and Ray here"
     if found.get("on_head"):
-        return "install this version of rwkvctl there, its environment first on the PATH of `ray start`"
+        return "install what is missing in the environment that Ray runs in"
     return "look into the log of its head"
 
 
 # Storage, tracking, clocks, token ------------------------------------------------------------------------------------
-
-
-def with_client(check: Check, here: facts.Facts, told: Machines) -> Check:
-    """The nodes are compared with one another; this machine, which only starts jobs, may differ."""
-    if told and len({node["code"] for node in told.values()} | {here["code"]}) > 1:
-        codes = {node["code"] for node in told.values()}
-        if len(codes) == 1 and here["code"] not in codes:
-            what = f"rwkvctl here ({here['code'][:12]}) is not that of the nodes ({next(iter(codes))[:12]})"
-            check.add("warning", what, "specs that are made here may not fit theirs; install the same version")
-    return check
 
 
 def storage(path: str, nodes: dict[str, Any], here: str | None) -> Check:
