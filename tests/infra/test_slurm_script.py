@@ -122,6 +122,16 @@ def test_a_part_of_ray_that_ends_is_started_again(script: Path, cluster: Slurm, 
     assert len(joined) >= 3
 
 
+def test_a_head_that_does_not_start_is_tried_again(script: Path, cluster: Slurm, tmp_path: Path):
+    """Its port is taken, say; nothing waits for it for ten minutes."""
+    ray = tmp_path / "environment" / "bin" / "ray"
+    ray.write_text("#!/bin/sh\necho 'the port is taken'\nexit 1\n")
+    (tmp_path / "job-codes").write_text("wait\n")
+    cluster.submit(script, starts=2)
+    assert cluster.wait() == [75, 75]
+    assert "Ray has ended on the head; its last lines:\nthe port is taken" in cluster.log()
+
+
 def test_an_environment_without_ray_is_told_in_one_line(script: Path, cluster: Slurm, tmp_path: Path):
     (tmp_path / "environment" / "bin" / "ray").unlink()
     cluster.submit(script, PATH=f"{cluster.bin}:/usr/bin:/bin:/usr/sbin:/sbin")

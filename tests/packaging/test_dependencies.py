@@ -23,7 +23,7 @@ NOT_IMPORTED_BY_US = {
     "onnx": "torch.onnx imports it",
     "s3fs": "fsspec imports it for s3://",
     "gcsfs": "fsspec imports it for gs://",
-    "psycopg2-binary": "SQLAlchemy imports it for postgresql://, under Optuna and MLflow",
+    "psycopg": "SQLAlchemy imports it for postgresql://, under Optuna and MLflow",
 }
 COMES_WITH_TORCH = {"triton"}  # on the machines that it runs on
 

@@ -60,7 +60,7 @@ def pretrain(
     if profile is not None:
         options.setdefault("train", {})["profile_steps"] = profile
     if render is not None:
-        rendering.check_options(render, resume=resume, dry_run=dry_run, as_json=as_json)
+        rendering.check_options(render, address=address, resume=resume, dry_run=dry_run, as_json=as_json)
         recipe = rendering.recipe_unseen("pretrain", recipe, data, assignments or [])
     spec = assemble.training_spec("pretrain", recipe, data, options, assignments or [], resume)
     said = assemble.recipe_line("pretrain", recipe, data if render is None else rendering.readable(data), resume)
@@ -102,7 +102,7 @@ def finetune(
     if profile is not None:
         options.setdefault("train", {})["profile_steps"] = profile
     if render is not None:
-        rendering.check_options(render, resume=resume, dry_run=dry_run, as_json=as_json)
+        rendering.check_options(render, address=address, resume=resume, dry_run=dry_run, as_json=as_json)
         recipe = rendering.recipe_unseen("finetune", recipe, data, assignments or [])
     spec = assemble.training_spec("finetune", recipe, data, options, assignments or [], resume)
     said = assemble.recipe_line("finetune", recipe, data if render is None else rendering.readable(data), resume)
@@ -141,7 +141,7 @@ def tune(
     if encoder is not None:
         options.setdefault("model", {})["encoder_weights"] = encoder
     if render is not None:
-        rendering.check_options(render, resume=resume, dry_run=dry_run, as_json=as_json)
+        rendering.check_options(render, address=address, resume=resume, dry_run=dry_run, as_json=as_json)
         recipe = rendering.recipe_unseen("finetune", recipe, data, assignments or [])
     spec = assemble.tune_spec(space, recipe, data, options, assignments or [], resume, trials, concurrency, study, name)
     execute.start("tune", spec, resume=resume, dry_run=dry_run, as_json=as_json, detach=detach, render=render)
@@ -166,7 +166,7 @@ def evaluate(
     from rwkvctl.cli import render as rendering
 
     if render is not None:
-        rendering.check_options(render, resume=None, dry_run=False, as_json=as_json)
+        rendering.check_options(render, address=address, resume=None, dry_run=False, as_json=as_json)
     old_spelling = part is None and split in assemble.PARTS and split_rule is None
     part, split = assemble.part_and_split(part, split, split_rule)
     spec = assemble.evaluate_spec(model, part, data, split, workers, address, name, assignments or [])

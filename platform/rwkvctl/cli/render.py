@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 TARGETS = ("kuberay", "slurm")
 
 
-def check_options(target: str, *, resume: str | None, dry_run: bool, as_json: bool) -> None:
+def check_options(target: str, *, address: str | None, resume: str | None, dry_run: bool, as_json: bool) -> None:
     """Refuse another target, and options that say what a started job does."""
     if target not in TARGETS:
         raise UserError(f"--render {target!r}: must be kuberay or slurm ({did_you_mean(target, TARGETS)})")
@@ -28,6 +28,8 @@ def check_options(target: str, *, resume: str | None, dry_run: bool, as_json: bo
         raise UserError(
             "--render with --resume: leave out --resume; a rendered job continues the run of its --name by itself"
         )
+    if address is not None:
+        raise UserError("--render with --address: leave out --address; a rendered job has a cluster of its own")
     if dry_run or as_json:
         raise UserError(f"--render with {'--dry-run' if dry_run else '--json'}: give one of the two")
 

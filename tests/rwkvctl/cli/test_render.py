@@ -70,6 +70,8 @@ def test_data_that_are_seen_are_checked(rwkvctl, binary, home: Path):
         ("pretrain --render kubernetes", "--render 'kubernetes': must be kuberay or slurm"),
         ("pretrain --render slurm --dry-run", "--render with --dry-run: give one of the two"),
         ("pretrain --render slurm --json", "--render with --json: give one of the two"),
+        ("pretrain --render slurm --address head:6379", "--render with --address: leave out --address"),
+        ("pretrain --render slurm --set cluster.launcher=process", "cluster.launcher process: is for one process"),
         ("pretrain --render slurm --resume auto", "--render with --resume: leave out --resume"),
         ("finetune --data /mnt/x --render slurm", "data /mnt/x: is not readable from here, so name its recipe"),
         ("finetune binary --data /mnt/x --render slurm", "say what it is called with --set data.dataset=NAME"),

@@ -67,6 +67,8 @@ def rendered_job(
     """
     if isinstance(spec, PredictSpec):
         raise UserError("predict: writes masks where it is typed; it cannot be rendered for a cluster")
+    if spec.cluster.launcher == "process" and not isinstance(spec, EvaluateSpec):
+        raise UserError("cluster.launcher process: is for one process without a cluster; leave it out to render a job")
     nodes = node_range(spec.cluster.nodes)
     gpus, workers = shape(spec, nodes, machine)
     spec = placed(on_cluster(spec, nodes, gpus, workers))

@@ -108,25 +108,29 @@ run_head() {
     attend python -P -m rwkvctl.launch.await_nodes "$NODES" "$SLURM_JOB_NUM_NODES" "$patience"
     if [ "$code" -eq 0 ]; then
         attend python -P -m "rwkv_jobs.$JOB" --resume "$folder/spec.yaml"
-    else
-        tail -n 5 "$folder/ray-0.log" >&2
     fi
     write "$folder/exit-code" "$code"
     stop_ray
     exit "$code"
 }
 
-attend() { # attend COMMAND ...: to its end, or until the job is told to end; sets `code`
+attend() { # attend COMMAND ...: to its end, or until the job is told to end or Ray is gone; sets `code`
     "$@" &
     child=$!
     told=''
     while kill -0 "$child" 2>/dev/null; do
         write "$folder/alive" $((beats += 1))
-        if [ -z "$told" ] && [ -e "$folder/stop" ]; then told=1; kill -TERM "$child"; fi
+        if [ -z "$told" ] && [ -e "$folder/stop" ]; then told=stop; kill -TERM "$child"; fi
+        if [ -z "$told" ] && ! kill -0 "$ray" 2>/dev/null; then told=lost; kill -TERM "$child"; fi
         sleep 1
     done
     wait "$child"
     code=$?
+    if [ "$told" = lost ] && [ "$code" -ne 0 ]; then
+        code=75
+        say "Ray has ended on the head; its last lines:"
+        tail -n 5 "$folder/ray-0.log" >&2
+    fi
 }
 
 run_worker() {
