@@ -24,7 +24,7 @@ from rwkvctl.cli import app
 from rwkvctl.config.settings import Settings
 from rwkvctl.config.specs.jobs import FinetuneSpec
 from rwkvctl.config.specs.load import build, merge, read_recipe
-from rwkvctl.launch.render import kuberay, slurm
+from rwkvctl.launch.render import kuberay, places, slurm
 from rwkvctl.launch.render.job import RenderedJob, rendered_job
 
 ROOT = Path(__file__).parents[2]
@@ -53,7 +53,7 @@ def example(*, nodes: tuple[int, int], gpus: int, queue: str | None) -> Rendered
         "name": "Some_run.1",
     }  # fmt: skip
     spec = build(FinetuneSpec, merge(read_recipe("acdc"), fields), "test")
-    job = rendered_job(spec, ["finetune", "acdc"], Settings(queue=queue), lambda found: found)
+    job = rendered_job(spec, ["finetune", "acdc"], Settings(queue=queue), places.Placed)
     return replace(job, nodes=nodes)
 
 

@@ -10,7 +10,7 @@ import pytest
 from rwkvctl.config.settings import Settings
 from rwkvctl.config.specs.jobs import PretrainSpec
 from rwkvctl.config.specs.load import build, merge, read_recipe
-from rwkvctl.launch.render import slurm
+from rwkvctl.launch.render import places, slurm
 from rwkvctl.launch.render.job import rendered_job
 
 from .stand_ins import Slurm, wait_for
@@ -41,7 +41,7 @@ def script(tmp_path: Path) -> Path:
     """For two nodes, in an environment with stand-ins of ray and python; polls are short."""
     fields = {"data": {"path": "/data"}, "storage": str(tmp_path / "runs"), "cluster": {"nodes": 2}, "name": "mine"}
     spec = build(PretrainSpec, merge(read_recipe("imagenet"), fields), "test")
-    job = rendered_job(spec, ["pretrain"], Settings(), lambda found: found)
+    job = rendered_job(spec, ["pretrain"], Settings(), places.Placed)
     path = tmp_path / "job.sh"
     path.write_text(slurm.render(job, tmp_path / "environment").replace("sleep 1\n", "sleep 0.05\n"))
     (tmp_path / "environment" / "bin").mkdir(parents=True)

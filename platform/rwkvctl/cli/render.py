@@ -97,10 +97,12 @@ def print_job(target: str, spec: JobSpec) -> None:
         rendered = job.rendered_job(spec, arguments, machine, lambda found: places.in_pods(checked(found), machine))
         text = kuberay.render(rendered)
     else:
-        rendered = job.rendered_job(spec, arguments, machine, checked)
+        rendered = job.rendered_job(spec, arguments, machine, lambda found: places.Placed(checked(found)))
         text = slurm.render(rendered, environment=Path(sys.executable).parents[1])
     if spec.cluster.gpus_per_node is None and spec.cluster.workers is None and rendered.gpus_per_node:
         note("1 GPU per node; another number: --gpus-per-node (0 trains on CPUs)")
+    for here, there in rendered.copies:
+        note(f"copy {here} to {there} on the volume before you submit it")
     print(text, end="")
 
 

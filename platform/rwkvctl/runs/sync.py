@@ -410,8 +410,19 @@ CAUSES = ("timed out", "Connection refused", "Name or service not known", "Tempo
 """What matters of a connection's error, which urllib3 puts behind 200 characters of addresses."""
 
 
+REFUSALS = {
+    "Invalid Host header": "403, it does not answer to this name: add it to the server's MLFLOW_SERVER_ALLOWED_HOSTS",
+    "error code 401": "401, wrong user or password: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
+    "error code 403": "403, this user has no permission",
+}
+"""What a server says that lets nobody in, as MLflow's client words it, and what it means."""
+
+
 def first_line(error: Exception) -> str:
     """What an error says, short, in one line and without secrets."""
     text = mask(" ".join(str(error).split()))
+    for sign, meaning in REFUSALS.items():
+        if sign in text:
+            return meaning
     cause = next((cause for cause in CAUSES if cause in text), None)
     return cause.lower() if cause and "HTTPConnectionPool" in text else text[:150] or type(error).__name__

@@ -61,6 +61,9 @@ def test_data_that_are_seen_are_checked(rwkvctl, binary, home: Path):
     done = rwkvctl(f"finetune --data {binary.root} --render slurm")
     assert done.code == 0
     assert done.err.startswith(f"recipe binary: {binary.root} was prepared from folder")
+    done = rwkvctl(f"finetune --data {binary.root} --render kuberay")
+    assert f"note: copy {binary.root} to /mnt/rwkvctl/data/binary on the volume before you submit it" in done.err
+    assert spec_of(done.out)["data"]["path"] == "/mnt/rwkvctl/data/binary"
     assert not home.exists()
 
 
@@ -75,7 +78,6 @@ def test_data_that_are_seen_are_checked(rwkvctl, binary, home: Path):
         ("pretrain --render slurm --resume auto", "--render with --resume: leave out --resume"),
         ("finetune --data /mnt/x --render slurm", "data /mnt/x: is not readable from here, so name its recipe"),
         ("finetune binary --data /mnt/x --render slurm", "say what it is called with --set data.dataset=NAME"),
-        ("finetune acdc --data /data/x --render kuberay", "data.path /data/x: no pod sees this folder"),
         ("pretrain --nodes 3 --gpus-per-node 7 --render slurm", "--render: train.batch_size 1024 is not divisible"),
         (
             "tune --space ccm_hidden --recipe acdc --data /mnt/rwkvctl/x --set cluster.workers=2 --render slurm",

@@ -173,7 +173,7 @@ def test_a_queue_that_kueue_does_not_take():
 def test_an_argument_cannot_leave_the_comment(render: Any):
     machine = Settings()
     arguments = ["pretrain", "--name", "x\nrm -rf /", "--set", "tracking.uri=https://ann:hunter2@lab"]
-    job = rendered_job(pretraining(nodes=2), arguments, machine, lambda found: found)
+    job = rendered_job(pretraining(nodes=2), arguments, machine, places.Placed)
     text = render(job)
     assert "hunter2" not in text
     assert [line[0] for line in text.splitlines() if "rm -rf" in line] == ["#"]
@@ -189,25 +189,36 @@ def test_what_lies_below_the_home_lies_below_the_volume(home: Path):
         model={"encoder_weights": str(home / "enc.pth")},
         tracking={"uri": f"sqlite:///{home}/mlflow.db"},
     )
-    found = places.in_pods(spec, Settings(volume="claim:/lab"))
+    (home / "data" / "acdc").mkdir(parents=True)
+    placed = places.in_pods(spec, Settings(volume="claim:/lab"))
+    found = placed.spec
+    assert placed.copies == ((str(home / "data" / "acdc"), "/lab/data/acdc"),)
     assert (found.storage, found.data.path, found.model.encoder_weights, found.tracking.uri) == (  # type: ignore[attr-defined]
         "/lab/runs", "/lab/data/acdc", "/lab/enc.pth", None,
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("fields", "said"),
-    [
-        ({"data": {"path": "/home/ann/acdc"}}, "data.path /home/ann/acdc: no pod sees this folder"),
-        ({"storage": "/scratch"}, "storage /scratch: no pod sees this folder"),
-        ({"model": {"encoder_weights": "/home/ann/e.pth"}}, "model.encoder_weights /home/ann/e.pth: no pod"),
-        ({"tracking": {"uri": "sqlite:////tmp/x.db"}}, "tracking.uri sqlite:////tmp/x.db: pods cannot share"),
-    ],
-)
-def test_folders_that_no_pod_sees(fields: dict[str, Any], said: str):
-    with pytest.raises(UserError, match=re.escape(said)) as error:
-        rendered(finetuning(**fields))
-    assert len(str(error.value)) < 300
+def test_what_lies_elsewhere_gets_a_place_on_the_volume(tmp_path: Path):
+    for name in ("acdc", "enc.pth"):
+        (tmp_path / name).mkdir()
+    spec = finetuning(
+        storage="/scratch",
+        data={"path": str(tmp_path / "acdc")},
+        model={"encoder_weights": str(tmp_path / "enc.pth")},
+        tracking={"uri": "sqlite:////tmp/x.db"},
+    )
+    job = rendered(spec)
+    found = job.spec
+    assert (found.storage, found.data.path, found.model.encoder_weights, found.tracking.uri) == (  # type: ignore[attr-defined]
+        "/mnt/rwkvctl/runs", "/mnt/rwkvctl/data/acdc", "/mnt/rwkvctl/weights/enc.pth", None,
+    )  # fmt: skip
+    copies = [(str(tmp_path / "acdc"), found.data.path), (str(tmp_path / "enc.pth"), found.model.encoder_weights)]  # type: ignore[attr-defined]
+    assert list(job.copies) == copies
+    text = kuberay.render(job)
+    assert all(f"#   {there} on it, a copy of {here} on the machine" in text for here, there in copies)
+    _, ray_job = yaml.safe_load_all(text)
+    [container] = ray_job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"]
+    assert {"name": "home", "mountPath": "/mnt/rwkvctl"} in container["volumeMounts"]
 
 
 # Secrets -------------------------------------------------------------------------------------------------------------

@@ -482,3 +482,31 @@ def test_a_password_in_the_uri_is_refused_before_anything_is_sent(tmp_path: Path
     with pytest.raises(UserError, match=r"tracking server postgresql://ann:\*\*\*@db/x: must not contain a password"):
         sync_run(tmp_path / "run", "postgresql://ann:hunter2@db/x")
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["journal.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "said"),
+    [
+        (401, "You are not authenticated. Please see the documentation", "401, wrong user or password: set MLFLOW_"),
+        (403, "Permission denied", "403, this user has no permission"),
+        (403, "Invalid Host header - possible DNS rebinding attack detected", "403, it does not answer to this name"),
+    ],
+)
+def test_a_server_that_lets_nobody_in_is_told_by_what_to_do(status: int, body: str, said: str):
+    from http.server import BaseHTTPRequestHandler, HTTPServer
+
+    class Refuses(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Refuses) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(Exception) as error:  # noqa: PT011  (MLflow's own kinds)
+            MlflowClient(f"http://127.0.0.1:{server.server_port}").get_experiment_by_name("x")
+        server.shutdown()
+    assert sync.first_line(error.value).startswith(said)

@@ -15,6 +15,7 @@ from rwkvctl.base.uris import mask
 from rwkvctl.config.settings import Settings
 from rwkvctl.config.specs.jobs import JOBS, EvaluateSpec, JobSpec, PredictSpec, TrainingSpec, TuneSpec
 from rwkvctl.config.specs.load import build, dump
+from rwkvctl.launch.render.places import Placed
 
 PER_NODE_CPUS, PER_NODE_GB = 1, 4
 """For Ray's own processes on each node, beside what the workers need."""
@@ -36,6 +37,8 @@ class RenderedJob:
     cpus_per_node: int
     memory_gb: int
     settings: Settings
+    copies: tuple[tuple[str, str], ...] = ()
+    """What has to be on the cluster before the job starts: from here, to there."""
 
     @property
     def name(self) -> str:
@@ -57,13 +60,13 @@ class RenderedJob:
 
 
 def rendered_job(
-    spec: JobSpec, arguments: list[str], machine: Settings, placed: Callable[[JobSpec], JobSpec]
+    spec: JobSpec, arguments: list[str], machine: Settings, placed: Callable[[JobSpec], Placed]
 ) -> RenderedJob:
     """Complete a spec for a cluster that will be there when the job starts.
 
     Args:
         arguments: the command line, without the program's name.
-        placed: gives the spec its paths on the cluster, or refuses those that its nodes would not see.
+        placed: gives the spec its paths on the cluster.
     """
     if isinstance(spec, PredictSpec):
         raise UserError("predict: writes masks where it is typed; it cannot be rendered for a cluster")
@@ -71,18 +74,20 @@ def rendered_job(
         raise UserError("cluster.launcher process: is for one process without a cluster; leave it out to render a job")
     nodes = node_range(spec.cluster.nodes)
     gpus, workers = shape(spec, nodes, machine)
-    spec = placed(on_cluster(spec, nodes, gpus, workers))
+    found = placed(on_cluster(spec, nodes, gpus, workers))
+    spec = found.spec
     if spec.name is None:
         spec = spec.model_copy(update={"name": derived_name(spec)})
     return RenderedJob(
         spec=spec,
-        command=one_line(arguments),
+        command=one_line(shlex.join(["rwkvctl", *arguments])),
         nodes=nodes,
         workers_per_node=workers,
         gpus_per_node=gpus,
         cpus_per_node=workers * cpus_of_worker(spec) + PER_NODE_CPUS,
         memory_gb=workers * machine.worker_memory_gb + PER_NODE_GB,
         settings=machine,
+        copies=found.copies,
     )
 
 
@@ -152,9 +157,9 @@ def spec_text(job: RenderedJob) -> str:
     return dump(job.spec)
 
 
-def one_line(arguments: list[str]) -> str:
-    """A command for a comment: no line break in it, which would end the comment, and no secret."""
-    return mask(shlex.join(["rwkvctl", *arguments])).replace("\r", " ").replace("\n", " ")
+def one_line(text: str) -> str:
+    """A text for a comment: no line break in it, which would end the comment, and no secret."""
+    return mask(text).replace("\r", " ").replace("\n", " ")
 
 
 def texts_of(node: Any) -> list[str]:

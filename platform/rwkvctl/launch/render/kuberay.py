@@ -14,7 +14,7 @@ import yaml
 
 import rwkvctl
 from rwkvctl.base.errors import UserError
-from rwkvctl.launch.render.job import SHARED_MEMORY_GB, RenderedJob, spec_text
+from rwkvctl.launch.render.job import SHARED_MEMORY_GB, RenderedJob, one_line, spec_text
 from rwkvctl.launch.render.places import volume_of
 
 SPEC_FOLDER, CACHE = "/etc/rwkvctl", "/cache"
@@ -74,6 +74,7 @@ def needs(job: RenderedJob, claim: str, mount: str) -> list[str]:
     own = [f"  Image {image}, from infra/Dockerfile (another: rwkvctl config set image NAME)"]
     if uses_volume(job):
         own.append(f"  PersistentVolumeClaim {claim}, ReadWriteMany, mounted on {mount}")
+    own += [f"  {there} on it, a copy of {one_line(here)} on the machine that made this" for here, there in job.copies]
     if job.settings.queue is not None:
         own.append(f"  Kueue's LocalQueue {job.settings.queue}")
     return own
@@ -233,7 +234,7 @@ def environment(job: RenderedJob) -> list[dict[str, Any]]:
 
 def secrets(job: RenderedJob) -> list[tuple[str, bool]]:
     """The keys of the Secret, and whether the job cannot start without them."""
-    found = [("MLFLOW_TRACKING_USERNAME", False), ("MLFLOW_TRACKING_PASSWORD", False)]
+    found = [(f"MLFLOW_TRACKING_{key}", False) for key in ("USERNAME", "PASSWORD", "TOKEN")]
     if job.spec.tracking.uri is None:
         found.insert(0, ("MLFLOW_TRACKING_URI", True))
     texts = job.texts()

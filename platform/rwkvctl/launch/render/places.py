@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rwkvctl.base.errors import UserError
 from rwkvctl.base.paths import home
 from rwkvctl.config.settings import Settings
 from rwkvctl.config.specs.jobs import JOBS, JobSpec
 from rwkvctl.config.specs.load import build
 from rwkvctl.registry.references import is_weights_file
 
-PATHS = (
-    ("storage",),
-    ("data", "path"),
-    ("data",),
-    ("model", "encoder_weights"),
-    ("model",),
-    ("base", "storage"),
-    ("base", "data", "path"),
-    ("base", "model", "encoder_weights"),
-)
-"""Fields that can name a file or a folder."""
+PATHS = {
+    ("storage",): "",
+    ("base", "storage"): "",
+    ("data", "path"): "data",
+    ("data",): "data",
+    ("base", "data", "path"): "data",
+    ("model", "encoder_weights"): "weights",
+    ("base", "model", "encoder_weights"): "weights",
+    ("model",): "models",
+}
+"""Fields that can name a file or a folder, and the folder below the volume for those from elsewhere."""
 URIS = (("tracking", "uri"), ("base", "tracking", "uri"), ("study_storage",))
 """Fields that can name a database in a file."""
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A spec as its cluster sees it."""
+
+    spec: JobSpec
+    copies: tuple[tuple[str, str], ...] = ()
+    """What has to be copied before the job starts: from here, to there."""
 
 
 def volume_of(machine: Settings) -> tuple[str, str]:
@@ -33,23 +42,27 @@ def volume_of(machine: Settings) -> tuple[str, str]:
     return claim, mount.rstrip("/")
 
 
-def in_pods(spec: JobSpec, machine: Settings) -> JobSpec:
+def in_pods(spec: JobSpec, machine: Settings) -> Placed:
     """The spec with its paths as pods see them.
 
-    The volume is the home of rwkvctl there, so what lies below the home here is meant to lie below the volume.
-    UserError for any other folder that is not below it, and for a database in a file.
+    The volume is the home of rwkvctl there, so what lies below the home here is meant to lie below the volume. Anything
+    from elsewhere gets a place below it, and what is on this machine has to be copied there. A database in a file is no
+    pod's to share: the tracking server is then the cluster's own, a study stands in its run's folder.
     """
     _, mount = volume_of(machine)
     fields = spec.model_dump(mode="json", by_alias=True)
-    for path in PATHS:
+    copies: dict[str, str] = {}
+    for path, folder in PATHS.items():
         text = get(fields, path)
         if text is not None and is_local(text, path):
-            put(fields, path, below_volume(text, ".".join(path), mount))
+            there = below_volume(text, folder, mount)
+            put(fields, path, there)
+            if folder and there != text and Path(text).exists():
+                copies[text] = there
     for path in URIS:
-        text = get(fields, path)
-        if text is not None and text.startswith("sqlite:"):
-            put(fields, path, None if f"{home()}/" in text else refuse_file(text, ".".join(path)))
-    return build(JOBS[spec.job], fields, "--render")
+        if (get(fields, path) or "").startswith("sqlite:"):
+            put(fields, path, None)
+    return Placed(build(JOBS[spec.job], fields, "--render"), tuple(copies.items()))
 
 
 def get(fields: dict[str, Any], path: tuple[str, ...]) -> str | None:
@@ -73,16 +86,10 @@ def is_local(text: str, path: tuple[str, ...]) -> bool:
     return path[-1] in ("storage", "path", "data") or text.startswith("/") or is_weights_file(text)
 
 
-def below_volume(text: str, field: str, mount: str) -> str:
+def below_volume(text: str, folder: str, mount: str) -> str:
+    """A path's place on the volume."""
     if text == str(home()) or text.startswith(f"{home()}/"):
         return mount + text.removeprefix(str(home()))
     if Path(text).is_relative_to(mount):
         return text
-    raise UserError(
-        f"{field} {text}: no pod sees this folder; copy it to the volume and give its path there, {mount}/..., or an "
-        "s3:// URI (the volume: rwkvctl config set volume CLAIM:FOLDER)"
-    )
-
-
-def refuse_file(text: str, field: str) -> str:
-    raise UserError(f"{field} {text}: pods cannot share a database in a file; give the URI of a server")
+    return f"{mount}/{folder}/{Path(text).name}" if folder else f"{mount}/runs"
