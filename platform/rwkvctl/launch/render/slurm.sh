@@ -140,7 +140,7 @@ run_worker() {
     ray='' beat='' silent=0
     until [ -s "$folder/exit-code" ]; do
         if [ -s "$folder/head" ] && ! kill -0 "$ray" 2>/dev/null; then
-            [ -z "$ray" ] || say "node $SLURM_NODEID: Ray has ended here, after a partition perhaps: started again"
+            [ -z "$ray" ] || say "node $SLURM_NODEID: Ray has ended here (a partition, or no head yet): started again"
             RAY_ADDRESS=$(cat "$folder/head")
             export RAY_ADDRESS
             start_ray --address="$RAY_ADDRESS"
