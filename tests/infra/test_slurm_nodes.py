@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from rwkvctl.base import files
 from rwkvctl.data.convert.prepare import prepare
 from rwkvctl.data.convert.synth import phantom
 from rwkvctl.runs import journal
@@ -54,6 +55,13 @@ def namespaces() -> Iterator[list[str]]:
             subprocess.run(["kill", "-9", pid], check=False)
     for name in made:
         ip("netns", "del", name, check=False)
+
+
+@pytest.fixture(autouse=True)
+def one_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Not beside another test that starts Ray, which has 30 seconds to start."""
+    with files.locked(tmp_path_factory.getbasetemp().parent / "ray"):
+        yield
 
 
 @pytest.fixture
