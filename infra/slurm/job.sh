@@ -205,14 +205,11 @@ stop_ray() {
 
 run_head() {
     export RAY_ADDRESS="$address:$ports" # for all that Ray starts: another cluster may have a part on this node
+    start_ray --head --port="$ports" --dashboard-host=127.0.0.1 --dashboard-port=$((ports + 1)) \
+        --ray-client-server-port=$((ports + 2)) --temp-dir="${TMPDIR:-/tmp}/ray-$SLURM_JOB_ID"
+    write "$folder/head" "$RAY_ADDRESS"
     beats=0
-    for _ in 1 2 3; do # Ray gives itself 30 seconds to start, too few on a busy node or a slow file system
-        start_ray --head --port="$ports" --dashboard-host=127.0.0.1 --dashboard-port=$((ports + 1)) \
-            --ray-client-server-port=$((ports + 2)) --temp-dir="${TMPDIR:-/tmp}/ray-$SLURM_JOB_ID"
-        write "$folder/head" "$RAY_ADDRESS"
-        attend python -P -m rwkvctl.launch.await_nodes "$NODES" "$SLURM_JOB_NUM_NODES" "$patience"
-        [ "$told" = lost ] || break
-    done
+    attend python -P -m rwkvctl.launch.await_nodes "$NODES" "$SLURM_JOB_NUM_NODES" "$patience"
     if [ "$code" -eq 0 ]; then
         attend python -P -m "rwkv_jobs.$JOB" --resume "$folder/spec.yaml"
     fi
@@ -244,7 +241,7 @@ run_worker() {
     ray='' beat='' silent=0
     until [ -s "$folder/exit-code" ]; do
         if [ -s "$folder/head" ] && ! kill -0 "$ray" 2>/dev/null; then
-            [ -z "$ray" ] || say "node $SLURM_NODEID: Ray has ended here (a partition, or no head yet): started again"
+            [ -z "$ray" ] || say "node $SLURM_NODEID: Ray has ended here, after a partition perhaps: started again"
             RAY_ADDRESS=$(cat "$folder/head")
             export RAY_ADDRESS
             start_ray --address="$RAY_ADDRESS"

@@ -16,7 +16,7 @@ from rwkv_jobs.launch import torchrun_rank
 from rwkv_jobs.progress import Progress
 from rwkv_jobs.stopping import watched
 from rwkvctl.base.errors import UserError
-from rwkvctl.base.exit_codes import INTERRUPTED, STOPPED
+from rwkvctl.base.exit_codes import STOPPED
 from rwkvctl.base.files import write_json
 from rwkvctl.base.lineage import git_commit
 from rwkvctl.config.specs.changes import flatten
@@ -100,11 +100,10 @@ def tracked(spec: JobSpec, run_dir: Path) -> Iterator[Syncer]:
     try:
         yield syncer
         status = "FINISHED"
-    except KeyboardInterrupt as error:
-        request = stop.asked(run_dir)  # which whoever has asked takes back as soon as the journal has its end
-        code = error.code if isinstance(error, stop.Stopped) else request.code if request else INTERRUPTED
-        status, reason = "KILLED", "stopped" if code == STOPPED else "interrupted"
-        raise stop.Stopped(code) from None
+    except KeyboardInterrupt:
+        request = stop.asked(run_dir)
+        status, reason = "KILLED", "stopped" if request and request.code == STOPPED else "interrupted"
+        raise
     except LeaseLost:
         status = None  # the run is another job's now, and has not ended
         raise

@@ -11,6 +11,7 @@ from rwkv_jobs.worker import Worker
 from rwkvctl.config.specs.jobs import TrainingSpec
 from rwkvctl.data.feed.loaders import TrainLoader
 from rwkvctl.data.store.manifest import Manifest
+from rwkvctl.launch.heartbeat import mark
 from rwkvctl.training.checkpoint import Position
 
 
@@ -36,6 +37,7 @@ def advance(position: Position, batch_size: int, steps_per_epoch: int) -> bool:
     """Count one step; True when it was the epoch's last (the epoch itself is closed by `close_epoch`)."""
     position.step += 1
     position.consumed += batch_size
+    mark("step", position.step)
     return position.consumed >= steps_per_epoch * batch_size
 
 

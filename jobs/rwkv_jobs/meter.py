@@ -12,6 +12,7 @@ import psutil
 import torch
 
 from rwkv_jobs.worker import Worker
+from rwkvctl.launch.heartbeat import mark
 
 T = TypeVar("T")
 
@@ -46,11 +47,13 @@ class Meter:
         iterator = iter(batches)
         while True:
             asked = time.monotonic()
+            mark("data")
             try:
                 batch = next(iterator)
             except StopIteration:
                 return
             self.waited += time.monotonic() - asked
+            mark("step")
             yield batch
             self.steps += 1
 

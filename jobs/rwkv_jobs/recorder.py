@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +15,7 @@ from rwkv_jobs.worker import Worker, resolved_batch_norm, resolved_precision
 from rwkvctl.base.errors import JobFailedError, UserError, explain
 from rwkvctl.config.specs.changes import few
 from rwkvctl.config.specs.jobs import TrainingSpec
+from rwkvctl.launch.workers import RESTART
 from rwkvctl.runs import folder as run_folder
 from rwkvctl.runs.journal import Journal
 from rwkvctl.runs.lease import LeaseLost, RunLease
@@ -26,6 +29,8 @@ AnyTraining = TypeVar("AnyTraining", bound=TrainingSpec)
 LONG_WAIT = 1.0
 """Seconds that training may wait for the disk before it says so."""
 BATCH_NORM_IMAGES = "batch_norm_images"
+RESTART_TAG = "rwkvctl.restart."
+"""On the MLflow run, with a number behind it: why its workers were started again, and what it cost."""
 DAMAGE_TAG = "rwkvctl.damaged_checkpoint"
 """On the MLflow run: which checkpoint could not be read, and what was taken instead."""
 
@@ -102,6 +107,7 @@ class Recorder:
         found = self.everywhere(lambda: find_checkpoint(self.folder) if self.active else None)
         [name, *_] = self.worker.gather(found and found.path.name)
         if name is None:
+            self.tell_restart(0)
             return
         content = None if found is None else found.content
         self.everywhere(lambda: load_checkpoint(self.folder / name, state, content))
@@ -114,6 +120,29 @@ class Recorder:
             self.tell_damage(f"{lost}; the best of the epochs from here on is kept")
         best = position.best, position.best_epoch, position.best_weights
         [(position.best, position.best_epoch, position.best_weights), *_] = self.worker.gather(best)
+        self.tell_restart(position.step)
+
+    def tell_restart(self, step: int) -> None:
+        """Where the run goes on: in the log, and on the MLflow run if its workers were started again; why, what it
+        cost in steps and in time."""
+        if not self.active:
+            return
+        note = os.environ.get(RESTART)
+        if note is None:
+            if step:
+                self.say(f"going on from step {step}")
+            return
+        restart = json.loads(note)
+        again = max(0, restart["step"] - step)
+        took = time.time() - restart["since"]
+        number = self.journal.tagged(RESTART_TAG) + 1
+        text = (
+            f"restart {number} on {self.worker.world_size} workers ({restart['cause']}): going on from step "
+            f"{step} after {took:.1f} s, {again} steps are repeated"
+        )
+        self.journal.event("restart", cause=restart["cause"], step=step, repeated=again, seconds=round(took, 3))
+        self.journal.tags({f"{RESTART_TAG}{number}": text})
+        self.say(text)
 
     def checkpoint(self, state: TrainState, *, best: bool = False) -> None:
         """Copy the state, and write it in the background; what the journal says of its steps is on disk before it.

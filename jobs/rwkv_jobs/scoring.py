@@ -26,6 +26,7 @@ from rwkvctl.data.feed.loaders import ClassificationEvalLoader
 from rwkvctl.data.feed.model_input import to_input
 from rwkvctl.data.store.manifest import Manifest
 from rwkvctl.data.store.reader import Reader, reader_for
+from rwkvctl.launch.heartbeat import mark
 from rwkvctl.models.inference import masks_of
 from rwkvctl.training import metrics
 
@@ -75,6 +76,7 @@ class CaseScorer:
             predicted = predict_cases(model, self.slices, self.me, precision)
             for case in self.scorers.each(predicted, gallery.bar if gallery else lambda: NEVER):
                 own[case.key] = case.scores
+                mark("evaluation")
                 if gallery is not None:
                     gallery.see(case)
         if gallery is not None:
@@ -136,6 +138,7 @@ def predict_cases(model: nn.Module, slices: SliceLoader, me: Worker, precision: 
     """The row of every case and its mask at its native size, (H, W) of an image and (D, H, W) of a volume."""
     volume: NDArray[np.uint8] | None = None
     for images, places in slices:
+        mark("evaluation")
         with autocast(precision, me.device):
             masks = masks_of(model, images, [(place.height, place.width) for place in places], me.device)
         for place, mask in zip(places, masks, strict=True):
@@ -180,6 +183,7 @@ def count_accuracy(
     counts = torch.zeros(3, dtype=torch.float64, device=me.device)
     with closing(loader), lost_loaders():
         for images, targets, _ in loader:
+            mark("evaluation")
             with autocast(precision, me.device):
                 logits = model(to_input(images, me.device))
             counts += count_hits(logits, targets.to(me.device))

@@ -102,7 +102,7 @@ def run_trials(
     """
     from ray import tune
 
-    from rwkvctl.launch.workers import ray_session
+    from rwkvctl.launch.session import ray_session
 
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     search = searcher(spec, study, storage)

@@ -118,15 +118,13 @@ def test_a_job_whose_time_ends_is_requeued_and_goes_on(
 
     cluster, run = Slurm(tmp_path / "slurm", HOSTS, namespaces), home / "runs" / "mine"
     try:
-        cluster.submit(script, starts=9, **environment)
+        cluster.submit(script, starts=2, **environment)
         wait_for(lambda: steps(run)[-1:] >= [5], "step 5", said=cluster.log)
         cluster.signal()
-        codes = cluster.wait()
+        assert cluster.wait() == [130, 0], cluster.log()
     finally:
         cluster.end()
-    # On a machine that is too busy Ray does not start in time; the script takes that for what it is, and tries again.
-    assert [code for code in codes if code != 75] == [130, 0], cluster.log()
-    assert [found for found in cluster.tasks() if 75 not in found] == [[130, 130], [0, 0]]
+    assert cluster.tasks() == [[130, 130], [0, 0]]
     assert "requeued: its time was over" in cluster.log()
     first, second = started(run)
     assert first == 0

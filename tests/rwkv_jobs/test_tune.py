@@ -185,7 +185,7 @@ def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def ray() -> Iterator[None]:
     """One Ray for all sweeps of this file."""
     from rwkvctl.config.specs.parts import ClusterSpec
-    from rwkvctl.launch.workers import ray_session
+    from rwkvctl.launch.session import ray_session
 
     with ray_session(ClusterSpec(), cpus=1):
         yield
@@ -214,7 +214,7 @@ def test_a_trial_of_every_shipped_space_trains_and_is_scored(name: str, scans: P
 @pytest.mark.ray
 @pytest.mark.usefixtures("home", "ray")
 def test_a_shipped_space_on_the_data_of_its_recipe(scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("rwkvctl.launch.workers.ray_session", lambda cluster: nullcontext())
+    monkeypatch.setattr("rwkvctl.launch.session.ray_session", lambda cluster: nullcontext())
     run_dir = run_folder.create(spec := shipped("loss_weights", scans, 1), str(tmp_path))
     assert len(drive(spec, run_dir)["trials"]) == 1
     assert "since train.validate_every is 0; 4 of them are also test cases (none with data.split=h" in said(run_dir)
@@ -226,7 +226,7 @@ def test_a_shipped_space_on_the_data_of_its_recipe(scans: Path, tmp_path: Path, 
 def test_a_trial_that_fails_does_not_take_the_others_with_it(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("rwkvctl.launch.workers.ray_session", lambda cluster: nullcontext())
+    monkeypatch.setattr("rwkvctl.launch.session.ray_session", lambda cluster: nullcontext())
     space = tmp_path / "starts.yaml"
     space.write_text("cover: true\nparams: {model.encoder_weights: {choice: [null, nowhere]}}")
     spec = shipped(str(space), shards / "polyps", 2, "cluster.max_failures=0")

@@ -45,22 +45,6 @@ def interrupt_on_stop() -> None:
     unblock_stop_signals()
 
 
-def note_sigterm(patience: float = 25.0) -> None:
-    """SIGTERM sets `terminated` from here on, for the code that looks; a process that has not ended `patience` seconds
-    after it is ended all the same. Called in the main thread."""
-
-    def end() -> None:
-        os._exit(128 + signal.SIGTERM)
-
-    def note(number: int, _: FrameType | None) -> None:
-        terminated.set()
-        timer = threading.Timer(patience, end)
-        timer.daemon = True
-        timer.start()
-
-    signal.signal(signal.SIGTERM, note)
-
-
 def isolate_children() -> None:
     """Python processes that are started from here on do not import what happens to lie in the current folder: a
     `random.py` of the user's would take the place of the standard library's."""

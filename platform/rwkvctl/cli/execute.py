@@ -9,7 +9,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from rwkvctl.base import identity
 from rwkvctl.base.errors import UserError
 from rwkvctl.base.exit_codes import USER_ERROR
 from rwkvctl.cli.render import print_job
@@ -30,7 +29,7 @@ from rwkvctl.launch.cluster_job import useful
 from rwkvctl.launch.submit import submit
 from rwkvctl.registry import references
 from rwkvctl.runs import folder as run_folder
-from rwkvctl.runs import job_record, stop
+from rwkvctl.runs import stop
 
 
 def start(
@@ -90,12 +89,9 @@ def reached(spec: JobSpec) -> JobSpec:
 
 
 def refuse_running(folder: Path) -> None:
-    """UserError where a run that is to be continued is known to be going on. What cannot be seen from here, the run's
-    lease decides."""
+    """UserError where a run that is to be continued is still going on."""
     found = observe.one(folder)
-    process = job_record.read(folder).get("process")
-    unseen = found.submission_id is None and process is not None and identity.lives(process) is None
-    if not found.ended and not unseen and found.reason != observe.SILENT:
+    if not found.ended and found.reason != observe.SILENT:
         raise UserError(
             f"run {found.run}: is {found.state}; follow it with: {run_folder.command('logs -f', folder)}, "
             f"or stop it with: {run_folder.command('stop', folder)}"
@@ -218,13 +214,6 @@ def network(spec: FinetuneSpec | PretrainSpec, classes: list[str]) -> Any:
 def show_result(job: str, run_dir: Path, *, as_json: bool) -> None:
     """What a finished job leaves to read."""
     result = run_folder.result(run_dir)
-    if result is None and job_record.read(run_dir).get("submission_id"):
-        result = {
-            "run": run_dir.name,
-            "note": f"what it made is in {run_dir} on the cluster, which is not seen from here",
-        }
-        print(json.dumps(result, indent=2) if as_json else f"run {run_dir.name} is done; {result['note']}")
-        return
     assert result is not None, "a job that ended well leaves its result"
     if as_json:
         print(json.dumps(result, indent=2))

@@ -12,8 +12,10 @@ Data = Annotated[
     str | None, typer.Option(help="Folder or URI of shards; by default the data set's place under the data root.")
 ]
 Workers = Annotated[int | None, typer.Option(help="Training workers over all nodes.")]
-Nodes = Annotated[int | None, typer.Option(help="Nodes of the cluster to use.")]
-GpusPerNode = Annotated[int | None, typer.Option(help="Workers per node; by default the cluster is asked.")]
+Nodes = Annotated[
+    str | None, typer.Option(metavar="N|MIN:MAX", help="Nodes to use; a range shrinks and grows with the cluster.")
+]
+GpusPerNode = Annotated[int | None, typer.Option(help="Workers on each node; by default one a GPU.")]
 Address = Annotated[str | None, typer.Option(help="Ray cluster: host:port, or http://host:8265 for its job server.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Override a field of the recipe.")]
 Name = Annotated[str | None, typer.Option(help="Name of the run.")]

@@ -140,7 +140,7 @@ def logs(
         try:
             if text := JobServer(found.address).logs(found.submission_id):
                 print(cluster_job.without_entrypoint(text), end="")
-                sys.exit(found.code() if follow else 0)
+                return
         except Unreachable as error:
             print(f"note: the cluster does not answer ({error}); this is the run's journal", file=sys.stderr)
     output = folder / job_record.OUTPUT

@@ -97,7 +97,6 @@ class Cluster:
     def __init__(self, address: str):
         self.address = address
         connect(address)
-        token.send_token_if_there_is_one()  # ray looks when it is imported, and does not look again
         import grpc
         from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 

@@ -22,7 +22,7 @@ from rwkvctl.launch import ship
 from rwkvctl.launch.job_server import JobInfo, JobServer, Unreachable
 from rwkvctl.launch.token import send_token_if_there_is_one
 from rwkvctl.runs import job_record
-from rwkvctl.runs.folder import command
+from rwkvctl.runs.folder import command, resume_command
 
 LOST_AFTER = 600.0
 """Seconds without an answer after which a cluster counts as gone; the run may still be going on there."""
@@ -79,8 +79,7 @@ def follow(job: str, run_dir: Path, address: str, submission_id: str, stream: Te
         print(useful(run_dir), file=sys.stderr)
         return INTERRUPTED
     if info.status == "STOPPED":
-        verb, how = ("rerun", "start it again") if job == "evaluate" else ("resume", "continue")
-        print(f"stopped; {how} with: {command(verb, run_dir)}", file=sys.stderr)
+        print(f"stopped; continue with: {resume_command(job, run_dir)}", file=sys.stderr)
     elif info.exit_code is None and info.status != "SUCCEEDED":
         print(f"failed: {info.message or 'the cluster no longer knows the job'}", file=sys.stderr)
     return exit_code(info)

@@ -47,11 +47,7 @@ def merged(found: RunState, info: JobInfo) -> RunState:
         case "PENDING":
             return replace(found, reason=info.message[:80])
         case "RUNNING":
-            return replace(
-                found,
-                state=state.RUNNING,
-                reason=found.reason or ("" if found.step is not None else "nothing in its folder here yet"),
-            )
+            return replace(found, state=state.RUNNING, reason=found.reason or ("" if found.step else "starting"))
         case "UNKNOWN":
             return replace(found, state=state.INTERRUPTED_RUN, reason="the cluster no longer knows the job")
     code = exit_code(info)

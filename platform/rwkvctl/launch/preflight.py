@@ -25,7 +25,7 @@ TASKS = {"pretrain": "classification", "finetune": "segmentation"}
 
 def check_cluster(cluster: ClusterSpec) -> None:
     """Refuse workers that this machine cannot run; a cluster's resources are checked once it is connected."""
-    if cluster.address is None and (cluster.nodes or 1) > 1:
+    if cluster.address is None and cluster.least_nodes > 1:
         raise UserError(
             f"cluster.nodes {cluster.nodes} needs a cluster: give --address HOST:PORT, "
             "or set it once with: rwkvctl config set address HOST:PORT"

@@ -20,9 +20,7 @@ def submit(spec: JobSpec, run_dir: Path, *, to_stderr: bool = False, detach: boo
     """Run `python -m rwkv_jobs.<job> RUN_FOLDER` to its end, or `detach` from it at once; its exit code."""
     address = spec.cluster.address
     if not is_job_server(address):
-        if detach:
-            return start_here(spec.job, run_dir, address)
-        return run_here(spec.job, run_dir, address, to_stderr=to_stderr)
+        return start_here(spec.job, run_dir) if detach else run_here(spec.job, run_dir, to_stderr=to_stderr)
     assert address is not None
     stream = sys.stderr if to_stderr else sys.stdout
     submission_id = cluster_job.submit(spec, run_dir, address, detached=detach)
@@ -35,12 +33,12 @@ def driver(job: str, run_dir: Path) -> list[str]:
     return [sys.executable, "-P", "-m", f"rwkv_jobs.{job}", str(run_dir)]
 
 
-def start_here(job: str, run_dir: Path, address: str | None) -> int:
+def start_here(job: str, run_dir: Path) -> int:
     """As a process of a session of its own, which goes on when this one and its terminal are gone."""
 
     def record() -> None:
         """In the child, which cannot be overtaken by what it records itself later."""
-        job_record.submitted(run_dir, address=address, parent=identity.of_process(), detached=True)
+        job_record.submitted(run_dir, parent=identity.of_process(), detached=True)
 
     with (run_dir / job_record.OUTPUT).open("ab") as output:
         subprocess.Popen(
@@ -54,13 +52,13 @@ def start_here(job: str, run_dir: Path, address: str | None) -> int:
     return DONE
 
 
-def run_here(job: str, run_dir: Path, address: str | None, *, to_stderr: bool) -> int:
+def run_here(job: str, run_dir: Path, *, to_stderr: bool) -> int:
     """As a child process; what interrupts us interrupts it, and we wait until it has written its last line.
 
     The child starts with the stop signals blocked, since it can't answer them before it has imported its code. On a
     terminal it gets Ctrl-C twice, once from us; it ignores the second.
     """
-    job_record.submitted(run_dir, address=address, parent=identity.of_process())
+    job_record.submitted(run_dir, parent=identity.of_process())
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         child = subprocess.Popen(driver(job, run_dir), stdout=sys.stderr if to_stderr else None)

@@ -1,256 +1,287 @@
-"""Run one function on every training worker, through Ray: a local one that is started here, or a running cluster."""
+"""Run one function on every training worker, to its end: through Ray, on this machine or on a cluster.
+
+One actor on each node starts that node's workers as processes. When one of them dies, or a node, all are ended and
+started again, where there is room for them, and the function goes on from its own checkpoint.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import os
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
-from contextlib import contextmanager
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rwkvctl.base.errors import KINDS, JobFailedError, UserError
-from rwkvctl.base.files import write_json
-from rwkvctl.base.paths import cache_dir
-from rwkvctl.base.processes import STOP_SIGNALS, available_cpus, note_sigterm
-from rwkvctl.config.specs.jobs import JOBS, JobSpec
+from rwkvctl.base.errors import KINDS, JobFailedError, TransientError, UserError
+from rwkvctl.base.files import write_bytes
+from rwkvctl.config.specs.jobs import JobSpec, TrainingSpec
 from rwkvctl.config.specs.parts import ClusterSpec
-from rwkvctl.launch.address import check_node, is_job_server
-from rwkvctl.launch.token import send_token_if_there_is_one
-from rwkvctl.runs.stop import Stopped
+from rwkvctl.launch import places as place_finding
+from rwkvctl.launch.agent import WorkerState, versions
+from rwkvctl.launch.group import NodeLost, WorkerGroup, worker_group
+from rwkvctl.launch.places import Place
+from rwkvctl.launch.session import ray_session
+from rwkvctl.runs.journal import say
+from rwkvctl.runs.stop import Stopped, asked
 
 WorkerFunction = Callable[[Any, Path], None]
-FATAL = "fatal.json"
-"""Written by a worker whose error would recur: the driver reports it and does not retry."""
+RESTART = "RWKVCTL_RESTART"
+"""Variable that tells workers of the restart they belong to: its cause, the step that was reached."""
+TARGET = "rwkvctl.launch.worker_process:run"
+LAST_WORDS = 1.0
+"""Seconds in which the workers that fail after the first may say why: the first to be seen need not be the cause."""
+SAVES_WITHIN = 60.0
+"""Seconds that workers have to write a checkpoint when they are asked to stop."""
+ROOM_FOR = 10.0
+"""Seconds that a node must have been free before an elastic job grows onto it."""
 
 
-@contextmanager
-def ray_session(cluster: ClusterSpec, cpus: int | None = None) -> Iterator[None]:
-    """Ray, connected for as long as the block runs: the cluster at `address`, or one of this process's own.
+@dataclass
+class Failure(Exception):
+    """Workers ended before their function did, and may do better when they are started again.
 
-    The local one is started with an explicit address, since Ray would otherwise join whatever it finds on the machine.
+    `transient`: what they ran on failed, not they themselves.
     """
-    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's own table; ours comes from the journal
-    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # idle processes that no worker of ours would use
-    os.environ.setdefault("RAY_worker_niceness", "0")  # at Ray's 15 they hardly get to run beside another program
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a hospital's machine reports to nobody
-    if cluster.address is not None:
-        send_token_if_there_is_one()
-    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
-    import ray
 
-    # Ray announces at every start that token authentication is on, which is what we want.
-    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "WARNING"}
-    try:
-        with own_signal_handlers(), no_code_here():
-            if cluster.address is None:
-                ray.init(address="local", include_dashboard=False, num_cpus=cpus or available_cpus(), **quiet)
-            else:
-                connect(cluster.address, **quiet)
-        yield
-    finally:
-        ray.shutdown()
+    cause: str
+    transient: bool
+    lost: set[str] = field(default_factory=set)
+    """Ids of nodes that do not answer."""
+    log: str = ""
 
 
-def connect(address: str, **options: Any) -> None:
-    """Join a running cluster as its driver; a job server has already brought this process into its own."""
-    import ray
+@dataclass
+class Course:
+    """How a job has gone so far: its restarts, and the last step that a worker has shown."""
 
-    if address != "auto" and not is_job_server(address):
-        check_node(address)
-    try:
-        ray.init(address="auto" if is_job_server(address) else address, **options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"cluster.address {address}: no Ray cluster answers ({reason})") from None
+    run_dir: Path
+    max_failures: int
+    step: int = -1
+    restarts: int = 0
+    failures: int = 0
+    """In a row, without a new step between."""
+    failed_at: int = -1
+    lost: set[str] = field(default_factory=set)
+    note: dict[str, Any] | None = None
 
+    def say(self, text: str) -> None:
+        """A line for whoever watches; by the driver, while no worker lives."""
+        try:
+            say(self.run_dir, text)
+        except OSError:  # a full disk: who is told must not depend on it
+            print(text, file=sys.stderr, flush=True)
 
-@contextmanager
-def own_signal_handlers() -> Iterator[None]:
-    """`ray.init` takes SIGTERM for itself, and would end the process without telling the run."""
-    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-    try:
-        yield
-    except SystemExit as error:
-        if error.code == signal.SIGTERM:  # Ray's handler was in place for a moment
-            raise KeyboardInterrupt from None
-        raise
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            for number, handler in before.items():
-                if signal.getsignal(number) != handler and signal.getsignal(number) != signal.SIG_IGN:
-                    signal.signal(number, handler)
+    def begin_again(self, cause: str) -> None:
+        """Note a restart."""
+        self.restarts += 1
+        self.note = {"cause": cause, "step": self.step, "since": time.time()}
 
-
-@contextmanager
-def no_code_here() -> Iterator[None]:
-    """Ray puts the folder that it is started in before the standard library on its workers: an empty one."""
-    empty = cache_dir() / "empty"
-    empty.mkdir(parents=True, exist_ok=True)
-    with contextlib.chdir(empty):
-        yield
-
-
-def count_workers(cluster: ClusterSpec) -> int:
-    """How many workers a connected cluster is to run: as asked for, or nodes x GPUs per node."""
-    if cluster.workers is not None:
-        return cluster.workers
-    if cluster.nodes is None:
-        return 1
-    return cluster.nodes * (cluster.gpus_per_node or gpus_of_smallest_node() or 1)
+    def fail(self, failure: Failure) -> None:
+        """Note a failure and go on, or raise what the job ends with."""
+        self.failures = self.failures + 1 if self.step <= self.failed_at else 1
+        self.failed_at = max(self.step, self.failed_at)
+        self.lost |= failure.lost
+        where = f" at step {self.step}" if self.step >= 0 else " before the first step"
+        if failure.log:
+            print(failure.log, file=sys.stderr, flush=True)
+        if self.failures > self.max_failures:
+            kind = TransientError if failure.transient else JobFailedError
+            times = f"{self.failures} times in a row" if self.failures > 1 else "once"
+            raise kind(f"the workers failed {times}; the last time{where}: {failure.cause}")
+        self.say(f"{failure.cause}{where}; starting all workers again ({self.failures} of {self.max_failures})")
+        self.begin_again(failure.cause)
 
 
-def gpus_of_smallest_node() -> int:
-    """GPUs that every GPU node of the connected cluster has; 0 without any."""
-    import ray
-
-    counts = [int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"]]
-    return min((count for count in counts if count), default=0)
-
-
-def run_workers(function: WorkerFunction, spec: JobSpec, run_dir: Path) -> None:
+def run_workers(function: WorkerFunction, spec: JobSpec, run_dir: Path, nursery: str | None = None) -> None:
     """Run `function(spec, run_dir)` on all workers and return when the last is done.
 
-    A worker that dies is replaced, and the function starts again on all of them: it must continue from its own
-    checkpoint. Ray's controller is restarted too, both up to `cluster.max_failures` times.
+    Raises:
+        UserError, JobFailedError: what a worker raised of these; it would fail again.
+        TransientError: workers or nodes were lost more than `cluster.max_failures` times in a row, or are missing.
     """
-    fatal = run_dir / FATAL
-    fatal.unlink(missing_ok=True)
     with ray_session(spec.cluster):
-        workers = count_workers(spec.cluster)
-        check_resources(spec.cluster, workers)
-        fit_with_retries(function, spec, run_dir, workers)
-    if fatal.exists():
-        raise_fatal(fatal)
+        course = Course(run_dir, spec.cluster.max_failures)
+        while True:
+            where = place_finding.find_places(spec.cluster, course.lost, first=course.restarts == 0, say=course.say)
+            try:
+                if run_once(function, spec, run_dir, allowed(spec, where), course, nursery):
+                    return
+                course.begin_again("there is room for more nodes")
+            except Failure as failure:
+                course.fail(failure)
+            except NodeLost as lost:
+                course.fail(Failure(str(lost), True, {lost.member.place.node.id}))
 
 
-def fit_with_retries(function: WorkerFunction, spec: JobSpec, run_dir: Path, workers: int) -> None:
-    """`TorchTrainer.fit`, again when Ray's controller died; worker failures are Ray's own to retry."""
-    from ray.exceptions import RayActorError
-    from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
-
-    for attempt in range(spec.cluster.max_failures + 1):
-        try:
-            in_thread(make_trainer(function, spec, run_dir, workers).fit)
-            return
-        except (RayActorError, ControllerError):
-            if attempt == spec.cluster.max_failures:
-                raise
-        except WorkerGroupError as error:
-            if (run_dir / FATAL).exists():
-                raise_fatal(run_dir / FATAL)
-            first = next(iter(error.worker_failures.values()), error)
-            raise JobFailedError(
-                f"the workers failed {spec.cluster.max_failures + 1} times; the last error: {first}"
-            ) from error
+def allowed(spec: JobSpec, places: list[Place]) -> list[Place]:
+    """As many of the places as the batch can be shared out to; UserError if these are fewer than the job asks for."""
+    if not isinstance(spec, TrainingSpec):
+        return places
+    for count in range(len(places), 0, -1):
+        problem = spec.batch_problem(sum(place.workers for place in places[:count]))
+        if problem is None:
+            return places[:count]
+        if spec.cluster.nodes is None or count == spec.cluster.least_nodes:
+            raise UserError(problem)
+    return places
 
 
-def in_thread(call: Callable[[], Any]) -> None:
-    """Call it in a thread and wait. In the main thread Ray would answer Ctrl-C itself: with an exit code of 0 or 1, and
-    without an end of the run."""
-    done: Future[None] = Future()
+def run_once(
+    function: WorkerFunction, spec: JobSpec, run_dir: Path, where: list[Place], course: Course, nursery: str | None
+) -> bool:
+    """Start the workers and look after them until they end. False: they have stopped to make room for more of them.
 
-    def run() -> None:
-        try:
-            call()
-            done.set_result(None)
-        except BaseException as error:
-            done.set_exception(error)
-
-    threading.Thread(target=run, name="ray-fit", daemon=True).start()
-    done.result()
-
-
-def make_trainer(function: WorkerFunction, spec: JobSpec, run_dir: Path, workers: int) -> Any:
-    """Ray's trainer around our own: it places workers, joins them in a process group, and replaces the dead."""
-    import ray
-    from ray.train.torch import TorchTrainer
-    from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-
-    use_gpu = ray.cluster_resources().get("GPU", 0) > 0
-    spread = spec.cluster.nodes is not None and spec.cluster.nodes > 1
-    return TorchTrainer(
-        run_on_worker,
-        train_loop_config={
+    Raises:
+        Failure: they did not come to their end.
+    """
+    demand = place_finding.demand_of(spec.cluster, [place.node for place in where])
+    modules = [function.__module__]
+    with worker_group(where, demand.cpus, demand.gpus, modules, nursery) as group:
+        group.meet()
+        group.compare(versions())
+        if len(group.members) > 1 or spec.cluster.address is not None:
+            group.check_storage(run_dir)
+        note = {} if course.note is None else {RESTART: json.dumps(course.note)}
+        arguments = {
             "function": f"{function.__module__}:{function.__name__}",
             "spec": spec.model_dump(mode="json", by_alias=True),
             "run_dir": str(run_dir),
-        },
-        scaling_config=ScalingConfig(
-            num_workers=workers,
-            use_gpu=use_gpu,
-            resources_per_worker={"CPU": spec.cluster.cpus_per_worker} | ({"GPU": 1} if use_gpu else {}),
-            placement_strategy="SPREAD" if spread else "PACK",
-        ),
-        run_config=RunConfig(  # type: ignore[arg-type]
-            name="ray",
-            storage_path=str(run_dir),
-            failure_config=FailureConfig(max_failures=spec.cluster.max_failures),
-            logging_config=LoggingConfig(log_level="ERROR"),
-            callbacks=[sigterm_noted()],
-        ),
-    )
+        }
+        group.start(TARGET, arguments, note)
+        return Watch(group, spec.cluster, course).to_the_end()
 
 
-def sigterm_noted() -> Any:
-    """A callback of Ray's controller: SIGTERM does not end a worker at once, so that training can end behind a step."""
-    from ray.train.v2._internal.execution.callback import WorkerGroupCallback
+class Watch:
+    """Looks at the workers of a group until all have ended."""
 
-    class Noted(WorkerGroupCallback):
-        def after_worker_group_start(self, worker_group: Any) -> None:
-            worker_group.execute(note_sigterm)
+    def __init__(self, group: WorkerGroup, cluster: ClusterSpec, course: Course):
+        self.group, self.cluster, self.course = group, cluster, course
+        self.known: dict[int, WorkerState] = {}
+        self.marks, self.moved = 0, time.monotonic()
+        self.looked, self.room_since = time.monotonic(), 0.0
 
-    return Noted()
+    def to_the_end(self) -> bool:
+        """True when all are done; False when they were stopped to start again on more nodes."""
+        while True:
+            try:
+                self.look()
+            except KeyboardInterrupt:
+                request = asked(self.course.run_dir)
+                self.group.stop(0.0 if request is not None and request.now else SAVES_WITHIN)
+                raise
+            if self.all_done():
+                return True
+            if self.has_failed():
+                self.listen_to_last_words()
+                raise self.why()
+            if self.stands_still():
+                raise self.who_stands_still()
+            if self.can_grow():
+                self.group.stop(SAVES_WITHIN)
+                return False
 
+    def look(self) -> None:
+        for state in self.group.poll():
+            self.known[state.rank] = state
+            if state.beat is not None:
+                self.course.step = max(self.course.step, state.beat.step)
+        marks = sum(state.beat.marks for state in self.known.values() if state.beat is not None)
+        if marks != self.marks:
+            self.marks, self.moved = marks, time.monotonic()
 
-def run_on_worker(config: dict[str, Any]) -> None:
-    """On a worker: find the function by its name and run it."""
-    import importlib
+    def all_done(self) -> bool:
+        ended = [state for state in self.known.values() if state.exit == 0 and state.outcome is None]
+        return len(ended) == self.group.world_size
 
-    module, name = config["function"].split(":")
-    spec = JOBS[config["spec"]["job"]].model_validate(config["spec"])
-    fatal = Path(config["run_dir"]) / FATAL
-    if fatal.exists():
-        return
-    try:
-        getattr(importlib.import_module(module), name)(spec, Path(config["run_dir"]))
-    except Stopped as stopped:  # no failure, after which Ray would start it again
-        write_json(fatal, {"kind": "Stopped", "code": stopped.code})
-    except (UserError, JobFailedError) as error:
-        write_json(fatal, {"kind": type(error).__name__, "message": str(error)})
-        raise
+    def has_failed(self) -> bool:
+        lost = any(member.lost for member in self.group.members)
+        return lost or any(state.exit is not None and (state.exit or state.outcome) for state in self.known.values())
 
+    def listen_to_last_words(self) -> None:
+        until = time.monotonic() + LAST_WORDS
+        while time.monotonic() < until:
+            self.look()
 
-def raise_fatal(fatal: Path) -> None:
-    """Raise, in the driver, what a worker wrote down."""
-    import json
+    def why(self) -> BaseException:
+        """What ended the workers: a lost node or a killed process before the errors that its peers have from it."""
+        failed = [state for state in self.known.values() if state.exit is not None and (state.exit or state.outcome)]
+        lost = [member for member in self.group.members if member.lost]
+        for state in failed:
+            if state.outcome is not None and kind_of(state) in KINDS:
+                return KINDS[kind_of(state)](state.outcome["message"])
+        if codes := [
+            int(state.outcome["message"]) for state in failed if state.outcome and kind_of(state) == "Stopped"
+        ]:
+            return Stopped(codes[0])
+        if lost:
+            return Failure("; ".join(m.why() for m in lost), True, {m.place.node.id for m in lost})
+        killed = [state for state in failed if state.outcome is None]
+        first = (killed or sorted(failed, key=lambda state: is_about_a_peer(state.outcome)))[0]
+        who = f"worker {first.rank} on {self.group.node_of(first.rank).name}"
+        if first.outcome is None:
+            return Failure(f"{who} {how_it_ended(first.exit)}", True)
+        said = f"{first.outcome['kind']}: {first.outcome['message']}"
+        return Failure(f"{who} failed ({said})", is_about_a_peer(first.outcome), log=first.log)
 
-    content = json.loads(fatal.read_text())
-    if content["kind"] == "Stopped":
-        raise Stopped(content["code"])
-    raise KINDS[content["kind"]](content["message"])
+    def stands_still(self) -> bool:
+        return time.monotonic() - self.moved > self.cluster.hang_timeout
 
-
-def check_resources(cluster: ClusterSpec, workers: int) -> None:
-    """Refuse what the connected cluster can never place; Ray would wait for it for ever."""
-    import ray
-
-    have = ray.cluster_resources()
-    needed = workers * cluster.cpus_per_worker
-    if have.get("CPU", 0) < needed:
-        raise UserError(
-            f"cluster.workers {workers} x cluster.cpus_per_worker {cluster.cpus_per_worker} needs {needed} CPUs, "
-            f"the cluster has {have.get('CPU', 0):g}: ask for fewer"
+    def who_stands_still(self) -> Failure:
+        """The rank that the others wait for, with the stacks of all in the run's artifacts."""
+        suspended = [rank for rank, state in self.known.items() if state.stopped]
+        stacks = self.group.stacks()
+        for rank, text in stacks.items():
+            path = self.course.run_dir / "artifacts" / "stacks" / f"step-{self.course.step}-rank-{rank}.txt"
+            write_bytes(path, text.encode())
+        beats = {rank: state.beat for rank, state in self.known.items() if state.beat is not None}
+        silent = [rank for rank, beat in beats.items() if beat.alive_age > 10]
+        fewest = min((beat.marks for beat in beats.values()), default=0)
+        behind = [rank for rank, beat in beats.items() if beat.marks == fewest]
+        rank = (suspended or silent or behind or [0])[0]
+        doing = beats[rank].phase if rank in beats else "start"
+        state = "is suspended" if rank in suspended else f"stands still in: {doing}"
+        who = f"worker {rank} on {self.group.node_of(rank).name}"
+        return Failure(
+            f"no worker has moved for {self.cluster.hang_timeout} s; {who} {state} (stacks of all in artifacts/stacks)",
+            True,
         )
-    if 0 < have.get("GPU", 0) < workers:
-        raise UserError(
-            f"cluster.workers {workers} needs one GPU per worker, the cluster has {have['GPU']:g}: ask for fewer"
-        )
+
+    def can_grow(self) -> bool:
+        """Whether there have been free nodes for a while that an elastic job does not use yet."""
+        now = time.monotonic()
+        if self.cluster.nodes is None or len(self.group.places) >= self.cluster.most_nodes or now - self.looked < 1:
+            return False
+        self.looked = now
+        used = {place.node.id for place in self.group.places}
+        others = [node for node in place_finding.living_nodes() if node.id not in used]
+        each = self.group.places[0].workers
+        demand = place_finding.demand_of(self.cluster, [place.node for place in self.group.places])
+        if not any(demand.fit(node.free_cpus, node.free_gpus) >= each for node in others):
+            self.room_since = now
+            return False
+        self.course.lost -= {node.id for node in others}
+        return now - self.room_since > ROOM_FOR
+
+
+def kind_of(state: WorkerState) -> str:
+    """The kind of a worker's outcome; empty where it left none."""
+    return state.outcome["kind"] if state.outcome else ""
+
+
+def how_it_ended(code: int | None) -> str:
+    """`was killed by SIGKILL`, or `ended with code 3`."""
+    import signal
+
+    if code is None or code >= 0:
+        return f"ended with code {code}"
+    hint = " (out of memory?)" if -code == signal.SIGKILL else ""
+    return f"was killed by {signal.Signals(-code).name}{hint}"
+
+
+def is_about_a_peer(outcome: dict[str, str] | None) -> bool:
+    """Whether an error only says that another worker is gone."""
+    text = (outcome or {}).get("message", "")
+    signs = ("Connection closed by peer", "Connection reset", "Broken pipe", "NCCL", "gloo")
+    return any(sign in text for sign in signs)

@@ -88,6 +88,10 @@ class Journal:
         """A setting that was logged, by this start of the run or by an earlier one; None if it was not."""
         return self._params.get(key)
 
+    def tagged(self, prefix: str) -> int:
+        """How many labels begin so."""
+        return sum(key.startswith(prefix) for key in self._tags)
+
     def tags(self, values: Mapping[str, str]) -> None:
         """Log labels of the run."""
         new = {key: str(value) for key, value in values.items() if self._tags.get(key) != str(value)}

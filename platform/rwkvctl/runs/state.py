@@ -29,8 +29,6 @@ CODES = {DONE_RUN: DONE, STOPPED_RUN: STOPPED, INTERRUPTED_RUN: INTERRUPTED, FAI
 """What `run wait` ends with where the run itself has left no exit code."""
 SILENT = 120.0
 """Seconds without a sign of life of a run on another machine, after which that is said."""
-GONE = 900.0
-"""Seconds after which it counts as gone: its lease is touched every few seconds."""
 
 
 @dataclass
@@ -144,7 +142,7 @@ def under_way(folder: Path, record: dict[str, Any]) -> tuple[str, str]:
         return INTERRUPTED_RUN, f"process {holder['pid']} is gone"
     silent = seconds_since(folder / LEASE)
     if alive is None and silent is not None and silent > SILENT:
-        return RUNNING if silent < GONE else INTERRUPTED_RUN, f"no sign of life for {silent / 60:.0f} min"
+        return RUNNING, f"no sign of life for {silent / 60:.0f} min"
     return RUNNING, ""
 
 

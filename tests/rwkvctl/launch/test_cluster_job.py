@@ -59,7 +59,7 @@ def follow(run: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[in
     ("last", "code", "said"),
     [
         (ended("SUCCEEDED", 0), 0, ""),
-        (ended("STOPPED"), 3, "stopped; start it again with: rwkvctl run rerun "),
+        (ended("STOPPED"), 3, "stopped; continue with: rwkvctl evaluate --resume "),
         (ended("FAILED", 2), 2, ""),
         (ended("FAILED", 3), 3, ""),
         (ended("FAILED", 75), 75, ""),
@@ -121,7 +121,7 @@ def submitted(run: Path) -> Callable[[str], None]:
     ("answer", "state", "reason"),
     [
         (ended("PENDING", None, "waiting for CPUs"), "queued", "waiting for CPUs"),
-        (RUNNING, "running", "nothing in its folder here yet"),
+        (RUNNING, "running", "starting"),
         (ended("SUCCEEDED", 0), "done", ""),
         (ended("STOPPED"), "stopped", ""),
         (ended("FAILED", 130), "interrupted", ""),

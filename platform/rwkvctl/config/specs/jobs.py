@@ -51,25 +51,31 @@ class TrainingSpec(JobSpec):
 
     @model_validator(mode="after")
     def _batch_fits_workers(self) -> TrainingSpec:
-        batch, workers, micro = self.train.batch_size, self.cluster.workers or 1, self.train.micro_batch
+        if (problem := self.batch_problem(self.cluster.workers or 1)) is not None:
+            raise ValueError(problem)
+        return self
+
+    def batch_problem(self, workers: int) -> str | None:
+        """Why a batch can't be shared out to so many workers; None if it can."""
+        batch, micro = self.train.batch_size, self.train.micro_batch
         if micro is None and batch % workers:
             nearest = nearest_divisor(batch, workers)
-            raise ValueError(
+            return (
                 f"train.batch_size {batch} is not divisible by cluster.workers {workers}: "
                 f"use {nearest} workers or a batch of {(batch // workers + 1) * workers}"
             )
         if micro is not None and batch % micro:
-            raise ValueError(
+            return (
                 f"train.batch_size {batch} is not divisible by train.micro_batch {micro}: "
                 f"use train.micro_batch={nearest_divisor(batch, micro)}"
             )
         if micro is not None and batch // micro < workers:
-            raise ValueError(
+            return (
                 f"train.batch_size {batch} has {batch // micro} micro-batches of {micro}, "
                 f"fewer than cluster.workers {workers}: "
                 f"use train.micro_batch={max(1, batch // workers)} or fewer workers"
             )
-        return self
+        return None
 
     def micro_batches(self, workers: int) -> int:
         """Forward passes of a step, over all workers."""

@@ -51,10 +51,29 @@ def shipped_or_path(folder: str, name: str, known: list[str]) -> Path:
     return job_folder() / folder / f"{name}.yaml"
 
 
+class PlainNumbers(yaml.SafeLoader):
+    """YAML 1.1 takes `2:4` for a number of base 60, 124; here it is text."""
+
+
+PlainNumbers.yaml_implicit_resolvers = {
+    first: [(tag, regex) for tag, regex in rules if not tag.endswith((":int", ":float"))]
+    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+FLOAT = (
+    r"[-+]?[0-9][0-9_]*\.[0-9_]*(?:[eE][-+][0-9]+)?|\.[0-9][0-9_]*(?:[eE][-+][0-9]+)?"
+    r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
+)
+for tag, pattern, first in (
+    ("int", r"[-+]?0b[0-1_]+|[-+]?0x[0-9a-fA-F_]+|[-+]?0[0-7_]*|[-+]?[1-9][0-9_]*", "-+0123456789"),
+    ("float", FLOAT, "-+0123456789."),
+):
+    PlainNumbers.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(rf"^(?:{pattern})$"), list(first))
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML mapping."""
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.load(path.read_text(), PlainNumbers)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
     if not isinstance(content, dict):
@@ -109,7 +128,7 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
         if not equals or not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", path):
             raise UserError(f"--set {assignment!r}: must be FIELD=VALUE, like train.epochs=3")
         try:
-            value = yaml.safe_load(text)
+            value = yaml.load(text, PlainNumbers)
         except yaml.YAMLError:
             raise UserError(f"--set {assignment!r}: {text!r} is not a YAML value") from None
         fields = merge(fields, nest(path, value))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, Field, field_validator
+from pydantic import AfterValidator, AliasChoices, Field, field_validator
 
 from rwkvctl.base.names import model_name_problem
 from rwkvctl.config.specs.base import Address, Spec
@@ -12,6 +12,22 @@ from rwkvctl.config.specs.places import check_address
 
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
+NodeRange = Annotated[str, Field(pattern=r"^[1-9]\d*(:[1-9]\d*)?$")]
+
+
+def node_range(nodes: int | str | None) -> tuple[int, int]:
+    """Fewest and most of `4` or `2:4`; one node where nothing is said."""
+    least, _, most = str(nodes or 1).partition(":")
+    return int(least), int(most or least)
+
+
+def check_nodes(nodes: int | str | None) -> int | str | None:
+    """`4` is a number, `2:4` a range that begins with its smaller end; ValueError for anything else."""
+    if isinstance(nodes, str) and nodes.isdigit():
+        return int(nodes)
+    if isinstance(nodes, str) and node_range(nodes)[0] > node_range(nodes)[1]:
+        raise ValueError("must be MIN:MAX, the smaller number first")
+    return nodes
 
 
 def check_image_size(value: int) -> int:
@@ -178,13 +194,30 @@ class ClusterSpec(Spec):
     """Ray cluster, HOST:PORT or the URL of its job server; null starts Ray on this machine."""
     workers: Positive | None = None
     """Training workers over all nodes; null is one (on a cluster: nodes x GPUs per node)."""
-    nodes: Positive | None = None
+    nodes: Annotated[Positive | NodeRange | None, AfterValidator(check_nodes)] = None
+    """So many nodes, each with the same number of workers; MIN:MAX goes on with fewer when nodes are lost, and grows
+    when they come back."""
     gpus_per_node: Annotated[int, Field(ge=0)] | None = None
+    """Workers on each node; null asks the cluster."""
     cpus_per_worker: Positive = 1
     max_failures: Annotated[int, Field(ge=0)] = 3
-    """How often a dead worker or node is replaced before the job gives up."""
+    """How often in a row, without a new step between, workers are started again before the job gives up."""
+    wait: Positive = 600
+    """Seconds to wait for nodes that are busy or gone; then the job ends with exit code 75."""
+    hang_timeout: Positive = 600
+    """Seconds without any progress on any worker after which they are started again, and the stacks of all kept."""
 
     _address = field_validator("address")(check_address)
+
+    @property
+    def least_nodes(self) -> int:
+        """The fewest nodes that the job runs on."""
+        return node_range(self.nodes)[0]
+
+    @property
+    def most_nodes(self) -> int:
+        """The most nodes that it makes use of."""
+        return node_range(self.nodes)[1]
 
 
 class TrackingSpec(Spec):

@@ -72,7 +72,7 @@ def of_nodes(ray: Any, request: dict[str, Any]) -> Survey:
                 "id": node,
                 "host": about["NodeManagerHostname"],
                 "address": about["NodeManagerAddress"],
-                "head": "node:__internal_head__" in about["Resources"],
+                "head": about["NodeManagerAddress"] == head,
                 "cpus": about["Resources"].get("CPU", 0),
                 "gpus": about["Resources"].get("GPU", 0),
                 "facts": told[node].get("answer"),
@@ -82,7 +82,6 @@ def of_nodes(ray: Any, request: dict[str, Any]) -> Survey:
                 "clock": clocks.get(node, {}).get("offset"),
             }
         )
-    nodes.sort(key=lambda node: not node["head"])
     here = {node["NodeManagerAddress"] for node in alive.values()}
     gone = {node["NodeManagerHostname"] for node in everything if node["NodeManagerAddress"] not in here}
     return {"nodes": nodes, "gone": sorted(gone)}

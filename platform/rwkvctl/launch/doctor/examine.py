@@ -40,10 +40,9 @@ def examine(machine: Settings, seconds: float) -> list[Check]:
     nodes = {} if found is None else named(found.get("nodes", []))
     told = {name: node["facts"] for name, node in nodes.items() if node["facts"]}
     machines: Machines = told or {HERE: here}
-    in_job = bool(told) and (machine.address or "").startswith("http")  # which brings its own code
     return [
         cluster(machine.address, found, nodes),
-        checks.versions(told if in_job else {HERE: here, **told}),
+        checks.versions(machines),
         storage(machine.storage, nodes, unwritten or unread),
         tracked(machine, found),
         checks.data(machines, machine.data_root),
@@ -186,14 +185,10 @@ def storage(path: str, nodes: dict[str, Any], here: str | None) -> Check:
         what = f"{path} cannot be written on {several(unwritten)} ({nodes[unwritten[0]]['unwritten']})"
         check.add("problem", what, "mount one writable folder there on every node")
     by_id = {node["id"]: name for name, node in nodes.items()}
-    blind: dict[str, list[str]] = {}
-    for reader, node in nodes.items():
-        for writer in node["unread"]:
-            blind.setdefault(by_id.get(writer, HERE), []).append(reader)
-    if blind:
-        writer, readers = max(blind.items(), key=lambda one: len(one[1]))
-        what = f"what {writer} writes in {path} is not seen on {several(readers)}"
-        check.add("problem", what, "mount one shared folder at the same path on every node")
+    unseen = {name: [by_id.get(writer, HERE) for writer in node["unread"]] for name, node in nodes.items()}
+    if apart := [name for name, writers in unseen.items() if writers]:
+        what = f"{path} on {several(apart)} does not show what {several(unseen[apart[0]])} writes"
+        check.add("problem", what, "it must be one shared folder: mount it at the same path on every node")
     return check
 
 

@@ -1,0 +1,214 @@
+"""One actor on every node of a job: it starts the node's workers, looks after them, and ends them."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import signal
+import socket
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rwkvctl.base import identity
+from rwkvctl.base.lineage import code_identity
+from rwkvctl.launch import heartbeat
+from rwkvctl.launch.nursery import Nurse
+from rwkvctl.launch.worker_process import STACKS
+
+DRIVER_LOOKED_AT_EVERY = 0.5
+SILENCE = 60.0
+"""Seconds without a question from the driver after which its workers end: it is gone, or this node is cut off."""
+SAME = ("python", "torch", "code")
+"""What all nodes must have in common; another build rounds differently, other code computes something else."""
+
+DEVICES = ("CUDA_VISIBLE_DEVICES",)
+"""What Ray has given to this node's share of the job."""
+
+
+@dataclass(frozen=True)
+class WorkerState:
+    """What is known of one worker. `exit` is its exit code once it has ended, below 0 the signal that killed it."""
+
+    rank: int
+    pid: int | None
+    exit: int | None
+    outcome: dict[str, str] | None
+    beat: heartbeat.Beat | None
+    stopped: bool
+    """Whether the process is suspended (SIGSTOP, a debugger)."""
+    log: str
+    """The last lines that it wrote, once it has ended."""
+
+
+class NodeAgent:
+    """Runs as a Ray actor that holds the node's share of CPUs and GPUs.
+
+    Args:
+        modules: what workers need, imported once for all of them.
+        driver: machine, process id and start time of the driver, which is watched where it runs on this machine.
+        nursery: socket of a nursery that has imported them already, where the driver on this node has started one.
+    """
+
+    def __init__(self, modules: list[str], driver: dict[str, Any], nursery: str | None = None):
+        there = nursery is not None and Path(nursery).exists()
+        self.nurse = Nurse(modules, nursery if there else None)
+        self.folder = Path(tempfile.mkdtemp(prefix="rwkvctl-"))
+        self.workers: dict[str, dict[str, Any]] = {}
+        self.lock = threading.Lock()
+        self.asked = time.monotonic()
+        threading.Thread(target=self.watch_driver, args=(driver,), daemon=True).start()
+
+    def describe(self) -> dict[str, Any]:
+        """Who this node is and what it runs."""
+        import ray
+
+        address = ray.util.get_node_ip_address()
+        return {
+            "node": ray.get_runtime_context().get_node_id(),
+            "address": address,
+            "host": socket.gethostname(),
+            "interface": interface_of(address),
+            "port": free_port(address),
+            **versions(),
+        }
+
+    def sees(self, path: str, content: str) -> bool:
+        """Whether this node reads from a file what the driver wrote into it, looking again for some seconds: network
+        file systems show a new file late."""
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            try:
+                if Path(path).read_text() == content:
+                    return True
+            except OSError:
+                pass
+            time.sleep(0.2)
+        return False
+
+    def start(self, target: str, workers: list[dict[str, Any]]) -> None:
+        """Start workers: `rank`, `arguments` and `environment` of each."""
+        with self.lock:
+            for worker in workers:
+                rank = worker["rank"]
+                beat, log = self.folder / f"beat-{rank}", self.folder / f"rank-{rank}.log"
+                arguments = worker["arguments"] | {"beat": str(beat)}
+                environment = worker["environment"] | {k: os.environ[k] for k in DEVICES if k in os.environ}
+                self.workers[str(rank)] = {"rank": rank, "pid": None, "exit": None, "outcome": None}
+                self.workers[str(rank)] |= {"beat": beat, "log": log}
+                self.nurse.start(str(rank), target, arguments, environment, str(log))
+
+    def poll(self) -> list[WorkerState]:
+        """How the workers are."""
+        self.asked = time.monotonic()
+        with self.lock:
+            self.listen(0.0)
+            return [self.state(worker) for worker in self.workers.values()]
+
+    def listen(self, timeout: float) -> None:
+        for message in self.nurse.messages(timeout):
+            worker = self.workers[message.pop("key")]
+            worker.update(message)
+
+    def state(self, worker: dict[str, Any]) -> WorkerState:
+        ended = worker["exit"] is not None
+        log = tail(worker["log"]) if ended else ""
+        beat = heartbeat.read(worker["beat"])
+        stopped = not ended and worker["pid"] is not None and is_suspended(worker["pid"])
+        return WorkerState(worker["rank"], worker["pid"], worker["exit"], worker["outcome"], beat, stopped, log)
+
+    def signal(self, number: int) -> None:
+        """Send a signal to every worker of this node that lives."""
+        with self.lock:
+            for key, worker in self.workers.items():
+                if worker["exit"] is None:
+                    self.nurse.signal(key, number)
+
+    def stacks(self) -> dict[int, str]:
+        """What every living worker is doing, thread by thread; of a suspended one, that it is."""
+        with self.lock:
+            living = [worker for worker in self.workers.values() if worker["exit"] is None and worker["pid"]]
+        sizes = {worker["rank"]: size(worker["log"]) for worker in living}
+        self.signal(STACKS)
+        time.sleep(1.0)
+        return {worker["rank"]: self.stack(worker, sizes[worker["rank"]]) for worker in living}
+
+    def stack(self, worker: dict[str, Any], offset: int) -> str:
+        if is_suspended(worker["pid"]):
+            return f"process {worker['pid']} is suspended\n"
+        return written_since(worker["log"], offset)
+
+    def stop(self, grace: float) -> None:
+        """End all workers: by SIGTERM, and those that live after `grace` seconds by SIGKILL."""
+        if grace:
+            self.signal(signal.SIGTERM)
+        deadline = time.monotonic() + grace
+        while time.monotonic() < deadline and not self.all_ended():
+            with self.lock:
+                self.listen(0.1)
+        self.nurse.close()
+
+    def all_ended(self) -> bool:
+        return all(worker["exit"] is not None for worker in self.workers.values())
+
+    def watch_driver(self, driver: dict[str, Any]) -> None:
+        """End this process, and the workers with it, when the driver is gone."""
+        while True:
+            time.sleep(DRIVER_LOOKED_AT_EVERY)
+            gone = identity.lives(driver) is False
+            if gone or time.monotonic() - self.asked > SILENCE:
+                os._exit(1)  # the nursery loses its standard input, or this connection, and kills the workers
+
+
+def versions() -> dict[str, str]:
+    """What a node computes with."""
+    return {
+        "python": platform.python_version(),
+        "torch": importlib.metadata.version("torch"),
+        "code": code_identity()[:12],
+    }
+
+
+def interface_of(address: str) -> str | None:
+    """The network interface that has an address; collectives between nodes must use the one that reaches the others,
+    while a host's name often resolves to its loopback."""
+    import psutil
+
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(entry.address.partition("%")[0] == address for entry in addresses):
+            return name
+    return None
+
+
+def free_port(address: str) -> int:
+    """A port of this node that nobody uses."""
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
+        probe.bind((address, 0))
+        return int(probe.getsockname()[1])
+
+
+def is_suspended(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt"
+    except OSError:
+        return False
+
+
+def size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def written_since(path: Path, offset: int) -> str:
+    if not path.exists():
+        return ""
+    with path.open("rb") as file:
+        file.seek(offset)
+        return file.read(1 << 20).decode(errors="replace")
+
+
+def tail(path: Path, most: int = 4000) -> str:
+    return written_since(path, max(0, size(path) - most))

@@ -1,0 +1,269 @@
+"""The workers of a job on the nodes of a cluster: started together, watched together, ended together."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rwkvctl.base import identity
+from rwkvctl.base.errors import TransientError, UserError
+from rwkvctl.launch.agent import SAME, NodeAgent, WorkerState
+from rwkvctl.launch.places import Place
+
+POLLED_EVERY = 0.25
+NODE_ANSWERS_WITHIN = 20.0
+"""Seconds without an answer after which a node is given up, long before Ray's own health check with its defaults."""
+STARTS_WITHIN = 180.0
+"""Seconds that a node has for its first answer: a process that imports Ray, on a busy machine or from a slow disk."""
+
+
+GONE = "gone"
+
+
+@dataclass
+class Member:
+    """One node of the group."""
+
+    place: Place
+    agent: Any
+    about: dict[str, Any]
+    question: Any = None
+    asked: float = 0.0
+    lost: str | None = None
+    """Why it is given up."""
+
+    def why(self) -> str:
+        """What is known of a node that is given up; Ray learns a moment after the death of a process that its whole
+        node is dead."""
+        if self.lost != GONE:
+            return str(self.lost)
+        dead = not alive(self.place)
+        return f"node {self.name} is gone" if dead else f"the process that looks after workers on {self.name} ended"
+
+    @property
+    def name(self) -> str:
+        return f"{self.about.get('host', '?')} ({self.place.node.address})"
+
+
+class WorkerGroup:
+    """Agents on the nodes of `places`, and the workers that they start.
+
+    Ranks follow the order of the nodes' addresses, so that those of one node are neighbours.
+    """
+
+    def __init__(self, places: list[Place], cpus: int, gpus: int, modules: list[str], nursery: str | None):
+        import ray
+        from ray.util.placement_group import placement_group
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        self.places = sorted(places, key=lambda place: place.node.address)
+        bundles = [{"CPU": p.workers * cpus} | ({"GPU": p.workers * gpus} if gpus else {}) for p in self.places]
+        where = [{"ray.io/node-id": place.node.id} for place in self.places]
+        self.reserved = placement_group(bundles, strategy="PACK", bundle_label_selector=where)
+        if not self.reserved.wait(30):
+            self.release()
+            raise TransientError("the nodes that were free have been taken by another job; run the same command again")
+        driver = identity.of_process()
+        self.members = [
+            Member(
+                place,
+                ray.remote(NodeAgent)
+                .options(
+                    num_cpus=bundle["CPU"],
+                    num_gpus=bundle.get("GPU", 0),
+                    max_concurrency=4,
+                    scheduling_strategy=PlacementGroupSchedulingStrategy(self.reserved, index),
+                )
+                .remote(modules, driver, nursery),
+                {},
+            )
+            for index, (place, bundle) in enumerate(zip(self.places, bundles, strict=True))
+        ]
+        self.world_size = sum(place.workers for place in self.places)
+
+    def meet(self) -> None:
+        """Learn who the nodes are.
+
+        Raises:
+            UserError: a node lacks our package, or runs other code than this process.
+            NodeLost: a node did not come up.
+        """
+        import ray
+        from ray.exceptions import GetTimeoutError, RayActorError
+
+        for member in self.members:
+            try:
+                member.about = ray.get(member.agent.describe.remote(), timeout=STARTS_WITHIN)
+            except (RayActorError, GetTimeoutError) as error:
+                if (missing := missing_module(error)) is not None:
+                    raise UserError(
+                        f"node {member.place.node.address}: {missing} is not installed there; install the same rwkvctl "
+                        "on every node, or submit through the job server (--address http://HOST:8265), which ships it"
+                    ) from None
+                raise NodeLost(member, f"node {member.place.node.address} did not start") from error
+
+    def compare(self, here: dict[str, str]) -> None:
+        """UserError for the first node that runs something else than this process."""
+        for member in self.members:
+            if differing := [key for key in SAME if member.about[key] != here[key]]:
+                they = ", ".join(f"{key} {member.about[key]} (here {here[key]})" for key in differing)
+                raise UserError(
+                    f"node {member.name}: runs {they}; install the same on every node, or submit through the job "
+                    "server (--address http://HOST:8265), which ships the code"
+                )
+
+    def check_storage(self, run_dir: Path) -> None:
+        """UserError for the first node that does not read what is written into the run's folder here."""
+        import ray
+
+        probe, content = run_dir / f".seen-{os.getpid()}", os.urandom(8).hex()
+        probe.write_text(content)
+        try:
+            answers = [member.agent.sees.remote(str(probe), content) for member in self.members]
+            for member, seen in zip(self.members, ray.get(answers, timeout=STARTS_WITHIN), strict=True):
+                if not seen:
+                    raise UserError(
+                        f"node {member.name}: does not see {run_dir}, which this process writes to; set storage to a "
+                        "folder that all nodes share, or to s3://BUCKET/FOLDER"
+                    )
+        finally:
+            probe.unlink(missing_ok=True)
+
+    def start(self, target: str, arguments: dict[str, Any], environment: dict[str, str]) -> None:
+        """Start all workers, with what torch needs to join them into one group."""
+        import ray
+
+        rank, started = 0, []
+        meeting = {"MASTER_ADDR": self.members[0].about["address"], "MASTER_PORT": str(self.members[0].about["port"])}
+        for number, member in enumerate(self.members):
+            workers = []
+            for local in range(member.place.workers):
+                own = {
+                    "RANK": str(rank),
+                    "WORLD_SIZE": str(self.world_size),
+                    "LOCAL_RANK": str(local),
+                    "LOCAL_WORLD_SIZE": str(member.place.workers),
+                    "GROUP_RANK": str(number),
+                }
+                own |= meeting | interfaces(member.about["interface"], len(self.members)) | environment
+                workers.append({"rank": rank, "arguments": arguments, "environment": own})
+                rank += 1
+            started.append(member.agent.start.remote(target, workers))
+        ray.get(started, timeout=STARTS_WITHIN)
+
+    def poll(self) -> list[WorkerState]:
+        """The workers of all nodes that have answered since the last call, after at most a quarter of a second.
+
+        A node that is gone, or silent for `NODE_ANSWERS_WITHIN`, is marked `lost`.
+        """
+        import ray
+        from ray.exceptions import RayActorError
+
+        now = time.monotonic()
+        living = [member for member in self.members if member.lost is None]
+        for member in living:
+            if member.question is None:
+                member.question, member.asked = member.agent.poll.remote(), now
+        ready, _ = ray.wait([m.question for m in living], num_returns=len(living), timeout=POLLED_EVERY)
+        states: list[WorkerState] = []
+        for member in living:
+            if member.question in ready:
+                try:
+                    states += ray.get(member.question)
+                    member.question = None
+                except RayActorError:
+                    member.lost = GONE
+            elif now - member.asked > NODE_ANSWERS_WITHIN:
+                member.lost = f"node {member.name} has not answered for {NODE_ANSWERS_WITHIN:.0f} s"
+        if len(ready) == len(living):
+            time.sleep(POLLED_EVERY / 5)
+        return states
+
+    def stacks(self) -> dict[int, str]:
+        """What every worker that can be asked is doing."""
+        import ray
+
+        found: dict[int, str] = {}
+        for member in self.members:
+            with contextlib.suppress(Exception):  # of a node that does not answer; the others' are worth having
+                found |= ray.get(member.agent.stacks.remote(), timeout=10)
+        return found
+
+    def node_of(self, rank: int) -> Member:
+        """The node that a rank runs on."""
+        first = 0
+        for member in self.members:
+            if rank < first + member.place.workers:
+                return member
+            first += member.place.workers
+        raise IndexError(rank)
+
+    def stop(self, grace: float = 0.0) -> None:
+        """End all workers, by SIGTERM first if they are given `grace` seconds, and give the nodes back."""
+        import ray
+
+        answers = [member.agent.stop.remote(grace) for member in self.members if member.lost is None]
+        with contextlib.suppress(Exception):  # whoever does not answer is killed below
+            ray.wait(answers, num_returns=len(answers), timeout=grace + 5)
+        for member in self.members:
+            ray.kill(member.agent)
+        self.release()
+
+    def release(self) -> None:
+        """Give back what was reserved, and wait until it can be reserved again."""
+        from ray.util.placement_group import placement_group_table, remove_placement_group
+
+        remove_placement_group(self.reserved)
+        deadline = time.monotonic() + 10
+        while placement_group_table(self.reserved).get("state") != "REMOVED" and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+
+class NodeLost(Exception):
+    """A node went away before its workers had started."""
+
+    def __init__(self, member: Member, cause: str):
+        super().__init__(cause)
+        self.member = member
+
+
+@contextmanager
+def worker_group(
+    places: list[Place], cpus: int, gpus: int, modules: list[str], nursery: str | None
+) -> Iterator[WorkerGroup]:
+    """A group that is ended, with all of its workers, when the block is left."""
+    group = WorkerGroup(places, cpus, gpus, modules, nursery)
+    try:
+        yield group
+    finally:
+        group.stop()
+
+
+def interfaces(name: str | None, nodes: int) -> dict[str, str]:
+    """Which network interface collectives take, unless the cluster's administrator has said so."""
+    if name is None:
+        return {}
+    kinds = ["GLOO_SOCKET_IFNAME"] + (["NCCL_SOCKET_IFNAME"] if nodes > 1 else [])
+    return {kind: os.environ.get(kind, name) for kind in kinds}
+
+
+def alive(place: Place) -> bool:
+    """Whether Ray takes a node for alive."""
+    import ray
+
+    return any(node["Alive"] for node in ray.nodes() if node["NodeID"] == place.node.id)
+
+
+def missing_module(error: Exception) -> str | None:
+    """The package of ours that a node lacks, from the error that its agent ended with."""
+    text = str(error)
+    for name in ("rwkvctl", "rwkv_jobs", "rwkv_unet", "biwkv"):
+        if f"No module named '{name}" in text:
+            return name
+    return None

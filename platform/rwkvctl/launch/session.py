@@ -1,0 +1,88 @@
+"""Ray for as long as a job needs it: the cluster at an address, or one of this process's own."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rwkvctl.base.errors import UserError
+from rwkvctl.base.paths import cache_dir
+from rwkvctl.base.processes import STOP_SIGNALS, available_cpus
+from rwkvctl.config.specs.parts import ClusterSpec
+from rwkvctl.launch.address import check_node, is_job_server
+from rwkvctl.launch.token import send_token_if_there_is_one
+
+
+@contextmanager
+def ray_session(cluster: ClusterSpec, cpus: int | None = None) -> Iterator[None]:
+    """Ray, connected for as long as the block runs: the cluster at `address`, or one of this process's own.
+
+    The local one is started with an explicit address, since Ray would otherwise join whatever it finds on the machine.
+    """
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's own table; ours comes from the journal
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # idle processes that no worker of ours would use
+    os.environ.setdefault("RAY_worker_niceness", "0")  # at Ray's 15 they hardly get to run beside another program
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a hospital's machine reports to nobody
+    if cluster.address is not None:
+        send_token_if_there_is_one()
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+    import ray
+
+    # Ray announces at every start that token authentication is on, which is what we want.
+    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "WARNING"}
+    try:
+        with own_signal_handlers(), no_code_here():
+            if cluster.address is None:
+                ray.init(address="local", include_dashboard=False, num_cpus=cpus or available_cpus(), **quiet)
+            else:
+                connect(cluster.address, **quiet)
+        yield
+    finally:
+        ray.shutdown()
+
+
+def connect(address: str, **options: Any) -> None:
+    """Join a running cluster as its driver; a job server has already brought this process into its own."""
+    import ray
+
+    if address != "auto" and not is_job_server(address):
+        check_node(address)
+    try:
+        ray.init(address="auto" if is_job_server(address) else address, **options)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"cluster.address {address}: no Ray cluster answers ({reason})") from None
+
+
+@contextmanager
+def own_signal_handlers() -> Iterator[None]:
+    """`ray.init` takes SIGTERM for itself, and would end the process without telling the run."""
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    try:
+        yield
+    except SystemExit as error:
+        if error.code == signal.SIGTERM:  # Ray's handler was in place for a moment
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                if signal.getsignal(number) != handler and signal.getsignal(number) != signal.SIG_IGN:
+                    signal.signal(number, handler)
+
+
+@contextmanager
+def no_code_here() -> Iterator[None]:
+    """Ray puts the folder that it is started in before the standard library on its workers: an empty one."""
+    empty = cache_dir() / "empty"
+    empty.mkdir(parents=True, exist_ok=True)
+    with contextlib.chdir(empty):
+        yield
