@@ -41,7 +41,7 @@ def start_here(job: str, run_dir: Path) -> int:
         job_record.submitted(run_dir, parent=identity.of_process(), detached=True)
 
     with (run_dir / job_record.OUTPUT).open("ab") as output:
-        subprocess.Popen(
+        child = subprocess.Popen(
             driver(job, run_dir),
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -49,6 +49,7 @@ def start_here(job: str, run_dir: Path) -> int:
             start_new_session=True,
             preexec_fn=record,
         )
+    child.returncode = 0  # it is not waited for, which Python would warn of
     return DONE
 
 
