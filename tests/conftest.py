@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from .store_door import Door, open_door
 
 Reports = list[Any]
 
@@ -61,3 +63,10 @@ def migrated_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
         mlflow_client.connect(f"sqlite:///{database}")
     return database
+
+
+@pytest.fixture(scope="session")
+def door() -> Iterator[Door]:
+    """An S3 server, which s3:// leads to."""
+    with open_door() as door:
+        yield door

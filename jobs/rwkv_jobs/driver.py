@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,10 +23,12 @@ from rwkvctl.config.specs.jobs import JobSpec, PredictSpec
 from rwkvctl.config.specs.parts import RESOLVED_AT_START
 from rwkvctl.launch import preflight
 from rwkvctl.runs import folder as run_folder
-from rwkvctl.runs import job_record, stop
+from rwkvctl.runs import job_record, mirror, stop
 from rwkvctl.runs.journal import Journal, say
 from rwkvctl.runs.lease import LeaseLost, RunLease
+from rwkvctl.runs.reconcile import reconciled
 from rwkvctl.runs.sync import Syncer
+from rwkvctl.runs.uploader import followed
 
 ORPHANS_END_WITHIN = 40.0
 """Seconds after which a worker of another machine that was cut off has lost its lease."""
@@ -39,6 +40,7 @@ WORKER_FUNCTIONS = {"pretrain": "train", "finetune": "train", "evaluate": "score
 def drive(spec: JobSpec, run_dir: Path) -> dict[str, Any]:
     """Run a job from its spec to its result, which is left in `result.json`. Ranks other than 0 only work."""
     job = importlib.import_module(f"rwkv_jobs.{spec.job}")
+    mirror.pull(run_dir)
     check(job, spec, run_dir)
     if torchrun_rank() > 0:
         getattr(job, WORKER_FUNCTIONS[spec.job])(spec, run_dir)
@@ -47,8 +49,8 @@ def drive(spec: JobSpec, run_dir: Path) -> dict[str, Any]:
         result = job.run(spec, run_dir)
         write_json(run_dir / run_folder.RESULT, result)
         return result
-    (run_dir / run_folder.RESULT).unlink(missing_ok=True)
-    with watched(spec, run_dir), Progress(run_dir):
+    mirror.remove(run_dir, run_folder.RESULT)
+    with watched(spec, run_dir), reconciled(run_dir), followed(run_dir), Progress(run_dir):
         # The lease waits for workers that outlived a killed driver, and refuses a run that another job is writing.
         with RunLease(run_dir) as lease, Journal(run_dir / run_folder.JOURNAL, lease=lease) as journal:
             job_record.begun(run_dir)
@@ -72,8 +74,8 @@ def check(job: ModuleType, spec: JobSpec, run_dir: Path) -> None:
         job.check(spec, run_dir)
     except UserError:
         told = not job_record.read(run_dir).get("detached")
-        if torchrun_rank() == 0 and told and not (run_dir / run_folder.JOURNAL).exists():
-            shutil.rmtree(run_dir, ignore_errors=True)
+        if torchrun_rank() == 0 and told:
+            run_folder.discard_unbegun(run_dir)
         raise
 
 
@@ -81,7 +83,7 @@ def start(journal: Journal, spec: JobSpec, run_dir: Path) -> None:
     """The first entries of a run, or of its continuation."""
     fields = flatten(spec.model_dump(mode="json", by_alias=True))
     journal.event("start", run=run_dir.name, job=fields["job"])
-    journal.event("message", text=f"run {run_dir.name} in {run_dir}")
+    journal.event("message", text=f"run {run_dir.name} in {mirror.address(run_dir)}")
     open_yet = {key for key, value in fields.items() if value is None or (key, value) in UNRESOLVED}
     journal.params({key: value for key, value in fields.items() if key not in open_yet})
     journal.tags({"rwkvctl.version": rwkvctl.__version__, "mlflow.source.git.commit": git_commit()})

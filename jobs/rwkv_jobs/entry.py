@@ -23,7 +23,7 @@ from rwkvctl.config.specs.jobs import JOBS, JobSpec, TrainingSpec
 from rwkvctl.config.specs.load import build, merge, parse_assignments, read_recipe
 from rwkvctl.launch.complete_spec import on_machine, with_data
 from rwkvctl.runs import folder as run_folder
-from rwkvctl.runs import job_record, stop
+from rwkvctl.runs import job_record, mirror, stop
 
 RESUMABLE = ("pretrain", "finetune", "tune")
 
@@ -31,7 +31,7 @@ RESUMABLE = ("pretrain", "finetune", "tune")
 def main(job: str) -> None:
     """Run one job and exit as `rwkvctl.base.exit_codes` says."""
     parser = argparse.ArgumentParser(prog=f"python -m rwkv_jobs.{job}")
-    parser.add_argument("target", help="folder of a run, name of a recipe, or path of a YAML file")
+    parser.add_argument("target", help="folder or URI of a run, name of a recipe, or path of a YAML file")
     parser.add_argument("--set", dest="assignments", action="append", default=[], metavar="FIELD=VALUE")
     parser.add_argument("--resume", action="store_true", help="continue the run of the spec's name, if there is one")
     arguments = parser.parse_args()
@@ -100,12 +100,14 @@ def go_on(job: str, run_dir: Path) -> str:
 def resolve(job: str, target: str, assignments: list[str], *, resume: bool = False) -> tuple[JobSpec, Path]:
     """The spec and the run folder: an existing run's, or those of a recipe, in which case the run is new; with `resume`
     only if there is none of the spec's name."""
-    unpack(Path(target))
-    if (Path(target) / run_folder.SPEC).is_file():
-        spec = run_folder.read_spec(Path(target))
+    if not mirror.is_uri(target):
+        unpack(Path(target))
+    if mirror.is_uri(target) or (Path(target) / run_folder.SPEC).is_file():
+        run_dir = mirror.opened(target).absolute()
+        spec = run_folder.read_spec(run_dir)
         if spec.job != job:
             raise UserError(f"{target}: is a {spec.job} run, not {job}")
-        return spec, Path(target).absolute()
+        return spec, run_dir
     machine = settings.load()
     fields = merge(read_recipe(target), parse_assignments(assignments))
     if fields.get("job") != job:
@@ -141,10 +143,12 @@ def same_run(spec: JobSpec) -> tuple[JobSpec, Path]:
     """Under torchrun all ranks come here, and again when they are restarted: the run of the given name."""
     if spec.name is None:
         raise UserError("name: must be set under torchrun, so that all ranks join one run (--set name=...)")
-    folder = Path(spec.storage or "").absolute() / spec.name
+    storage = settings.absolute(spec.storage or "")
+    folder = mirror.place(f"{storage}/{spec.name}")
     if torchrun_rank() == 0:
+        mirror.look(folder)
         if (folder / run_folder.SPEC).exists():
             run_folder.adopt(folder, spec)
         else:
-            run_folder.create(spec, str(folder.parent))
+            run_folder.create(spec, storage)
     return spec, folder

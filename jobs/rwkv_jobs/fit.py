@@ -11,7 +11,7 @@ from typing import Any
 from rwkv_jobs.launch import launch
 from rwkvctl.config.specs.jobs import TrainingSpec
 from rwkvctl.registry.release import SUMMARY, release
-from rwkvctl.runs import sync
+from rwkvctl.runs import mirror, sync
 from rwkvctl.runs.journal import say
 
 
@@ -19,7 +19,7 @@ def run_training(train: Callable[[Any, Path], None], spec: TrainingSpec, run_dir
     """Train to the end (from the latest checkpoint, if there is one); returns the summary with the model's URI."""
     launch(train, spec, run_dir)
     summary: dict[str, Any] = json.loads((run_dir / SUMMARY).read_text())
-    return summary | {"model": str(run_dir / "model"), "model_uri": register(spec, run_dir)}
+    return summary | {"model": f"{mirror.address(run_dir)}/model", "model_uri": register(spec, run_dir)}
 
 
 def register(spec: TrainingSpec, run_dir: Path) -> str | None:

@@ -7,18 +7,25 @@ import json
 import os
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
 from rwkv_jobs.worker import Worker, resolved_batch_norm, resolved_precision
-from rwkvctl.base.errors import JobFailedError, UserError, explain
+from rwkvctl.base.errors import JobFailedError, TransientError, UserError, explain
+from rwkvctl.base.object_store import StoreError
 from rwkvctl.config.specs.changes import few
 from rwkvctl.config.specs.jobs import TrainingSpec
 from rwkvctl.launch.workers import RESTART
 from rwkvctl.runs import folder as run_folder
+from rwkvctl.runs import mirror
 from rwkvctl.runs.journal import Journal
 from rwkvctl.runs.lease import LeaseLost, RunLease
+from rwkvctl.runs.reconcile import reconcile
+from rwkvctl.runs.stored_checkpoints import StoredCheckpoints
+from rwkvctl.runs.uploader import Uploader
 from rwkvctl.training.checkpoint import TrainState
 from rwkvctl.training.checkpoint_folder import find_checkpoint, read_checked, settle_on
 from rwkvctl.training.checkpoint_read import keep_best, load_checkpoint
@@ -44,19 +51,34 @@ class Recorder:
 
     Made before anything is read from the run: all ranks wait until rank 0 holds the lease, so that no orphan of an
     earlier start can still write what they are about to read. Closed however the job ends, when the last checkpoint is
-    on the disk.
+    on the disk. Of a run in an object store, rank 0 brings there what it writes, and the others fetch from there.
     """
 
     def __init__(self, worker: Worker, run_dir: Path):
         self.worker, self.run_dir, self.active = worker, run_dir, worker.is_main
         self.folder = run_dir / "checkpoints"
         self.has_waited = False
+        store = mirror.of(run_dir)
+        self.stored = StoredCheckpoints(store) if store is not None else None
+        self.uploader: Uploader | None = None
+        set_aside: str | None = None
         if self.active:
             self.lease = RunLease(run_dir)
+            try:
+                set_aside = reconcile(run_dir)
+            except BaseException:
+                self.lease.release()
+                raise
         worker.barrier()
-        if self.active:
-            self.journal = Journal(run_dir / "journal.jsonl", lease=self.lease)
-            self.writer = CheckpointWriter(self.folder, before=self.journal.flush, after=self.written)
+        if not self.active:
+            mirror.pull(run_dir)
+            return
+        self.journal = Journal(run_dir / "journal.jsonl", lease=self.lease, send=False)
+        self.writer = CheckpointWriter(self.folder, before=self.journal.flush, after=self.written)
+        if store is not None:
+            self.uploader = Uploader(store, self.lease, self.say)
+        if set_aside is not None:
+            self.say(set_aside)
 
     def metrics(self, values: dict[str, float] | None, step: int) -> None:
         """Called after every step: on the only worker it also raises what writing a checkpoint has failed with."""
@@ -104,11 +126,13 @@ class Recorder:
         Raises:
             UserError: on all ranks, if every checkpoint is damaged, or it belongs to other data or another spec.
         """
-        found = self.everywhere(lambda: find_checkpoint(self.folder) if self.active else None)
+        find = partial(find_checkpoint, self.folder) if self.stored is None else self.stored.find
+        found = self.everywhere(lambda: find() if self.active else None)
         [name, *_] = self.worker.gather(found and found.path.name)
         if name is None:
             self.tell_restart(0)
             return
+        self.everywhere(lambda: self.fetch(name))
         content = None if found is None else found.content
         self.everywhere(lambda: load_checkpoint(self.folder / name, state, content))
         if found is not None and found.damage:
@@ -144,6 +168,11 @@ class Recorder:
         self.journal.tags({f"{RESTART_TAG}{number}": text})
         self.say(text)
 
+    def fetch(self, name: str) -> None:
+        """Have a checkpoint that rank 0 has found on this machine too."""
+        if self.stored is not None and not self.active:
+            self.stored.pull(name)
+
     def checkpoint(self, state: TrainState, *, best: bool = False) -> None:
         """Copy the state, and write it in the background; what the journal says of its steps is on disk before it.
 
@@ -160,8 +189,16 @@ class Recorder:
             self.event("message", text=f"{text}; write them less often, or to a faster disk")
 
     def written(self, **fields: object) -> None:
-        """Called in the background when a checkpoint is on the disk."""
+        """Called in the background when a checkpoint is on the disk: it is sent to the store, where there is one."""
+        if self.uploader is not None:
+            begun = time.monotonic()
+            sent = self.uploader.checkpoint()
+            fields |= {"sent_bytes": sent, "sent_seconds": round(time.monotonic() - begun, 3)}
         self.journal.event("checkpoint", **fields)
+
+    def hurrying(self) -> AbstractContextManager[None]:
+        """While somebody waits for a checkpoint, a store that fails is not tried again: the next one is sent."""
+        return nullcontext() if self.uploader is None else self.uploader.hurry()
 
     def finish_writing(self) -> float:
         """Return when nothing is being written, on all ranks; the seconds that it took here. Raises what `checkpoint`
@@ -170,7 +207,8 @@ class Recorder:
         def finish() -> float:
             begun = time.monotonic()
             if self.active:
-                self.writer.finish()
+                with self.hurrying():
+                    self.writer.finish()
             return time.monotonic() - begun
 
         return self.everywhere(finish)
@@ -179,11 +217,13 @@ class Recorder:
         """The best checkpoint, on all ranks, when all are written; where it is damaged, the newest sound one, which is
         told in one line and in MLflow."""
         self.finish_writing()
+        self.everywhere(lambda: self.uploader.send_owed() if self.uploader is not None else None)
         found = self.everywhere(lambda: find_checkpoint(self.folder, "best") if self.active else None)
         [name, *_] = self.worker.gather(found and found.path.name)
         assert name is not None, "training ended without a checkpoint"
         if found is not None and found.damage:
             self.tell_damage(f"{few(found.damage)}; the model is that of {name}, the newest sound one, not the best")
+        self.everywhere(lambda: self.fetch(name))
         self.everywhere(lambda: None if self.active else read_checked(self.folder / name))
         return self.folder / name
 
@@ -198,6 +238,8 @@ class Recorder:
         problem: UserError | JobFailedError | None = None
         try:
             result = action()
+        except StoreError as error:
+            problem = TransientError(str(error)) if error.may_pass else error
         except (UserError, JobFailedError) as error:
             problem = error
         except OSError as error:
@@ -233,7 +275,8 @@ class Recorder:
     ) -> None:
         if not self.active:
             return
-        problem = self.writer.close()
+        with self.hurrying():
+            problem = self.writer.close()
         try:
             if problem is not None and (error is None or isinstance(error, JobFailedError)):
                 raise problem  # which came before what it has led to
@@ -241,5 +284,9 @@ class Recorder:
                 with contextlib.suppress(OSError, LeaseLost):
                     self.event("message", text=str(problem))
         finally:
-            self.journal.close()
-            self.lease.release()
+            try:
+                if self.uploader is not None:
+                    self.uploader.close(done=error is None and problem is None)
+            finally:
+                self.journal.close()
+                self.lease.release()

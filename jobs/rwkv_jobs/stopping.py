@@ -21,7 +21,7 @@ from rwkv_jobs.worker import Worker
 from rwkvctl.base.exit_codes import INTERRUPTED, STOPPED
 from rwkvctl.base.processes import terminated
 from rwkvctl.config.specs.jobs import JobSpec, TrainingSpec
-from rwkvctl.runs import stop
+from rwkvctl.runs import mirror, stop
 from rwkvctl.runs.lease import LEASE
 
 LOOK_EVERY = 1.0
@@ -86,7 +86,7 @@ def passed_on(spec: JobSpec, run_dir: Path) -> Iterator[None]:
     """SIGTERM of the driver of a training in other processes: they are asked for a checkpoint, if they have begun."""
 
     def ask() -> None:
-        if not (run_dir / LEASE).exists():
+        if mirror.of(run_dir) is None and not (run_dir / LEASE).exists():
             raise KeyboardInterrupt
         stop.ask(run_dir, code=INTERRUPTED)
 

@@ -65,10 +65,14 @@ def gc(
     """Delete what a killed run left, and all but the latest, the best and the two newest sound checkpoints."""
     from contextlib import nullcontext
 
+    from rwkvctl.base.errors import UserError
+    from rwkvctl.runs import mirror
     from rwkvctl.runs.lease import RunLease
     from rwkvctl.training import checkpoint_folder as kept
 
     folder = folder_of(run)
+    if mirror.of(folder.parent) is not None and not dry_run:
+        raise UserError(f"run {folder.parent.name}: is in an object store, where training deletes spare checkpoints")
     lease = nullcontext() if dry_run else RunLease(folder.parent, wait=0.0, advice=ADVICE)
     with lease:
         spare = {path: size_of(path) for path in kept.unneeded(folder)}
@@ -91,11 +95,16 @@ def gc(
 
 
 def folder_of(run: str) -> Path:
-    """Where a run's checkpoints are."""
+    """Where a run's checkpoints are; those of an object store are fetched."""
     from rwkvctl.config import settings
     from rwkvctl.runs import folder as run_folder
+    from rwkvctl.runs import mirror
+    from rwkvctl.runs.stored_checkpoints import StoredCheckpoints
 
-    return run_folder.find(run, settings.load().storage) / "checkpoints"
+    run_dir = run_folder.find(run, settings.load().storage)
+    if (store := mirror.of(run_dir)) is not None:
+        StoredCheckpoints(store).pull()
+    return run_dir / "checkpoints"
 
 
 def row(checkpoint: Path, pointed: dict[str, Path]) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -29,7 +28,7 @@ from rwkvctl.launch.cluster_job import useful
 from rwkvctl.launch.submit import submit
 from rwkvctl.registry import references
 from rwkvctl.runs import folder as run_folder
-from rwkvctl.runs import stop
+from rwkvctl.runs import mirror, stop
 
 
 def start(
@@ -77,6 +76,7 @@ def start(
     if detach:
         show_started(run_dir, as_json=as_json)
     else:
+        mirror.look(run_dir)
         show_result(job, run_dir, as_json=as_json)
 
 
@@ -107,8 +107,8 @@ def submitted(run_dir: Path, *, new: bool, to_stderr: bool, detach: bool) -> int
         code = USER_ERROR
         raise
     finally:
-        if code == USER_ERROR and new and not (run_dir / run_folder.JOURNAL).exists():
-            shutil.rmtree(run_dir, ignore_errors=True)
+        if code == USER_ERROR and new:
+            run_folder.discard_unbegun(run_dir)
     return code
 
 

@@ -42,7 +42,7 @@ def list_runs(as_json: Json = False) -> None:
     from rwkvctl.runs import folder as run_folder
 
     storage = settings.load().storage
-    rows = observe.observe(Path(storage) / name for name in run_folder.run_names(storage))
+    rows = observe.observe(run_folder.folders(storage))
     if as_json:
         print(json.dumps([row.fields() for row in rows], indent=2))
         return
@@ -276,6 +276,7 @@ def rm(
     """Delete a run's folder, with its checkpoints and its model. What is registered in MLflow stays."""
     from rwkvctl.base.errors import UserError
     from rwkvctl.launch import observe
+    from rwkvctl.runs import mirror
     from rwkvctl.runs.folder import command
 
     folder = find(run)
@@ -288,6 +289,7 @@ def rm(
     what += ", with its model)" if (folder / "model").exists() else ")"
     if not yes:
         raise UserError(f"run {found.run}: this would delete {what}; add --yes to delete it")
+    mirror.discard(folder)
     shutil.rmtree(folder)
     print(json.dumps({"deleted": str(folder)}) if as_json else f"deleted {what}")
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from rwkvctl.runs import mirror
+
 if TYPE_CHECKING:
     from rwkvctl.config.specs.study import StudySpec
     from rwkvctl.reports.compare import Figures
@@ -28,7 +30,7 @@ def result(job: str, run_dir: Path, values: dict[str, Any]) -> None:
     match job:
         case "evaluate" if "classes" in values:
             console.print(scores_table(values))
-            console.print(f"cases and overlays: {run_dir / 'artifacts'}")
+            console.print(f"cases and overlays: {mirror.address(run_dir)}/artifacts")
         case "evaluate" | "pretrain":
             console.print(f"top-1 {values['top1']:.2f} %  top-5 {values['top5']:.2f} %")
         case "finetune" if "val" in values:

@@ -17,7 +17,7 @@ from rwkvctl.base.errors import UserError
 from rwkvctl.base.files import write_bytes
 from rwkvctl.base.paths import config_file, home
 from rwkvctl.config.specs.base import Address, Spec, describe, problems
-from rwkvctl.config.specs.places import check_address, check_folder
+from rwkvctl.config.specs.places import check_address, check_folder, check_storage
 
 ENVIRONMENT = {
     "address": "RAY_ADDRESS",
@@ -40,11 +40,11 @@ class Settings(Spec):
     data_root: Address = Field(default_factory=lambda: str(home() / "data"))
     """Every prepared data set has its place here: `<data_root>/<dataset>`."""
     storage: Address = Field(default_factory=lambda: str(home() / "runs"))
-    """Where runs are kept; a cluster needs a folder that all its nodes see."""
+    """Where runs are kept; a cluster needs a folder that all its nodes see, or s3://bucket/prefix."""
     cache_dir: Address = Field(default_factory=lambda: str(paths.cache_dir()))
-    """Where shards of object stores are kept on this machine."""
+    """Where shards and runs of object stores are kept on this machine."""
     cache_gb: Annotated[float, Field(gt=0)] = 100
-    """Gigabytes that they may take; the longest unused ones are deleted first."""
+    """Gigabytes that shards may take; the longest unused ones are deleted first."""
     gpus_per_node: Annotated[int, Field(ge=0)] | None = None
     """Workers per node of a cluster; null asks the cluster."""
     queue: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.,-]*$")] | None = None
@@ -59,7 +59,8 @@ class Settings(Spec):
     """Memory of one training worker and its loader processes in rendered jobs."""
 
     _address = field_validator("address")(check_address)
-    _folders = field_validator("storage", "cache_dir")(check_folder)
+    _storage = field_validator("storage")(check_storage)
+    _cache = field_validator("cache_dir")(check_folder)
 
 
 def load() -> Settings:

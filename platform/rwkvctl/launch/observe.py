@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from rwkvctl.launch.cluster_job import exit_code
 from rwkvctl.launch.job_server import JobInfo, JobServer, Unreachable
 from rwkvctl.runs import state
 from rwkvctl.runs.state import RunState
+from rwkvctl.runs.stored_journal import refresh
 
 SILENT = "cluster does not answer"
 
@@ -19,6 +21,9 @@ def observe(folders: Iterable[Path]) -> list[RunState]:
     """The state of each run. A cluster is asked about those that seem to be going on; one that does not answer is
     asked once, and what the folders tell stays."""
     silent: dict[str, str] = {}
+    folders = list(folders)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(refresh, folders))
     return [asked(state.of(folder), silent) for folder in folders]
 
 

@@ -191,9 +191,23 @@ def load_manifest(spec: TrainingSpec) -> Manifest:
     return Manifest.load(spec.data.path)
 
 
+def check_storage(spec: JobSpec) -> None:
+    """What cannot be kept in an object store yet."""
+    if "://" not in (spec.storage or ""):
+        return
+    if isinstance(spec, TuneSpec):
+        raise UserError(f"storage {spec.storage}: a sweep cannot be kept in an object store; give --set storage=FOLDER")
+    if spec.cluster.launcher == "ray" and spec.cluster.address is not None:
+        raise UserError(
+            f"storage {spec.storage}: workers of a Ray cluster cannot keep a run in an object store; "
+            "give --set storage=FOLDER that all nodes see"
+        )
+
+
 def check(spec: JobSpec, *, networks: bool = True) -> None:
     """Everything above, for any job; without `networks` those of a sweep are not built."""
     check_cluster(spec.cluster)
+    check_storage(spec)
     if isinstance(spec, PretrainSpec | FinetuneSpec):
         check_training(spec)
     if isinstance(spec, TuneSpec):

@@ -17,7 +17,7 @@ from rwkvctl.base import lineage
 from rwkvctl.base.errors import UserError
 from rwkvctl.config.specs.jobs import JobSpec
 from rwkvctl.config.specs.load import dump
-from rwkvctl.runs import job_record
+from rwkvctl.runs import job_record, mirror
 
 SECRETS = re.compile(
     r"RAY_AUTH_TOKEN|MLFLOW_TRACKING_(TOKEN|USERNAME|PASSWORD|INSECURE_TLS)|MLFLOW_S3_ENDPOINT_URL|PGPASSWORD|HF_TOKEN"
@@ -38,7 +38,7 @@ has loaded. The PATH of `ray start` need not have it, or has another one first."
 
 def entrypoint(job: str, run_dir: Path) -> str:
     """The command that the job server runs."""
-    return f"{PYTHON} -m rwkv_jobs.{job} {shlex.quote(str(run_dir))}"
+    return f"{PYTHON} -m rwkv_jobs.{job} {shlex.quote(mirror.address(run_dir))}"
 
 
 def runtime_env(spec: JobSpec, submission_id: str) -> dict[str, object]:

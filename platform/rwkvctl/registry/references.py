@@ -8,6 +8,7 @@ from pathlib import Path
 from rwkvctl.base.errors import NoSuchRunError, UserError
 from rwkvctl.config.specs.jobs import FinetuneSpec, JobSpec
 from rwkvctl.runs import folder as run_folder
+from rwkvctl.runs import mirror
 
 OURS = "rwkv_unet_enc_"
 """How the names of our own encoders begin."""
@@ -40,9 +41,10 @@ def find_model_folder(reference: str, storage: str, tracking_uri: str) -> Path:
     if (Path(reference) / "model.json").is_file():
         return Path(reference).absolute()
     try:
-        folder = run_folder.find(reference, storage)
+        folder = run_folder.find(reference.removesuffix("/model") if mirror.is_uri(reference) else reference, storage)
     except NoSuchRunError as error:  # it might have been a path as well: a wrong argument like any other
         raise UserError(str(error)) from None
+    mirror.pull(folder, "model/")
     if not (folder / "model" / "model.json").is_file():
         raise UserError(f"run {folder.name} has no model yet: finish it first (--resume {folder.name})")
     return folder / "model"

@@ -7,6 +7,8 @@
   model/           the trained model, ready to be loaded
   artifacts/       tables and pictures
   mlflow.json      the MLflow run that the journal goes to
+
+Of a storage s3://bucket/prefix this is a folder of the cache, which `mirror` keeps like the store's run.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import re
 import secrets
 import shlex
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -30,6 +33,8 @@ from rwkvctl.config.specs import changes
 from rwkvctl.config.specs.jobs import JOBS, JobSpec, TrainingSpec
 from rwkvctl.config.specs.load import build, dump
 from rwkvctl.config.specs.parts import RESOLVED_AT_START
+from rwkvctl.runs import mirror
+from rwkvctl.runs.objects import Objects, Taken
 
 SPEC, JOURNAL, RESULT = "spec.yaml", "journal.jsonl", "result.json"
 
@@ -52,9 +57,17 @@ def default_name(spec: JobSpec) -> str:
 def create(spec: JobSpec, storage: str) -> Path:
     """A new run folder with the spec in it; a name that is taken is refused."""
     name = spec.name or default_name(spec)
+    taken = f"run {name} exists in {storage}: continue it with --resume {name}, or give another --name"
+    if mirror.is_uri(storage):
+        mirror.probe(storage)
+        content = dump(spec.model_copy(update={"name": name, "storage": storage})).encode()
+        try:
+            return mirror.begin(f"{storage}/{name}", SPEC, content)
+        except Taken:
+            raise UserError(taken) from None
     folder = Path(storage) / name
     if folder.exists():
-        raise UserError(f"run {name} exists in {storage}: continue it with --resume {name}, or give another --name")
+        raise UserError(taken)
     try:
         folder.mkdir(parents=True)
         write_spec(folder, spec.model_copy(update={"name": name, "storage": storage}))
@@ -86,24 +99,58 @@ def read_spec(folder: Path) -> JobSpec:
 
 
 def find(reference: str, storage: str) -> Path:
-    """The folder of a run by its name, its path, or its MLflow run id (or eight first characters of it and more)."""
-    for folder in (Path(storage) / reference, Path(reference)):
-        if (folder / SPEC).is_file():
+    """The folder of a run by its name, its path or URI, or its MLflow run id (or eight first characters and more)."""
+    if mirror.is_uri(reference):
+        return mirror.opened(reference)
+    for folder in (named(reference, storage), Path(reference)):
+        if folder is not None and (folder / SPEC).is_file():
             return folder.absolute()
-    names = run_names(storage)
+    runs = folders(storage)
     if len(reference) >= 8:
-        ids = {name: mlflow_run_id(Path(storage) / name) for name in names}
-        found = [name for name, run_id in ids.items() if run_id and run_id.startswith(reference)]
+        ids = {folder: mlflow_run_id(folder) for folder in runs}
+        found = [folder for folder, run_id in ids.items() if run_id and run_id.startswith(reference)]
         if len(found) == 1:
-            return Path(storage) / found[0]
-    hint = did_you_mean(reference, names, "list runs with: rwkvctl run list")
+            return found[0]
+    hint = did_you_mean(reference, [folder.name for folder in runs], "list runs with: rwkvctl run list")
     raise NoSuchRunError(f"run {reference!r} is not in {storage}: {hint}")
 
 
+def named(name: str, storage: str) -> Path | None:
+    """The folder of a run of that name in a storage, if there is one; of a folder without a look."""
+    if not mirror.is_uri(storage):
+        return Path(storage) / name
+    if "/" in name or name in ("", ".", ".."):
+        return None
+    try:
+        return mirror.opened(f"{storage}/{name}")
+    except NoSuchRunError:
+        return None
+
+
+def folders(storage: str) -> list[Path]:
+    """The folders of all runs of a storage, newest first; of an object store's with what the runs say of themselves."""
+    if mirror.is_uri(storage):
+        stores = [mirror.Mirror.at(f"{storage}/{name}") for name in Objects(storage).folders()]
+        with ThreadPoolExecutor(16) as pool:
+            ages = dict(zip(stores, pool.map(lambda store: -store.look(), stores), strict=True))
+        runs = [store for store in stores if (store.folder / SPEC).is_file()]
+        return [store.folder for store in sorted(runs, key=lambda store: (ages[store], store.folder.name))]
+    found = [path.parent for path in Path(storage).glob(f"*/{SPEC}")]
+    return sorted(found, key=lambda folder: (-folder.stat().st_mtime, folder.name))
+
+
 def run_names(storage: str) -> list[str]:
-    """All runs of a storage folder, newest first."""
-    folders = [path.parent for path in Path(storage).glob(f"*/{SPEC}")]
-    return [folder.name for folder in sorted(folders, key=lambda folder: (-folder.stat().st_mtime, folder.name))]
+    """All runs of a storage, newest first."""
+    return [folder.name for folder in folders(storage)]
+
+
+def discard_unbegun(folder: Path) -> None:
+    """Delete a run that was refused before it began: that has no journal."""
+    in_store = mirror.of(folder)
+    if in_store is not None and not in_store.discard(unless="journal/"):
+        return
+    if not (folder / JOURNAL).exists():
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def mlflow_run_id(folder: Path) -> str | None:
@@ -133,9 +180,9 @@ def command(verb: str, folder: Path) -> str:
 
 
 def typed(folder: Path) -> str:
-    """How a run is named on a command line: its name is enough where runs are kept, its path elsewhere."""
-    at_home = folder.absolute().parent == Path(settings.load().storage)
-    return shlex.quote(folder.name if at_home else str(folder.absolute()))
+    """How a run is named on a command line: its name is enough where runs are kept, its path or URI elsewhere."""
+    place, storage = mirror.address(folder.absolute()), settings.load().storage
+    return shlex.quote(folder.name if place == f"{storage}/{folder.name}" else place)
 
 
 def differences(old: JobSpec, new: JobSpec, *, longer: bool = True) -> list[str]:
@@ -165,9 +212,7 @@ def resume(reference: str, spec: JobSpec | None, storage: str) -> Path | None:
             refuse_changes(folder, spec)
         return folder
     assert spec is not None
-    names = [spec.name] if spec.name else run_names(storage)
-    for name in names:
-        folder = Path(storage) / name
+    for folder in filter(None, [named(spec.name, storage)] if spec.name else folders(storage)):
         if not (folder / SPEC).is_file() or (result(folder) is not None and spec.name is None):
             continue
         old = read_spec(folder)
@@ -193,3 +238,4 @@ def adopt(folder: Path, spec: JobSpec | None) -> None:
         return
     old = refuse_changes(folder, spec)
     write_spec(folder, keep_resolved(old, spec).model_copy(update={"name": old.name, "storage": old.storage}))
+    mirror.send(folder, SPEC)

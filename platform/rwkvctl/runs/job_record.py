@@ -17,6 +17,7 @@ from rwkvctl.base import identity
 from rwkvctl.base.errors import JobFailedError, UserError
 from rwkvctl.base.files import write_json
 from rwkvctl.base.uris import mask
+from rwkvctl.runs import mirror
 
 RECORD = "job.json"
 OUTPUT = "output.log"
@@ -39,6 +40,7 @@ def read(run_dir: str | os.PathLike[str]) -> dict[str, Any]:
 def submitted(run_dir: str | os.PathLike[str], **fields: Any) -> None:
     """A new start of the run: nothing is kept of the one before."""
     write_json(Path(run_dir) / RECORD, {"submitted": time.time(), **fields})
+    mirror.send(Path(run_dir), RECORD)
 
 
 def note(run_dir: str | os.PathLike[str], **fields: Any) -> None:

@@ -14,6 +14,7 @@ training nothing. Lines look like this; `t` is the time in ms, which makes sendi
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -26,7 +27,11 @@ from types import TracebackType
 from typing import Any
 
 from rwkvctl.base.errors import UserError
+from rwkvctl.base.object_store import StoreError
+from rwkvctl.runs import mirror
 from rwkvctl.runs.lease import RunLease
+from rwkvctl.runs.objects import Taken
+from rwkvctl.runs.stored_journal import StoredJournal
 
 JOURNAL_NAME = "journal.jsonl"
 
@@ -46,9 +51,10 @@ class Journal:
     Args:
         path: the file, usually `<run directory>/journal.jsonl`; artifacts are named relative to its directory.
         lease: where given, writing raises LeaseLost once another process has taken the run directory.
+        send: of a run in an object store: send it there when it is closed, if the store takes it.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, lease: RunLease | None = None):
+    def __init__(self, path: str | os.PathLike[str], *, lease: RunLease | None = None, send: bool = True):
         self.path = Path(path)
         self.run_dir = self.path.parent.absolute()
         self._lease = lease
@@ -57,7 +63,11 @@ class Journal:
         self._params: dict[str, Any] = {}
         self._tags: dict[str, str] = {}
         self.run_dir.mkdir(parents=True, exist_ok=True)
-        _cut_torn_line(self.path)
+        cut_torn_line(self.path)
+        in_store = mirror.of(self.run_dir)
+        self._stored = None if in_store is None or not send else StoredJournal(in_store)
+        if self._stored is not None:
+            self._stored.pull()
         self.uid = self._replay()
         self._file = self.path.open("ab", buffering=0)
         if not self.uid:
@@ -126,6 +136,9 @@ class Journal:
         if not self._file.closed:
             os.fsync(self._file.fileno())
             self._file.close()
+            if self._stored is not None:
+                with contextlib.suppress(StoreError, Taken):  # the run's end sends it, or says why not
+                    self._stored.push()
 
     def __enter__(self) -> Journal:
         return self
@@ -210,7 +223,7 @@ def _encode(value: float) -> float | str:
     return value if math.isfinite(value) else str(value)
 
 
-def _cut_torn_line(path: Path) -> None:
+def cut_torn_line(path: Path) -> None:
     """Remove what a crash left of a last line: everything behind the last line end."""
     if not path.exists():
         return

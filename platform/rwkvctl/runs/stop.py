@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from rwkvctl.base.exit_codes import INTERRUPTED, STOPPED
 from rwkvctl.base.files import write_json
+from rwkvctl.runs import mirror
 
 STOP = "stop.json"
 PATIENCE = 60.0
@@ -33,6 +34,7 @@ class Stopped(KeyboardInterrupt):
 def ask(run_dir: str | os.PathLike[str], *, now: bool = False, code: int = STOPPED) -> None:
     """Ask a run to end; a request that is there is replaced."""
     write_json(Path(run_dir) / STOP, {"now": now, "code": code})
+    mirror.send(Path(run_dir), STOP)
 
 
 def asked(run_dir: str | os.PathLike[str]) -> Request | None:
@@ -50,4 +52,4 @@ def asked(run_dir: str | os.PathLike[str]) -> Request | None:
 
 def clear(run_dir: str | os.PathLike[str]) -> None:
     """Called when a run has ended and before it goes on: a request is answered once."""
-    (Path(run_dir) / STOP).unlink(missing_ok=True)
+    mirror.remove(Path(run_dir), STOP)

@@ -20,7 +20,7 @@ from rwkvctl.config.specs.parts import (
     TrackingSpec,
     TrainSpec,
 )
-from rwkvctl.config.specs.places import check_folder
+from rwkvctl.config.specs.places import check_storage
 from rwkvctl.config.specs.space import SpaceSpec
 
 
@@ -32,8 +32,8 @@ class JobSpec(Spec):
     """Name of the run; null makes one of the job, the data set and the time."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 42
     storage: Address | None = None
-    """Folder that runs are kept in; null is the machine's setting."""
-    _storage = field_validator("storage")(check_folder)
+    """Folder, or s3://bucket/prefix, that runs are kept in; null is the machine's setting."""
+    _storage = field_validator("storage")(check_storage)
     cluster: ClusterSpec = ClusterSpec()
     tracking: TrackingSpec = TrackingSpec()
 

@@ -23,7 +23,18 @@ def check_address(value: str | None) -> str | None:
 
 
 def check_folder(value: str | None) -> str | None:
-    """A folder that is mounted on this machine; ValueError for a URL, which no run can be kept in."""
+    """A folder of this machine; ValueError for a URL."""
     if value is not None and "://" in value:
-        raise ValueError("must be a folder that all workers see, not a URL: object stores are not supported here")
+        raise ValueError("must be a folder of this machine, not a URL")
     return value
+
+
+def check_storage(value: str | None) -> str | None:
+    """A folder that all workers see, or s3://bucket/prefix without the slash at its end; ValueError for another URL."""
+    if value is None or "://" not in value:
+        return value
+    scheme, _, rest = value.partition("://")
+    parts = rest.rstrip("/").split("/")
+    if scheme != "s3" or not all(parts) or {".", ".."} & set(parts) or set(rest) & set("?#@"):
+        raise ValueError("must be a folder that all workers see, or s3://bucket/prefix")
+    return value.rstrip("/")
