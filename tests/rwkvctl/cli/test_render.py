@@ -35,6 +35,16 @@ def test_no_gpus_is_a_number_too(rwkvctl):
     assert (spec["cluster"]["gpus_per_node"], spec["cluster"]["workers"]) == (8, 32)
 
 
+def test_a_range_of_nodes(rwkvctl):
+    given = "pretrain --nodes 2:4 --gpus-per-node 8 --render"
+    text = rwkvctl(f"{given} kuberay").out
+    assert spec_of(text)["cluster"]["nodes"] == "2:4"
+    cluster = list(yaml.safe_load_all(text))[1]["spec"]["rayClusterSpec"]
+    [group] = cluster["workerGroupSpecs"]
+    assert (group["minReplicas"], group["maxReplicas"], cluster["enableInTreeAutoscaling"]) == (2, 4, True)
+    assert "#SBATCH --nodes=2-4\n" in rwkvctl(f"{given} slurm").out
+
+
 @pytest.mark.parametrize("target", ["kuberay", "slurm"])
 @pytest.mark.parametrize(
     "line",

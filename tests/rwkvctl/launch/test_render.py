@@ -16,7 +16,7 @@ from rwkvctl.config.settings import Settings
 from rwkvctl.config.specs.jobs import EvaluateSpec, FinetuneSpec, PretrainSpec, TuneSpec
 from rwkvctl.config.specs.load import build, merge, read_recipe, read_space
 from rwkvctl.launch.render import kuberay, places, slurm
-from rwkvctl.launch.render.job import RenderedJob, node_range, rendered_job, spec_text
+from rwkvctl.launch.render.job import RenderedJob, rendered_job, spec_text
 
 GOLDENS = Path(__file__).parents[2] / "goldens" / "render"
 ENVIRONMENT = Path("/shared/rwkvctl")
@@ -83,10 +83,6 @@ def manifest(job: RenderedJob) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 # The shape of the cluster --------------------------------------------------------------------------------------------
-
-
-def test_nodes_are_a_number_or_a_range():
-    assert [node_range(nodes) for nodes in (None, 3, "2:4")] == [(1, 1), (3, 3), (2, 4)]
 
 
 @pytest.mark.parametrize(

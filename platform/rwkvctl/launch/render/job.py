@@ -15,6 +15,7 @@ from rwkvctl.base.uris import mask
 from rwkvctl.config.settings import Settings
 from rwkvctl.config.specs.jobs import JOBS, EvaluateSpec, JobSpec, PredictSpec, TrainingSpec, TuneSpec
 from rwkvctl.config.specs.load import build, dump
+from rwkvctl.config.specs.parts import node_range
 from rwkvctl.launch.render.places import Placed
 
 PER_NODE_CPUS, PER_NODE_GB = 1, 4
@@ -89,12 +90,6 @@ def rendered_job(
         settings=machine,
         copies=found.copies,
     )
-
-
-def node_range(nodes: int | str | None) -> tuple[int, int]:
-    """`4` is (4, 4), `"2:4"` is (2, 4), none is one node."""
-    fewest, _, most = str(nodes or 1).partition(":")
-    return int(fewest), int(most or fewest)
 
 
 def shape(spec: JobSpec, nodes: tuple[int, int], machine: Settings) -> tuple[int, int]:
