@@ -19,9 +19,10 @@ from rwkvctl.base.exit_codes import STOPPED
 from rwkvctl.base.files import write_json
 from rwkvctl.base.lineage import git_commit
 from rwkvctl.config.specs.changes import flatten
-from rwkvctl.config.specs.jobs import JobSpec, PredictSpec
+from rwkvctl.config.specs.jobs import JobSpec, PredictSpec, TuneSpec
 from rwkvctl.config.specs.parts import RESOLVED_AT_START
 from rwkvctl.launch import preflight
+from rwkvctl.launch.nursery import early
 from rwkvctl.runs import folder as run_folder
 from rwkvctl.runs import job_record, mirror, stop
 from rwkvctl.runs.journal import Journal, say
@@ -32,6 +33,8 @@ from rwkvctl.runs.uploader import followed
 
 ORPHANS_END_WITHIN = 40.0
 """Seconds after which a worker of another machine that was cut off has lost its lease."""
+FIRST_SENT_AFTER = 10.0
+"""Seconds until the first turn of sending to MLflow, whose import must not hold up the workers' start."""
 UNRESOLVED = [(f"train.{field}", "auto") for field in RESOLVED_AT_START]
 WORKER_FUNCTIONS = {"pretrain": "train", "finetune": "train", "evaluate": "score"}
 """What torchrun's other ranks run of a job."""
@@ -39,6 +42,13 @@ WORKER_FUNCTIONS = {"pretrain": "train", "finetune": "train", "evaluate": "score
 
 def drive(spec: JobSpec, run_dir: Path) -> dict[str, Any]:
     """Run a job from its spec to its result, which is left in `result.json`. Ranks other than 0 only work."""
+    embedded = spec.cluster.launcher == "ray" and spec.cluster.address is None and spec.job in WORKER_FUNCTIONS
+    with early([f"rwkv_jobs.{spec.job}"]) if embedded else contextlib.nullcontext():
+        return checked_and_run(spec, run_dir)
+
+
+def checked_and_run(spec: JobSpec, run_dir: Path) -> dict[str, Any]:
+    """As `drive`, when what workers need is being imported."""
     job = importlib.import_module(f"rwkv_jobs.{spec.job}")
     mirror.pull(run_dir)
     check(job, spec, run_dir)
@@ -94,9 +104,10 @@ def start(journal: Journal, spec: JobSpec, run_dir: Path) -> None:
 def tracked(spec: JobSpec, run_dir: Path) -> Iterator[Syncer]:
     """Send the journal to MLflow while the block runs, and how it ended."""
     syncer = Syncer(run_dir, spec.tracking.uri or "", spec.tracking.experiment, parent=spec.tracking.parent)
-    syncer.start()
-    # A database is there at once, so that trials find their sweep; a server that does not answer holds nothing up.
-    syncer.settle(5.0 if (spec.tracking.uri or "").startswith("http") else 120.0)
+    sweep = isinstance(spec, TuneSpec)
+    syncer.start(delay=0.0 if sweep else FIRST_SENT_AFTER)
+    if sweep:  # its trials look for its MLflow run
+        syncer.settle(5.0 if (spec.tracking.uri or "").startswith("http") else 120.0)
     status: str | None = "FAILED"
     reason = ""
     try:

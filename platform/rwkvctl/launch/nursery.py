@@ -28,6 +28,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -36,6 +37,8 @@ from typing import Any
 from rwkvctl.base.processes import STOP_SIGNALS, signal_group, unblock_stop_signals
 
 FORK = multiprocessing.get_context("fork")
+ENDS_WITHIN = 1.0
+"""Seconds that a nursery has to end its children when it is no longer needed."""
 
 
 @dataclass
@@ -238,16 +241,41 @@ class Nurse:
         return [json.loads(line) for line in lines]
 
     def close(self) -> None:
-        """Kill what was started through this connection; end the nursery if it was started here."""
+        """Kill what was started through this connection; end the nursery if it was started here, even while it is
+        importing."""
         if self.connection is not None:
             self.connection.close()
         if self.process is not None:
             assert self.process.stdin is not None
             self.process.stdin.close()
-            self.process.wait()
+            try:
+                self.process.wait(ENDS_WITHIN)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
             Path(self.address).unlink(missing_ok=True)
             with contextlib.suppress(OSError):
                 Path(self.address).parent.rmdir()
+
+
+_early: Nurse | None = None
+
+
+@contextlib.contextmanager
+def early(modules: list[str]) -> Iterator[None]:
+    """Start a nursery before it is known whether it will be needed: it imports while this process still checks."""
+    global _early
+    _early = Nurse(modules)
+    try:
+        yield
+    finally:
+        _early.close()
+        _early = None
+
+
+def early_address() -> str | None:
+    """The socket of the nursery that `early` has started, if it has."""
+    return None if _early is None else _early.address
 
 
 def main() -> None:

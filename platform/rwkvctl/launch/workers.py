@@ -21,6 +21,7 @@ from rwkvctl.config.specs.parts import ClusterSpec
 from rwkvctl.launch import places as place_finding
 from rwkvctl.launch.agent import WorkerState, versions
 from rwkvctl.launch.group import NodeLost, WorkerGroup, worker_group
+from rwkvctl.launch.nursery import early_address
 from rwkvctl.launch.places import Place
 from rwkvctl.launch.session import ray_session
 from rwkvctl.runs.journal import say
@@ -94,13 +95,14 @@ class Course:
         self.begin_again(failure.cause)
 
 
-def run_workers(function: WorkerFunction, spec: JobSpec, run_dir: Path, nursery: str | None = None) -> None:
+def run_workers(function: WorkerFunction, spec: JobSpec, run_dir: Path) -> None:
     """Run `function(spec, run_dir)` on all workers and return when the last is done.
 
     Raises:
         UserError, JobFailedError: what a worker raised of these; it would fail again.
         TransientError: workers or nodes were lost more than `cluster.max_failures` times in a row, or are missing.
     """
+    nursery = early_address() if spec.cluster.address is None else None
     with ray_session(spec.cluster):
         course = Course(run_dir, spec.cluster.max_failures)
         while True:

@@ -125,11 +125,11 @@ class Syncer:
                 self._send(_sort(entries), known, sent)
                 self._save(offset=offset)
 
-    def start(self, interval: float = 5.0) -> None:
-        """Push every `interval` seconds in the background; failures are one warning, then it tries again."""
+    def start(self, interval: float = 5.0, delay: float = 0.0) -> None:
+        """Push every `interval` seconds in the background, first after `delay`; failures are one warning, then it
+        tries again."""
         _running[self.run_dir] = self
-        self._wake.set()  # the first turn is now
-        self._thread = threading.Thread(target=self._run, args=(interval,), name="mlflow-sync", daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(interval, delay), name="mlflow-sync", daemon=True)
         self._thread.start()
 
     def settle(self, timeout: float) -> None:
@@ -163,10 +163,10 @@ class Syncer:
         log.warning("MLflow does not have all of %s yet: run `rwkvctl sync %s` later", self._journal, self.run_dir)
         return False
 
-    def _run(self, interval: float) -> None:
+    def _run(self, interval: float, delay: float) -> None:
         down = False
         while True:
-            self._wake.wait(min(interval * 2**self._failures, max(interval, 60.0)))
+            self._wake.wait(min(interval * 2**self._failures, max(interval, 60.0)) if self._turns else delay)
             self._wake.clear()
             last, reason = self._stop.is_set(), ""
             try:
