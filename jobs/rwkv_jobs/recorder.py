@@ -147,14 +147,11 @@ class Recorder:
         self.tell_restart(position.step)
 
     def tell_restart(self, step: int) -> None:
-        """Where the run goes on: in the log, and on the MLflow run if its workers were started again; why, what it
-        cost in steps and in time."""
+        """In the log and on the MLflow run, if the workers were started again: why, where they go on, what it cost."""
         if not self.active:
             return
         note = os.environ.get(RESTART)
         if note is None:
-            if step:
-                self.say(f"going on from step {step}")
             return
         restart = json.loads(note)
         again = max(0, restart["step"] - step)
