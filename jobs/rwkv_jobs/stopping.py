@@ -19,7 +19,6 @@ import torch
 
 from rwkv_jobs.worker import Worker
 from rwkvctl.base.exit_codes import INTERRUPTED, STOPPED
-from rwkvctl.base.processes import terminated
 from rwkvctl.config.specs.jobs import JobSpec, TrainingSpec
 from rwkvctl.runs import mirror, stop
 from rwkvctl.runs.lease import LEASE
@@ -38,6 +37,7 @@ class Stopping:
     def __init__(self, me: Worker, run_dir: Path):
         self.me, self.run_dir = me, run_dir
         self.code = 0
+        self.terminated = False
         self.until_look = self.since_look = 1
         self.clock = time.monotonic()
 
@@ -49,7 +49,6 @@ class Stopping:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         _restore(self.handlers)
-        terminated.clear()
 
     def look(self) -> bool:
         """Called after every step, by all workers; True behind the last, of which a checkpoint is due."""
@@ -72,11 +71,11 @@ class Stopping:
     def _own(self) -> int:
         """What this worker knows of."""
         request = stop.asked(self.run_dir) if self.me.is_main else None
-        return request.code if request else INTERRUPTED if terminated.is_set() else 0
+        return request.code if request else INTERRUPTED if self.terminated else 0
 
     def _begin(self) -> None:
         """The first SIGTERM."""
-        terminated.set()
+        self.terminated = True
         signal.signal(signal.SIGALRM, _interrupt)
         signal.setitimer(signal.ITIMER_REAL, SIGNAL_PATIENCE)
 
@@ -136,7 +135,7 @@ Handlers = dict[signal.Signals, Any]
 
 def _on_sigterm(run_dir: Path, first: Callable[[], None]) -> Handlers:
     """Call `first` at the first SIGTERM, ignore others; at one with a request for an end at once, interrupt. Only the
-    main thread has handlers: in a worker of Ray it has its own, and sets `terminated`."""
+    main thread has handlers."""
     if threading.current_thread() is not threading.main_thread():
         return {}
     calls = [first]

@@ -18,9 +18,6 @@ from rwkvctl.base.exit_codes import INTERRUPTED
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Ctrl-C, a scheduler's or a person's `kill`, a terminal that is closed: all of them end a job in the same way."""
 
-terminated = threading.Event()
-"""Set where SIGTERM does not end a process at once: by its handler, for the code that looks."""
-
 GRACE = 5.0
 """Seconds that processes have to end by themselves once they were told to."""
 

@@ -17,7 +17,6 @@ from typing import Any
 from rwkvctl.base.errors import KINDS, JobFailedError, TransientError, UserError
 from rwkvctl.base.files import write_bytes
 from rwkvctl.config.specs.jobs import JobSpec, TrainingSpec
-from rwkvctl.config.specs.parts import ClusterSpec
 from rwkvctl.launch import places as place_finding
 from rwkvctl.launch.agent import WorkerState, versions
 from rwkvctl.launch.group import NodeLost, WorkerGroup, worker_group
@@ -152,17 +151,17 @@ def run_once(
             "run_dir": str(run_dir),
         }
         group.start(TARGET, arguments, note)
-        return Watch(group, spec.cluster, course).to_the_end()
+        return Watch(group, spec, course).to_the_end()
 
 
 class Watch:
     """Looks at the workers of a group until all have ended."""
 
-    def __init__(self, group: WorkerGroup, cluster: ClusterSpec, course: Course):
-        self.group, self.cluster, self.course = group, cluster, course
+    def __init__(self, group: WorkerGroup, spec: JobSpec, course: Course):
+        self.group, self.spec, self.cluster, self.course = group, spec, spec.cluster, course
         self.known: dict[int, WorkerState] = {}
         self.marks, self.moved = 0, time.monotonic()
-        self.looked, self.room_since = time.monotonic(), 0.0
+        self.looked = self.room_since = time.monotonic()
 
     def to_the_end(self) -> bool:
         """True when all are done; False when they were stopped to start again on more nodes."""
@@ -251,7 +250,8 @@ class Watch:
         )
 
     def can_grow(self) -> bool:
-        """Whether there have been free nodes for a while that an elastic job does not use yet."""
+        """Whether there have been free nodes for a while that an elastic job does not use yet, and could share its
+        batch out to."""
         now = time.monotonic()
         if self.cluster.nodes is None or len(self.group.places) >= self.cluster.most_nodes or now - self.looked < 1:
             return False
@@ -260,7 +260,9 @@ class Watch:
         others = [node for node in place_finding.living_nodes() if node.id not in used]
         each = self.group.places[0].workers
         demand = place_finding.demand_of(self.cluster, [place.node for place in self.group.places])
-        if not any(demand.fit(node.free_cpus, node.free_gpus) >= each for node in others):
+        fitting = [Place(node, each) for node in others if demand.fit(node.free_cpus, node.free_gpus) >= each]
+        larger = [*self.group.places, *fitting][: self.cluster.most_nodes]
+        if len(allowed(self.spec, larger)) <= len(self.group.places):
             self.room_since = now
             return False
         self.course.lost -= {node.id for node in others}

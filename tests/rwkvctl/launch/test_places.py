@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from rwkvctl.base.errors import UserError
+from rwkvctl.config.specs.jobs import FinetuneSpec
 from rwkvctl.config.specs.parts import ClusterSpec
-from rwkvctl.launch.places import Node, demand_of, refuse_impossible
+from rwkvctl.launch import workers
+from rwkvctl.launch.places import Node, Place, demand_of, refuse_impossible
 
 
 def node(name: str, cpus: float, gpus: float = 0, free: tuple[float, float] | None = None) -> Node:
@@ -69,3 +75,26 @@ def test_what_can_never_be_placed_is_refused_with_what_there_is(
     with pytest.raises(UserError) as error:
         refuse_impossible(ClusterSpec.model_validate(cluster), nodes)
     assert str(error.value) == said
+
+
+@pytest.mark.parametrize(("batch", "grows"), [(12, True), (4, False)])  # for three workers after two
+def test_an_elastic_job_grows_onto_a_node_that_its_batch_can_use_when_it_was_free_for_a_while(
+    batch: int, grows: bool, monkeypatch: pytest.MonkeyPatch
+):
+    nodes = [node("a", 1, free=(0, 0)), node("b", 1, free=(0, 0)), node("c", 1)]
+    monkeypatch.setattr(workers.place_finding, "living_nodes", lambda: nodes)
+    spec = FinetuneSpec.model_validate(
+        {
+            "data": {"path": "/nowhere", "dataset": "toy"},
+            "train": {"batch_size": batch, "epochs": 1},
+            "optimizer": {"lr": 1e-3},
+            "cluster": {"nodes": "1:3"},
+        }
+    )
+    group: Any = SimpleNamespace(places=[Place(nodes[0], 1), Place(nodes[1], 1)])
+    watch = workers.Watch(group, spec, workers.Course(Path(), 3))
+    watch.looked -= 1
+    assert not watch.can_grow(), "it has not been free for long"
+    watch.looked -= 1
+    watch.room_since -= workers.ROOM_FOR
+    assert watch.can_grow() == grows
