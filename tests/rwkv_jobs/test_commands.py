@@ -69,7 +69,7 @@ def test_from_a_download_to_a_mask_by_the_commands_of_readme(
     assert (shown["aliases"], shown["run_id"]) == (["champion"], tuned["run_id"])
     assert shown["metrics"]["test/dsc_strict/mean"] == scores["mean"]["dsc_strict"]
     assert {run["run"]: run["state"] for run in rwkvctl("runs")} == dict.fromkeys(
-        ["encoder", tuned["run"], scores["run"]], "finished"
+        ["encoder", tuned["run"], scores["run"]], "done"
     )
     assert {run.info.status for run in mlflow_runs(jobs.home)} == {"FINISHED"}
 

@@ -12,16 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from rwkvctl.base import identity
-from rwkvctl.base.errors import TransientError, UserError
+from rwkvctl.base.errors import UserError
 from rwkvctl.launch.agent import SAME, NodeAgent, WorkerState
-from rwkvctl.launch.places import Place
+from rwkvctl.launch.places import Place, living_nodes
 
 POLLED_EVERY = 0.25
 NODE_ANSWERS_WITHIN = 20.0
 """Seconds without an answer after which a node is given up, long before Ray's own health check with its defaults."""
 STARTS_WITHIN = 180.0
 """Seconds that a node has for its first answer: a process that imports Ray, on a busy machine or from a slow disk."""
-
+RESERVED_WITHIN = 30.0
+"""Seconds in which places that were free a moment ago must be ours."""
+GIVEN_BACK_WITHIN = 10.0
+"""Seconds in which the cluster must show as free what we have given back."""
 
 GONE = "gone"
 
@@ -39,12 +42,12 @@ class Member:
     """Why it is given up."""
 
     def why(self) -> str:
-        """What is known of a node that is given up; Ray learns a moment after the death of a process that its whole
-        node is dead."""
+        """What is known of a node that is given up."""
         if self.lost != GONE:
             return str(self.lost)
-        dead = not alive(self.place)
-        return f"node {self.name} is gone" if dead else f"the process that looks after workers on {self.name} ended"
+        if not self.place.node.answers():
+            return f"node {self.name} is gone"
+        return f"the process that looks after workers on {self.name} ended"
 
     @property
     def name(self) -> str:
@@ -63,12 +66,12 @@ class WorkerGroup:
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
         self.places = sorted(places, key=lambda place: place.node.address)
-        bundles = [{"CPU": p.workers * cpus} | ({"GPU": p.workers * gpus} if gpus else {}) for p in self.places]
+        self.bundles = [{"CPU": p.workers * cpus} | ({"GPU": p.workers * gpus} if gpus else {}) for p in self.places]
         where = [{"ray.io/node-id": place.node.id} for place in self.places]
-        self.reserved = placement_group(bundles, strategy="PACK", bundle_label_selector=where)
-        if not self.reserved.wait(30):
+        self.reserved = placement_group(self.bundles, strategy="PACK", bundle_label_selector=where)
+        if not self.reserved.wait(RESERVED_WITHIN):
             self.release()
-            raise TransientError("the nodes that were free have been taken by another job; run the same command again")
+            raise PlacesTaken("the nodes that were free have been taken by another job")
         driver = identity.of_process()
         self.members = [
             Member(
@@ -83,7 +86,7 @@ class WorkerGroup:
                 .remote(modules, driver, nursery),
                 {},
             )
-            for index, (place, bundle) in enumerate(zip(self.places, bundles, strict=True))
+            for index, (place, bundle) in enumerate(zip(self.places, self.bundles, strict=True))
         ]
         self.world_size = sum(place.workers for place in self.places)
 
@@ -106,7 +109,8 @@ class WorkerGroup:
                         f"node {member.place.node.address}: {missing} is not installed there; install the same rwkvctl "
                         "on every node, or submit through the job server (--address http://HOST:8265), which ships it"
                     ) from None
-                raise NodeLost(member, f"node {member.place.node.address} did not start") from error
+                reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
+                raise NodeLost(member, f"node {member.place.node.address} did not start ({reason[0]})") from error
 
     def compare(self, here: dict[str, str]) -> None:
         """UserError for the first node that runs something else than this process."""
@@ -216,13 +220,28 @@ class WorkerGroup:
         self.release()
 
     def release(self) -> None:
-        """Give back what was reserved, and wait until it can be reserved again."""
-        from ray.util.placement_group import placement_group_table, remove_placement_group
+        """Give back what was reserved, and wait until the cluster shows it as free: an elastic job that looks too
+        early does not see the nodes that it had itself."""
+        from ray.util.placement_group import remove_placement_group
 
         remove_placement_group(self.reserved)
-        deadline = time.monotonic() + 10
-        while placement_group_table(self.reserved).get("state") != "REMOVED" and time.monotonic() < deadline:
+        deadline = time.monotonic() + GIVEN_BACK_WITHIN
+        while not self.is_free_again() and time.monotonic() < deadline:
             time.sleep(0.05)
+
+    def is_free_again(self) -> bool:
+        now = {node.id: node for node in living_nodes()}
+        for place, bundle in zip(self.places, self.bundles, strict=True):
+            found = now.get(place.node.id)
+            if found is None or not found.answers():
+                continue
+            if found.free_cpus < bundle["CPU"] or found.free_gpus < bundle.get("GPU", 0):
+                return False
+        return True
+
+
+class PlacesTaken(Exception):
+    """Another job was faster."""
 
 
 class NodeLost(Exception):
@@ -251,13 +270,6 @@ def interfaces(name: str | None, nodes: int) -> dict[str, str]:
         return {}
     kinds = ["GLOO_SOCKET_IFNAME"] + (["NCCL_SOCKET_IFNAME"] if nodes > 1 else [])
     return {kind: os.environ.get(kind, name) for kind in kinds}
-
-
-def alive(place: Place) -> bool:
-    """Whether Ray takes a node for alive."""
-    import ray
-
-    return any(node["Alive"] for node in ray.nodes() if node["NodeID"] == place.node.id)
 
 
 def missing_module(error: Exception) -> str | None:

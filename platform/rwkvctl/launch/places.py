@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from rwkvctl.base.errors import TransientError, UserError
@@ -11,6 +12,8 @@ from rwkvctl.config.specs.parts import ClusterSpec
 
 TOLD_EVERY = 10.0
 """Seconds between two lines about what a job waits for."""
+ANSWERS_WITHIN = 1.0
+"""Seconds that a node's Ray daemon has to accept a connection."""
 
 
 @dataclass(frozen=True)
@@ -19,6 +22,8 @@ class Node:
 
     id: str
     address: str
+    port: int
+    """Where its Ray daemon listens."""
     cpus: float
     gpus: float
     free_cpus: float
@@ -27,6 +32,15 @@ class Node:
     def __str__(self) -> str:
         gpus = f"{self.gpus:g} GPUs, " if self.gpus else ""
         return f"{self.address}: {gpus}{self.cpus:g} CPUs"
+
+    def answers(self) -> bool:
+        """Whether somebody listens there; Ray itself takes a dead node for alive until its health checks have failed,
+        half a minute with its defaults."""
+        try:
+            socket.create_connection((self.address, self.port), ANSWERS_WITHIN).close()
+        except OSError:
+            return False
+        return True
 
 
 @dataclass(frozen=True)
@@ -91,19 +105,28 @@ def demand_of(cluster: ClusterSpec, nodes: list[Node]) -> Demand:
     return Demand(cluster.least_nodes, cluster.most_nodes, workers, None, cluster.cpus_per_worker, each)
 
 
-def living_nodes(without: Collection[str] = ()) -> list[Node]:
-    """The nodes of the connected cluster, by address."""
+def living_nodes(doubtful: set[str] | None = None) -> list[Node]:
+    """The nodes of the connected cluster, by address.
+
+    Args:
+        doubtful: ids of nodes that failed this job; one that answers is taken out of it, any other is left out here.
+    """
     import ray
     from ray._private.state import available_resources_per_node  # nothing public says it node by node
 
     free = available_resources_per_node()
     nodes = []
     for node in ray.nodes():
-        if not node["Alive"] or node["NodeID"] in without:
+        if not node["Alive"]:
             continue
         has, has_free = node["Resources"], free.get(node["NodeID"], {})
         counts = [float(kind.get(name, 0)) for kind in (has, has_free) for name in ("CPU", "GPU")]
-        nodes.append(Node(node["NodeID"], node["NodeManagerAddress"], *counts))
+        found = Node(node["NodeID"], node["NodeManagerAddress"], node["NodeManagerPort"], *counts)
+        if doubtful is not None and found.id in doubtful:
+            if not found.answers():
+                continue
+            doubtful.remove(found.id)
+        nodes.append(found)
     return sorted(nodes, key=lambda node: node.address)
 
 
@@ -125,13 +148,11 @@ def refuse_impossible(cluster: ClusterSpec, nodes: list[Node]) -> None:
     )
 
 
-def find_places(
-    cluster: ClusterSpec, without: Collection[str], *, first: bool, say: Callable[[str], None]
-) -> list[Place]:
+def find_places(cluster: ClusterSpec, doubtful: set[str], *, first: bool, say: Callable[[str], None]) -> list[Place]:
     """Where the workers go; waits for nodes that are busy or gone, and says so every ten seconds.
 
     Args:
-        without: ids of nodes that do not answer, as long as the others suffice.
+        doubtful: as in `living_nodes`.
         first: at the start of a job, when what can never be placed is the user's mistake.
 
     Raises:
@@ -140,8 +161,12 @@ def find_places(
     """
     begun, told = time.monotonic(), 0.0
     while True:
-        nodes = living_nodes(without)
-        if places := demand_of(cluster, nodes).among(nodes, free=True):
+        nodes = living_nodes(doubtful)
+        places = demand_of(cluster, nodes).among(nodes, free=True)
+        if silent := {place.node.id for place in places if not place.node.answers()}:
+            doubtful |= silent
+            continue
+        if places:
             return places
         if first and not can_grow():
             refuse_impossible(cluster, living_nodes())

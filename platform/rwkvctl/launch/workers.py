@@ -19,7 +19,7 @@ from rwkvctl.base.files import write_bytes
 from rwkvctl.config.specs.jobs import JobSpec, TrainingSpec
 from rwkvctl.launch import places as place_finding
 from rwkvctl.launch.agent import WorkerState, versions
-from rwkvctl.launch.group import NodeLost, WorkerGroup, worker_group
+from rwkvctl.launch.group import NodeLost, PlacesTaken, WorkerGroup, worker_group
 from rwkvctl.launch.nursery import early_address
 from rwkvctl.launch.places import Place
 from rwkvctl.launch.session import ray_session
@@ -48,7 +48,7 @@ class Failure(Exception):
     cause: str
     transient: bool
     lost: set[str] = field(default_factory=set)
-    """Ids of nodes that do not answer."""
+    """Ids of nodes whose agents do not answer."""
     log: str = ""
 
 
@@ -112,6 +112,8 @@ def run_workers(function: WorkerFunction, spec: JobSpec, run_dir: Path) -> None:
                 course.begin_again("there is room for more nodes")
             except Failure as failure:
                 course.fail(failure)
+            except PlacesTaken as taken:
+                course.fail(Failure(str(taken), True))
             except NodeLost as lost:
                 course.fail(Failure(str(lost), True, {lost.member.place.node.id}))
 
@@ -257,7 +259,7 @@ class Watch:
             return False
         self.looked = now
         used = {place.node.id for place in self.group.places}
-        others = [node for node in place_finding.living_nodes() if node.id not in used]
+        others = [node for node in place_finding.living_nodes(self.course.lost) if node.id not in used]
         each = self.group.places[0].workers
         demand = place_finding.demand_of(self.cluster, [place.node for place in self.group.places])
         fitting = [Place(node, each) for node in others if demand.fit(node.free_cpus, node.free_gpus) >= each]
@@ -265,7 +267,6 @@ class Watch:
         if len(allowed(self.spec, larger)) <= len(self.group.places):
             self.room_since = now
             return False
-        self.course.lost -= {node.id for node in others}
         return now - self.room_since > ROOM_FOR
 
 

@@ -29,6 +29,8 @@ CODES = {DONE_RUN: DONE, STOPPED_RUN: STOPPED, INTERRUPTED_RUN: INTERRUPTED, FAI
 """What `run wait` ends with where the run itself has left no exit code."""
 SILENT = 120.0
 """Seconds without a sign of life of a run on another machine, after which that is said."""
+ENDS_WITHIN = 30.0
+"""Seconds after its last entry in which the process of a run is expected to end."""
 
 
 @dataclass
@@ -104,10 +106,10 @@ def judge(folder: Path, record: dict[str, Any], told: Told) -> tuple[str, str]:
         return BY_CODE.get(record["exit_code"], FAILED_RUN), record.get("reason", "")
     if record and "process" not in record:  # submitted, and has not begun
         return waiting(record)
+    if told.end is not None:
+        return (RUNNING, "ending") if is_ending(record, told.end) else by_end(told.end)
     if run_folder.result(folder) is not None:
         return DONE_RUN, ""
-    if told.end is not None:
-        return by_end(told.end)
     if record or told.started:
         return under_way(folder, record)
     return INTERRUPTED_RUN, "never began"
@@ -120,6 +122,12 @@ def waiting(record: dict[str, Any]) -> tuple[str, str]:
     if identity.lives(record["parent"]) is False:
         return INTERRUPTED_RUN, f"process {record['parent']['pid']} ended before the run began"
     return QUEUED, "starting"
+
+
+def is_ending(record: dict[str, Any], end: dict[str, Any]) -> bool:
+    """Whether the process of a run that has told its end still sends what is left and says its last words."""
+    process = record.get("process")
+    return process is not None and time.time() - end["t"] / 1000 < ENDS_WITHIN and identity.lives(process) is True
 
 
 def by_end(end: dict[str, Any]) -> tuple[str, str]:

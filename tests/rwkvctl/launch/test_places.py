@@ -16,7 +16,7 @@ from rwkvctl.launch.places import Node, Place, demand_of, refuse_impossible
 
 
 def node(name: str, cpus: float, gpus: float = 0, free: tuple[float, float] | None = None) -> Node:
-    return Node(name, name, cpus, gpus, *(free or (cpus, gpus)))
+    return Node(name, name, 0, cpus, gpus, *(free or (cpus, gpus)))
 
 
 GPUS = [node("a", 32, 8), node("b", 32, 8), node("c", 32, 4), node("head", 8)]
@@ -82,7 +82,7 @@ def test_an_elastic_job_grows_onto_a_node_that_its_batch_can_use_when_it_was_fre
     batch: int, grows: bool, monkeypatch: pytest.MonkeyPatch
 ):
     nodes = [node("a", 1, free=(0, 0)), node("b", 1, free=(0, 0)), node("c", 1)]
-    monkeypatch.setattr(workers.place_finding, "living_nodes", lambda: nodes)
+    monkeypatch.setattr(workers.place_finding, "living_nodes", lambda doubtful=None: nodes)
     spec = FinetuneSpec.model_validate(
         {
             "data": {"path": "/nowhere", "dataset": "toy"},

@@ -22,7 +22,9 @@ def count(spec: Any, run_dir: Path) -> None:
     plan = json.loads((run_dir / "plan.json").read_text())
     start = done(run_dir, 0)
     (run_dir / f"pid-{rank}").write_text(str(os.getpid()))
-    for step in range(start, STEPS):
+    for step in range(start, plan.get("steps", STEPS)):
+        if (run_dir / "last").exists() and step > int((run_dir / "last").read_text()):
+            break
         mark("data")
         if rank == plan.get("rank", 0) and step == plan.get("step") and (not life or plan.get("always")):
             suffer(plan["fault"])
