@@ -22,7 +22,6 @@ from rwkvctl.config.specs.changes import flatten
 from rwkvctl.config.specs.jobs import JobSpec, PredictSpec, TuneSpec
 from rwkvctl.config.specs.parts import RESOLVED_AT_START
 from rwkvctl.launch import preflight
-from rwkvctl.launch.nursery import early
 from rwkvctl.runs import folder as run_folder
 from rwkvctl.runs import job_record, mirror, stop
 from rwkvctl.runs.journal import Journal, say
@@ -42,13 +41,6 @@ WORKER_FUNCTIONS = {"pretrain": "train", "finetune": "train", "evaluate": "score
 
 def drive(spec: JobSpec, run_dir: Path) -> dict[str, Any]:
     """Run a job from its spec to its result, which is left in `result.json`. Ranks other than 0 only work."""
-    embedded = spec.cluster.launcher == "ray" and spec.cluster.address is None and spec.job in WORKER_FUNCTIONS
-    with early([f"rwkv_jobs.{spec.job}"]) if embedded else contextlib.nullcontext():
-        return checked_and_run(spec, run_dir)
-
-
-def checked_and_run(spec: JobSpec, run_dir: Path) -> dict[str, Any]:
-    """As `drive`, when what workers need is being imported."""
     job = importlib.import_module(f"rwkv_jobs.{spec.job}")
     mirror.pull(run_dir)
     check(job, spec, run_dir)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 import base64
 import contextlib
+import importlib
 import os
 import sys
 import traceback
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import yaml
 
-from rwkv_jobs.driver import drive
+from rwkv_jobs.driver import WORKER_FUNCTIONS, drive
 from rwkv_jobs.launch import torchrun_rank
 from rwkvctl.base.errors import JobFailedError, UserError, explain
 from rwkvctl.base.exit_codes import DONE, FAILED, INTERRUPTED, STOPPED
@@ -22,6 +24,7 @@ from rwkvctl.config import settings
 from rwkvctl.config.specs.jobs import JOBS, JobSpec, TrainingSpec
 from rwkvctl.config.specs.load import build, merge, parse_assignments, read_recipe
 from rwkvctl.launch.complete_spec import on_machine, with_data
+from rwkvctl.launch.nursery import twin
 from rwkvctl.runs import folder as run_folder
 from rwkvctl.runs import job_record, mirror, stop
 
@@ -37,11 +40,20 @@ def main(job: str) -> None:
     arguments = parser.parse_args()
     try:
         isolate_children()
-        interrupt_on_stop()
-        code = guarded(job, arguments.target, arguments.assignments, resume=arguments.resume)
+        with nursery_of(job):
+            interrupt_on_stop()
+            code = guarded(job, arguments.target, arguments.assignments, resume=arguments.resume)
     except KeyboardInterrupt:  # during the imports, for which whoever started this process held the signals back
         code = interrupted(job, Path(arguments.target), KeyboardInterrupt())
     sys.exit(code)
+
+
+def nursery_of(job: str) -> AbstractContextManager[None]:
+    """What the job's workers are forked from, if this process is to start any: itself, as it is now."""
+    if job not in WORKER_FUNCTIONS or "TORCHELASTIC_RUN_ID" in os.environ:
+        return contextlib.nullcontext()
+    importlib.import_module(f"rwkv_jobs.{job}")  # which `python -m` knows as __main__ only
+    return twin()
 
 
 def guarded(job: str, target: str, assignments: list[str], *, resume: bool = False) -> int:

@@ -1,10 +1,13 @@
-"""One actor on every node of a job: it starts the node's workers, looks after them, and ends them."""
+"""Starts the workers of one node, looks after them, and ends them: in the job's own process, or as an actor on every
+node of a cluster."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import platform
+import shutil
 import signal
 import socket
 import tempfile
@@ -45,50 +48,19 @@ class WorkerState:
     """The last lines that it wrote, once it has ended."""
 
 
-class NodeAgent:
-    """Runs as a Ray actor that holds the node's share of CPUs and GPUs.
+class Agent:
+    """The workers of one node.
 
     Args:
         modules: what workers need, imported once for all of them.
-        driver: machine, process id and start time of the driver, which is watched where it runs on this machine.
-        nursery: socket of a nursery that has imported them already, where the driver on this node has started one.
+        nursery: socket of a nursery that has imported them already.
     """
 
-    def __init__(self, modules: list[str], driver: dict[str, Any], nursery: str | None = None):
-        there = nursery is not None and Path(nursery).exists()
-        self.nurse = Nurse(modules, nursery if there else None)
+    def __init__(self, modules: list[str], nursery: str | None = None):
+        self.nurse = Nurse(modules, nursery)
         self.folder = Path(tempfile.mkdtemp(prefix="rwkvctl-"))
         self.workers: dict[str, dict[str, Any]] = {}
         self.lock = threading.Lock()
-        self.asked = time.monotonic()
-        threading.Thread(target=self.watch_driver, args=(driver,), daemon=True).start()
-
-    def describe(self) -> dict[str, Any]:
-        """Who this node is and what it runs."""
-        import ray
-
-        address = ray.util.get_node_ip_address()
-        return {
-            "node": ray.get_runtime_context().get_node_id(),
-            "address": address,
-            "host": socket.gethostname(),
-            "interface": interface_of(address),
-            "port": free_port(address),
-            **versions(),
-        }
-
-    def sees(self, path: str, content: str) -> bool:
-        """Whether this node reads from a file what the driver wrote into it, looking again for some seconds: network
-        file systems show a new file late."""
-        deadline = time.monotonic() + 10
-        while time.monotonic() < deadline:
-            try:
-                if Path(path).read_text() == content:
-                    return True
-            except OSError:
-                pass
-            time.sleep(0.2)
-        return False
 
     def start(self, target: str, workers: list[dict[str, Any]]) -> None:
         """Start workers: `rank`, `arguments` and `environment` of each."""
@@ -104,15 +76,19 @@ class NodeAgent:
 
     def poll(self) -> list[WorkerState]:
         """How the workers are."""
-        self.asked = time.monotonic()
         with self.lock:
             self.listen(0.0)
             return [self.state(worker) for worker in self.workers.values()]
 
     def listen(self, timeout: float) -> None:
-        for message in self.nurse.messages(timeout):
-            worker = self.workers[message.pop("key")]
-            worker.update(message)
+        try:
+            messages = self.nurse.messages(timeout)
+        except ConnectionError:  # the nursery was killed, and its children went with it
+            for worker in self.workers.values():
+                worker["exit"] = -signal.SIGKILL if worker["exit"] is None else worker["exit"]
+            return
+        for message in messages:
+            self.workers[message.pop("key")].update(message)
 
     def state(self, worker: dict[str, Any]) -> WorkerState:
         ended = worker["exit"] is not None
@@ -123,7 +99,7 @@ class NodeAgent:
 
     def signal(self, number: int) -> None:
         """Send a signal to every worker of this node that lives."""
-        with self.lock:
+        with self.lock, contextlib.suppress(ConnectionError):
             for key, worker in self.workers.items():
                 if worker["exit"] is None:
                     self.nurse.signal(key, number)
@@ -151,9 +127,48 @@ class NodeAgent:
             with self.lock:
                 self.listen(0.1)
         self.nurse.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def all_ended(self) -> bool:
         return all(worker["exit"] is not None for worker in self.workers.values())
+
+
+class NodeAgent(Agent):
+    """Runs as a Ray actor that holds the node's share of CPUs and GPUs.
+
+    Args:
+        driver: machine, process id and start time of the driver, which is watched where it runs on this machine.
+    """
+
+    def __init__(self, modules: list[str], driver: dict[str, Any]):
+        super().__init__(modules)
+        self.asked = time.monotonic()
+        threading.Thread(target=self.watch_driver, args=(driver,), daemon=True).start()
+
+    def describe(self) -> dict[str, Any]:
+        """Who this node is and what it runs."""
+        import ray
+
+        node = {"node": ray.get_runtime_context().get_node_id()}
+        return node | about(ray.util.get_node_ip_address()) | versions()
+
+    def sees(self, path: str, content: str) -> bool:
+        """Whether this node reads from a file what the driver wrote into it, looking again for some seconds: network
+        file systems show a new file late."""
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            try:
+                if Path(path).read_text() == content:
+                    return True
+            except OSError:
+                pass
+            time.sleep(0.2)
+        return False
+
+    def poll(self) -> list[WorkerState]:
+        """How the workers are, for a driver that is there."""
+        self.asked = time.monotonic()
+        return super().poll()
 
     def watch_driver(self, driver: dict[str, Any]) -> None:
         """End this process, and the workers with it, when the driver is gone."""
@@ -162,6 +177,16 @@ class NodeAgent:
             gone = identity.lives(driver) is False
             if gone or time.monotonic() - self.asked > SILENCE:
                 os._exit(1)  # the nursery loses its standard input, or this connection, and kills the workers
+
+
+def about(address: str) -> dict[str, Any]:
+    """Who a node is to the others, and where its workers can meet."""
+    return {
+        "address": address,
+        "host": socket.gethostname(),
+        "interface": interface_of(address),
+        "port": free_port(address),
+    }
 
 
 def versions() -> dict[str, str]:

@@ -1,4 +1,5 @@
-"""The workers of a job on the nodes of a cluster: started together, watched together, ended together."""
+"""The workers of a job, on this machine or on the nodes of a cluster: started together, watched together, ended
+together."""
 
 from __future__ import annotations
 
@@ -9,11 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rwkvctl.base import identity
 from rwkvctl.base.errors import UserError
-from rwkvctl.launch.agent import SAME, NodeAgent, WorkerState
+from rwkvctl.launch.agent import SAME, Agent, NodeAgent, WorkerState, about
+from rwkvctl.launch.nursery import twin_address
 from rwkvctl.launch.places import Place, living_nodes
 
 POLLED_EVERY = 0.25
@@ -27,6 +29,7 @@ GIVEN_BACK_WITHIN = 10.0
 """Seconds in which the cluster must show as free what we have given back."""
 
 GONE = "gone"
+Group = TypeVar("Group", bound="WorkerGroup")
 
 
 @dataclass
@@ -55,17 +58,92 @@ class Member:
 
 
 class WorkerGroup:
-    """Agents on the nodes of `places`, and the workers that they start.
+    """All workers of a job. Ranks follow the members, so that those of one node are neighbours."""
 
-    Ranks follow the order of the nodes' addresses, so that those of one node are neighbours.
-    """
+    def __init__(self, places: list[Place]):
+        self.places = places
+        self.members: list[Member] = []
+        self.world_size = sum(place.workers for place in places)
 
-    def __init__(self, places: list[Place], cpus: int, gpus: int, modules: list[str], nursery: str | None):
+    def start(self, target: str, arguments: dict[str, Any], environment: dict[str, str]) -> None:
+        """Start all workers, with what torch needs to join them into one group."""
+        raise NotImplementedError
+
+    def poll(self) -> list[WorkerState]:
+        """How the workers are, after at most a quarter of a second. A node that is gone is marked `lost`."""
+        raise NotImplementedError
+
+    def stacks(self) -> dict[int, str]:
+        """What every worker that can be asked is doing."""
+        raise NotImplementedError
+
+    def stop(self, grace: float = 0.0) -> None:
+        """End all workers, by SIGTERM first if they are given `grace` seconds, and give the nodes back."""
+        raise NotImplementedError
+
+    def shares(self, arguments: dict[str, Any], environment: dict[str, str]) -> list[list[dict[str, Any]]]:
+        """What the agent of each node is to start."""
+        first, shares = 0, []
+        meeting = {"MASTER_ADDR": self.members[0].about["address"], "MASTER_PORT": str(self.members[0].about["port"])}
+        for number, member in enumerate(self.members):
+            share = []
+            for local in range(member.place.workers):
+                own = {
+                    "RANK": str(first + local),
+                    "WORLD_SIZE": str(self.world_size),
+                    "LOCAL_RANK": str(local),
+                    "LOCAL_WORLD_SIZE": str(member.place.workers),
+                    "GROUP_RANK": str(number),
+                }
+                own |= meeting | interfaces(member.about["interface"], len(self.members)) | environment
+                share.append({"rank": first + local, "arguments": arguments, "environment": own})
+            first += member.place.workers
+            shares.append(share)
+        return shares
+
+    def node_of(self, rank: int) -> Member:
+        """The node that a rank runs on."""
+        first = 0
+        for member in self.members:
+            if rank < first + member.place.workers:
+                return member
+            first += member.place.workers
+        raise IndexError(rank)
+
+
+class LocalGroup(WorkerGroup):
+    """The workers of a job on this machine, started by this process itself: nothing of Ray is needed for them."""
+
+    def __init__(self, place: Place, modules: list[str]):
+        super().__init__([place])
+        self.agent = Agent(modules, twin_address())
+        self.members = [Member(place, self.agent, about(place.node.address))]
+
+    def start(self, target: str, arguments: dict[str, Any], environment: dict[str, str]) -> None:
+        [share] = self.shares(arguments, environment)
+        self.agent.start(target, share)
+
+    def poll(self) -> list[WorkerState]:
+        states = self.agent.poll()
+        time.sleep(POLLED_EVERY / 5)
+        return states
+
+    def stacks(self) -> dict[int, str]:
+        return self.agent.stacks()
+
+    def stop(self, grace: float = 0.0) -> None:
+        self.agent.stop(grace)
+
+
+class ClusterGroup(WorkerGroup):
+    """Actors on the nodes of `places`, in the order of their addresses, and the workers that they start."""
+
+    def __init__(self, places: list[Place], cpus: int, gpus: int, modules: list[str]):
         import ray
         from ray.util.placement_group import placement_group
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-        self.places = sorted(places, key=lambda place: place.node.address)
+        super().__init__(sorted(places, key=lambda place: place.node.address))
         self.bundles = [{"CPU": p.workers * cpus} | ({"GPU": p.workers * gpus} if gpus else {}) for p in self.places]
         where = [{"ray.io/node-id": place.node.id} for place in self.places]
         self.reserved = placement_group(self.bundles, strategy="PACK", bundle_label_selector=where)
@@ -83,12 +161,11 @@ class WorkerGroup:
                     max_concurrency=4,
                     scheduling_strategy=PlacementGroupSchedulingStrategy(self.reserved, index),
                 )
-                .remote(modules, driver, nursery),
+                .remote(modules, driver),
                 {},
             )
             for index, (place, bundle) in enumerate(zip(self.places, self.bundles, strict=True))
         ]
-        self.world_size = sum(place.workers for place in self.places)
 
     def meet(self) -> None:
         """Learn who the nodes are.
@@ -140,32 +217,15 @@ class WorkerGroup:
             probe.unlink(missing_ok=True)
 
     def start(self, target: str, arguments: dict[str, Any], environment: dict[str, str]) -> None:
-        """Start all workers, with what torch needs to join them into one group."""
         import ray
 
-        rank, started = 0, []
-        meeting = {"MASTER_ADDR": self.members[0].about["address"], "MASTER_PORT": str(self.members[0].about["port"])}
-        for number, member in enumerate(self.members):
-            workers = []
-            for local in range(member.place.workers):
-                own = {
-                    "RANK": str(rank),
-                    "WORLD_SIZE": str(self.world_size),
-                    "LOCAL_RANK": str(local),
-                    "LOCAL_WORLD_SIZE": str(member.place.workers),
-                    "GROUP_RANK": str(number),
-                }
-                own |= meeting | interfaces(member.about["interface"], len(self.members)) | environment
-                workers.append({"rank": rank, "arguments": arguments, "environment": own})
-                rank += 1
-            started.append(member.agent.start.remote(target, workers))
+        shares = self.shares(arguments, environment)
+        started = [member.agent.start.remote(target, share) for member, share in zip(self.members, shares, strict=True)]
         ray.get(started, timeout=STARTS_WITHIN)
 
     def poll(self) -> list[WorkerState]:
-        """The workers of all nodes that have answered since the last call, after at most a quarter of a second.
-
-        A node that is gone, or silent for `NODE_ANSWERS_WITHIN`, is marked `lost`.
-        """
+        """Those of all nodes that have answered since the last call; a node is lost too when it has been silent for
+        `NODE_ANSWERS_WITHIN`."""
         import ray
         from ray.exceptions import RayActorError
 
@@ -190,7 +250,6 @@ class WorkerGroup:
         return states
 
     def stacks(self) -> dict[int, str]:
-        """What every worker that can be asked is doing."""
         import ray
 
         found: dict[int, str] = {}
@@ -199,17 +258,7 @@ class WorkerGroup:
                 found |= ray.get(member.agent.stacks.remote(), timeout=10)
         return found
 
-    def node_of(self, rank: int) -> Member:
-        """The node that a rank runs on."""
-        first = 0
-        for member in self.members:
-            if rank < first + member.place.workers:
-                return member
-            first += member.place.workers
-        raise IndexError(rank)
-
     def stop(self, grace: float = 0.0) -> None:
-        """End all workers, by SIGTERM first if they are given `grace` seconds, and give the nodes back."""
         import ray
 
         answers = [member.agent.stop.remote(grace) for member in self.members if member.lost is None]
@@ -253,11 +302,8 @@ class NodeLost(Exception):
 
 
 @contextmanager
-def worker_group(
-    places: list[Place], cpus: int, gpus: int, modules: list[str], nursery: str | None
-) -> Iterator[WorkerGroup]:
+def ended(group: Group) -> Iterator[Group]:
     """A group that is ended, with all of its workers, when the block is left."""
-    group = WorkerGroup(places, cpus, gpus, modules, nursery)
     try:
         yield group
     finally:

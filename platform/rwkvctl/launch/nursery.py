@@ -10,7 +10,9 @@ client sends lines of JSON and is answered in lines of JSON:
     {"key": "0", "exit": 0, "outcome": null}            ended; below 0 it is the signal that killed it
 
 A client's processes are killed, with all that they have started, when its connection closes; the nursery ends when its
-standard input does. So nothing outlives the process that asked for it.
+standard input does, or the pipe that it was given. So nothing outlives the process that asked for it.
+
+A job's own process has imported what its workers need, and forks itself into a nursery before it does anything else.
 """
 
 from __future__ import annotations
@@ -37,6 +39,8 @@ from typing import Any
 from rwkvctl.base.processes import STOP_SIGNALS, signal_group, unblock_stop_signals
 
 FORK = multiprocessing.get_context("fork")
+FOR_FORKS = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+"""CUDA must not be touched before a fork: whether there is a GPU is asked of its driver's library instead."""
 ENDS_WITHIN = 1.0
 """Seconds that a nursery has to end its children when it is no longer needed."""
 
@@ -81,12 +85,12 @@ class Client:
 class Nursery:
     """Answers its clients, one event after the other in one thread: a process with threads must not fork."""
 
-    def __init__(self, server: socket.socket):
+    def __init__(self, server: socket.socket, lifeline: int):
         self.events = selectors.DefaultSelector()
-        self.server = server
+        self.server, self.lifeline = server, lifeline
         self.clients: dict[socket.socket, Client] = {}
         self.events.register(server, selectors.EVENT_READ, self.accept)
-        self.events.register(sys.stdin, selectors.EVENT_READ, self.leave)
+        self.events.register(lifeline, selectors.EVENT_READ, self.leave)
 
     def serve(self) -> None:
         while True:
@@ -141,7 +145,7 @@ class Nursery:
 
     def leave(self) -> None:
         """End, with all children, when whoever started this process is gone."""
-        if not os.read(sys.stdin.fileno(), 1 << 16):
+        if not os.read(self.lifeline, 1 << 16):
             for client in list(self.clients.values()):
                 self.forget(client)
             os._exit(0)
@@ -191,8 +195,7 @@ class Nurse:
         self.address = address or str(Path(tempfile.mkdtemp(prefix="rwkvctl-")) / "nursery")
         if address is None:
             command = [sys.executable, "-P", "-m", "rwkvctl.launch.nursery", self.address, *modules]
-            # CUDA must not be touched before the fork: is there a GPU is asked of its driver's library instead.
-            environment = os.environ | {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+            environment = os.environ | FOR_FORKS
             self.process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True, env=environment)
         self.connection: socket.socket | None = None
         self.received = b""
@@ -253,40 +256,80 @@ class Nurse:
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
-            Path(self.address).unlink(missing_ok=True)
-            with contextlib.suppress(OSError):
-                Path(self.address).parent.rmdir()
+            remove_socket(self.address)
 
 
-_early: Nurse | None = None
+class Twin:
+    """A nursery that this process has forked from itself, before it had threads."""
+
+    def __init__(self) -> None:
+        self.address = str(Path(tempfile.mkdtemp(prefix="rwkvctl-")) / "nursery")
+        server = listening(self.address)
+        lifeline, self.pipe = os.pipe()
+        self.process = FORK.Process(target=serve_twin, args=(server, lifeline, self.pipe))
+        self.process.start()
+        server.close()
+        os.close(lifeline)
+
+    def close(self) -> None:
+        os.close(self.pipe)
+        self.process.join(ENDS_WITHIN)
+        self.process.kill()
+        self.process.join()
+        remove_socket(self.address)
+
+
+def serve_twin(server: socket.socket, lifeline: int, pipe: int) -> None:
+    os.setsid()
+    os.close(pipe)
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+    unblock_stop_signals()
+    os.environ |= FOR_FORKS
+    Nursery(server, lifeline).serve()
+
+
+_twin: Twin | None = None
 
 
 @contextlib.contextmanager
-def early(modules: list[str]) -> Iterator[None]:
-    """Start a nursery before it is known whether it will be needed: it imports while this process still checks."""
-    global _early
-    _early = Nurse(modules)
+def twin() -> Iterator[None]:
+    """Have this process forked into a nursery, which workers of the block's job are forked from."""
+    global _twin
+    _twin = Twin()
     try:
         yield
     finally:
-        _early.close()
-        _early = None
+        _twin.close()
+        _twin = None
 
 
-def early_address() -> str | None:
-    """The socket of the nursery that `early` has started, if it has."""
-    return None if _early is None else _early.address
+def twin_address() -> str | None:
+    """The socket of the nursery that `twin` has started, if it has and it lives."""
+    return None if _twin is None or not _twin.process.is_alive() else _twin.address
 
 
-def main() -> None:
-    address, *modules = sys.argv[1:]
+def listening(address: str) -> socket.socket:
+    """A Unix socket that only this user's processes can connect to."""
     server = socket.socket(socket.AF_UNIX)
     server.bind(address)
     Path(address).chmod(0o600)
     server.listen()
+    return server
+
+
+def remove_socket(address: str) -> None:
+    Path(address).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        Path(address).parent.rmdir()
+
+
+def main() -> None:
+    address, *modules = sys.argv[1:]
+    server = listening(address)
     for name in modules:
         importlib.import_module(name)
-    Nursery(server).serve()
+    Nursery(server, sys.stdin.fileno()).serve()
 
 
 if __name__ == "__main__":

@@ -8,10 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from rwkvctl.base.errors import TransientError, UserError
+from rwkvctl.base.processes import available_cpus
 from rwkvctl.config.specs.parts import ClusterSpec
 
 TOLD_EVERY = 10.0
 """Seconds between two lines about what a job waits for."""
+LOCAL = "127.0.0.1"
 ANSWERS_WITHIN = 1.0
 """Seconds that a node's Ray daemon has to accept a connection."""
 
@@ -183,6 +185,16 @@ def find_places(cluster: ClusterSpec, doubtful: set[str], *, first: bool, say: C
             free = f"{len(fitting)} of {len(nodes)} nodes are free"
             say(f"waiting for {demand}: {free} ({waited:.0f} of {cluster.wait} s)")
         time.sleep(0.2)
+
+
+def own_places(cluster: ClusterSpec) -> list[Place]:
+    """All workers on this machine; UserError if it can't run so many."""
+    import torch
+
+    cpus, gpus = float(available_cpus()), float(torch.cuda.device_count())
+    node = Node("", LOCAL, 0, cpus, gpus, cpus, gpus)
+    refuse_impossible(cluster, [node])
+    return demand_of(cluster, [node]).among([node], free=True)
 
 
 def can_grow() -> bool:

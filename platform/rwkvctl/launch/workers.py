@@ -1,7 +1,7 @@
-"""Run one function on every training worker, to its end: through Ray, on this machine or on a cluster.
+"""Run one function on every training worker, to its end: on this machine, or through Ray on a cluster.
 
-One actor on each node starts that node's workers as processes. When one of them dies, or a node, all are ended and
-started again, where there is room for them, and the function goes on from its own checkpoint.
+This process, or one actor on each node, starts the workers as processes. When one of them dies, or a node, all are
+ended and started again, where there is room for them, and the function goes on from its own checkpoint.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,8 @@ from rwkvctl.base.files import write_bytes
 from rwkvctl.config.specs.jobs import JobSpec, TrainingSpec
 from rwkvctl.launch import places as place_finding
 from rwkvctl.launch.agent import WorkerState, versions
-from rwkvctl.launch.group import NodeLost, PlacesTaken, WorkerGroup, worker_group
-from rwkvctl.launch.nursery import early_address
-from rwkvctl.launch.places import Place
+from rwkvctl.launch.group import ClusterGroup, LocalGroup, NodeLost, PlacesTaken, WorkerGroup, ended
+from rwkvctl.launch.places import Place, own_places
 from rwkvctl.launch.session import ray_session
 from rwkvctl.runs.journal import say
 from rwkvctl.runs.stop import Stopped, asked
@@ -101,13 +101,12 @@ def run_workers(function: WorkerFunction, spec: JobSpec, run_dir: Path) -> None:
         UserError, JobFailedError: what a worker raised of these; it would fail again.
         TransientError: workers or nodes were lost more than `cluster.max_failures` times in a row, or are missing.
     """
-    nursery = early_address() if spec.cluster.address is None else None
-    with ray_session(spec.cluster):
+    with nullcontext() if spec.cluster.address is None else ray_session(spec.cluster):
         course = Course(run_dir, spec.cluster.max_failures)
         while True:
-            where = place_finding.find_places(spec.cluster, course.lost, first=course.restarts == 0, say=course.say)
+            where = own_places(spec.cluster) if spec.cluster.address is None else places_on_cluster(spec, course)
             try:
-                if run_once(function, spec, run_dir, allowed(spec, where), course, nursery):
+                if run_once(function, spec, run_dir, allowed(spec, where), course):
                     return
                 course.begin_again("there is room for more nodes")
             except Failure as failure:
@@ -116,6 +115,11 @@ def run_workers(function: WorkerFunction, spec: JobSpec, run_dir: Path) -> None:
                 course.fail(Failure(str(taken), True))
             except NodeLost as lost:
                 course.fail(Failure(str(lost), True, {lost.member.place.node.id}))
+
+
+def places_on_cluster(spec: JobSpec, course: Course) -> list[Place]:
+    """Where the workers go; waits until there is room for them."""
+    return place_finding.find_places(spec.cluster, course.lost, first=course.restarts == 0, say=course.say)
 
 
 def allowed(spec: JobSpec, places: list[Place]) -> list[Place]:
@@ -131,29 +135,36 @@ def allowed(spec: JobSpec, places: list[Place]) -> list[Place]:
     return places
 
 
-def run_once(
-    function: WorkerFunction, spec: JobSpec, run_dir: Path, where: list[Place], course: Course, nursery: str | None
-) -> bool:
+def run_once(function: WorkerFunction, spec: JobSpec, run_dir: Path, where: list[Place], course: Course) -> bool:
     """Start the workers and look after them until they end. False: they have stopped to make room for more of them.
 
     Raises:
         Failure: they did not come to their end.
     """
-    demand = place_finding.demand_of(spec.cluster, [place.node for place in where])
-    modules = [function.__module__]
-    with worker_group(where, demand.cpus, demand.gpus, modules, nursery) as group:
-        group.meet()
-        group.compare(versions())
-        if len(group.members) > 1 or spec.cluster.address is not None:
-            group.check_storage(run_dir)
-        note = {} if course.note is None else {RESTART: json.dumps(course.note)}
-        arguments = {
-            "function": f"{function.__module__}:{function.__name__}",
-            "spec": spec.model_dump(mode="json", by_alias=True),
-            "run_dir": str(run_dir),
-        }
+    note = {} if course.note is None else {RESTART: json.dumps(course.note)}
+    arguments = {
+        "function": f"{function.__module__}:{function.__name__}",
+        "spec": spec.model_dump(mode="json", by_alias=True),
+        "run_dir": str(run_dir),
+    }
+    with group_on(where, spec, run_dir, [function.__module__]) as group:
         group.start(TARGET, arguments, note)
         return Watch(group, spec, course).to_the_end()
+
+
+@contextmanager
+def group_on(where: list[Place], spec: JobSpec, run_dir: Path, modules: list[str]) -> Iterator[WorkerGroup]:
+    """A group of workers that can be started: the nodes of a cluster are there, and alike, and see the run's folder."""
+    if spec.cluster.address is None:
+        with ended(LocalGroup(where[0], modules)) as local:
+            yield local
+        return
+    demand = place_finding.demand_of(spec.cluster, [place.node for place in where])
+    with ended(ClusterGroup(where, demand.cpus, demand.gpus, modules)) as group:
+        group.meet()
+        group.compare(versions())
+        group.check_storage(run_dir)
+        yield group
 
 
 class Watch:
@@ -255,7 +266,12 @@ class Watch:
         """Whether there have been free nodes for a while that an elastic job does not use yet, and could share its
         batch out to."""
         now = time.monotonic()
-        if self.cluster.nodes is None or len(self.group.places) >= self.cluster.most_nodes or now - self.looked < 1:
+        if (
+            self.cluster.address is None
+            or self.cluster.nodes is None
+            or len(self.group.places) >= self.cluster.most_nodes
+            or now - self.looked < 1
+        ):
             return False
         self.looked = now
         used = {place.node.id for place in self.group.places}

@@ -88,7 +88,7 @@ def test_an_elastic_job_grows_onto_a_node_that_its_batch_can_use_when_it_was_fre
             "data": {"path": "/nowhere", "dataset": "toy"},
             "train": {"batch_size": batch, "epochs": 1},
             "optimizer": {"lr": 1e-3},
-            "cluster": {"nodes": "1:3"},
+            "cluster": {"address": "head:6379", "nodes": "1:3"},
         }
     )
     group: Any = SimpleNamespace(places=[Place(nodes[0], 1), Place(nodes[1], 1)])

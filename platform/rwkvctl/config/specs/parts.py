@@ -189,9 +189,10 @@ class ClusterSpec(Spec):
     """Where it runs."""
 
     launcher: Literal["ray", "process"] = "ray"
-    """process: in the calling process (also under torchrun); needs neither Ray nor MLflow."""
+    """ray: in processes of their own, on the nodes of a Ray cluster or on this machine; process: in the calling process
+    (also under torchrun), which needs neither Ray nor MLflow."""
     address: Address | None = None
-    """Ray cluster, HOST:PORT or the URL of its job server; null starts Ray on this machine."""
+    """Ray cluster, HOST:PORT or the URL of its job server; null is this machine alone."""
     workers: Positive | None = None
     """Training workers over all nodes; null is one (on a cluster: nodes x GPUs per node)."""
     nodes: Annotated[Positive | NodeRange | None, AfterValidator(check_nodes)] = None
