@@ -1,11 +1,11 @@
-"""What the launcher costs: the same training under Ray and under torchrun, on this machine's CPU.
+"""What the launcher costs: the same training on this machine alone, on a Ray cluster of one node, and under torchrun.
 
     python benchmarks/bench_scaling.py [--workers 2] [--repeats 3] [--json FILE]
 
-Both sides run the whole job as a user starts it, on 64 phantom images of 32 px. Printed are the seconds from the
-command to the end of the first step, the median step, their ratios, and how long it takes until a new step is done
-after SIGKILL of a worker, and of the driver with `rwkvctl run resume`. Last comes a model of what 4 nodes of 8 GPUs
-exchange; it is arithmetic, not a measurement.
+All sides run the whole job as a user starts it, on 64 phantom images of 32 px; the cluster runs already. Printed are
+the seconds from the command to the end of the first step, the median step, their ratios to torchrun's, and how long it
+takes until a new step is done after SIGKILL of a worker, and of the driver with `rwkvctl run resume`. Last comes a
+model of what 4 nodes of 8 GPUs exchange; it is arithmetic, not a measurement.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,16 +54,41 @@ class Bench:
     def sets(self, *more: str) -> list[str]:
         return [word for field in (*SPEC, *more) for word in ("--set", field)]
 
-    def ray(self, name: str, epochs: int) -> list[str]:
+    def alone(self, name: str, epochs: int) -> list[str]:
         data = ["--data", str(self.folder / "shards"), "--workers", str(self.workers), "--name", name]
         command = [sys.executable, "-P", "-m", "rwkvctl.cli.app", "finetune", "binary", *data]
         return command + self.sets(f"train.epochs={epochs}")
+
+    def cluster(self, name: str, epochs: int) -> list[str]:
+        return [*self.alone(name, epochs), "--address", f"127.0.0.1:{self.port}"]
 
     def torchrun(self, name: str, epochs: int) -> list[str]:
         own = [f"name={name}", f"data.path={self.folder / 'shards'}", "data.dataset=shards", f"train.epochs={epochs}"]
         own += [f"cluster.workers={self.workers}", "cluster.launcher=process"]
         start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(self.workers)]
         return [*start, "-m", "rwkv_jobs.finetune", "binary", *self.sets(*own)]
+
+    @contextlib.contextmanager
+    def head(self) -> Iterator[None]:
+        """A Ray cluster of this machine while the block runs."""
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        node = ["--node-ip-address=127.0.0.1", f"--port={self.port}", "--include-dashboard=false", "--num-cpus=4"]
+        process = self.start(
+            [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats", *node]
+        )
+        try:
+            while True:
+                with contextlib.suppress(OSError):
+                    socket.create_connection(("127.0.0.1", self.port), 1).close()
+                    break
+                time.sleep(0.1)
+            time.sleep(10)  # its daemons go on starting for a while
+            yield
+        finally:
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait()
 
     def resume(self, name: str) -> list[str]:
         return [sys.executable, "-P", "-m", "rwkvctl.cli.app", "run", "resume", name]
@@ -99,21 +126,21 @@ def whole_run(bench: Bench, name: str, command: list[str]) -> dict[str, float]:
     return {"first_step": steps[0][1] - begun, "step": statistics.median(seconds for *_, seconds in steps[WARM:])}
 
 
-def recovery(bench: Bench) -> dict[str, float]:
+def recovery(bench: Bench, name: str, command: list[str]) -> dict[str, float]:
     """Seconds from a SIGKILL to the next step that had not been done before."""
-    process = bench.start(bench.ray("killed", 1000))
-    bench.wait_for_step("killed", 8, process)
+    process = bench.start(command)
+    bench.wait_for_step(name, 8, process)
     found = {}
     try:
-        lease = json.loads((bench.folder / "home" / "runs" / "killed" / "lease.json").read_text())
-        last, killed = bench.steps("killed")[-1][0], time.time()
+        lease = json.loads((bench.folder / "home" / "runs" / name / "lease.json").read_text())
+        last, killed = bench.steps(name)[-1][0], time.time()
         os.kill(lease["pid"], signal.SIGKILL)
-        found["worker"] = bench.wait_for_step("killed", last + 1, process) - killed
+        found["worker"] = bench.wait_for_step(name, last + 1, process) - killed
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        last, killed = bench.steps("killed")[-1][0], time.time()
-        process = bench.start(bench.resume("killed"))
-        found["driver"] = bench.wait_for_step("killed", last + 1, process) - killed
+        last, killed = bench.steps(name)[-1][0], time.time()
+        process = bench.start(bench.resume(name))
+        found["driver"] = bench.wait_for_step(name, last + 1, process) - killed
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)
@@ -159,21 +186,25 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="scaling-", ignore_cleanup_errors=True) as folder:
         bench = Bench(Path(folder), arguments.workers)
         bench.prepare()
-        rows: dict[str, list[dict[str, float]]] = {"ray": [], "torchrun": []}
-        for number in range(arguments.repeats):  # in turns, so that both meet the same machine
-            rows["ray"].append(whole_run(bench, f"ray{number}", bench.ray(f"ray{number}", 8)))
-            name = f"torchrun{number}"
-            rows["torchrun"].append(whole_run(bench, name, bench.torchrun(name, 8)))
+        rows: dict[str, list[dict[str, float]]] = {"alone": [], "cluster": [], "torchrun": []}
+        with bench.head():
+            for number in range(arguments.repeats):  # in turns, so that all meet the same machine
+                for side, found in rows.items():
+                    name = f"{side}{number}"
+                    found.append(whole_run(bench, name, getattr(bench, side)(name, 8)))
+            again = {side: recovery(bench, f"killed-{side}", getattr(bench, side)(f"killed-{side}", 1000))
+                     for side in ("alone", "cluster")}  # fmt: skip
         medians = {
             side: {key: statistics.median(row[key] for row in found) for key in found[0]}
             for side, found in rows.items()
         }
-        print(f"{arguments.workers} workers, median of {arguments.repeats}   ray      torchrun  ratio")
+        title = f"{arguments.workers} workers, median of {arguments.repeats}"
+        print(f"{title:30}{'alone':>10}{'cluster':>10}{'torchrun':>10}{'ratios':>14}")
         for key, unit, factor in (("first_step", "s to the first step", 1), ("step", "ms a step", 1000)):
-            ours, theirs = (medians[side][key] * factor for side in ("ray", "torchrun"))
-            print(f"{unit:28} {ours:8.1f}  {theirs:8.1f}  {ours / theirs:5.2f}")
-        again = recovery(bench)
-        print(f"new step after SIGKILL of a worker: {again['worker']:.1f} s; of the driver: {again['driver']:.1f} s")
+            alone, cluster, theirs = (medians[side][key] * factor for side in rows)
+            print(f"{unit:30}{alone:10.1f}{cluster:10.1f}{theirs:10.1f}{alone / theirs:7.2f}{cluster / theirs:7.2f}")
+        for fault in ("worker", "driver"):
+            print(f"s to a new step, {fault} killed".ljust(30) + "".join(f"{x[fault]:10.1f}" for x in again.values()))
     model = {name: communication(parameters(name)) for name in ("rwkv_unet_t", "rwkv_unet_b")}
     for name, found in model.items():
         times = ", ".join(f"{link} {seconds * 1000:.1f} ms" for link, seconds in found["seconds"].items())

@@ -91,11 +91,16 @@ class Agent:
             self.workers[message.pop("key")].update(message)
 
     def state(self, worker: dict[str, Any]) -> WorkerState:
+        if "last" in worker:
+            return worker["last"]
         ended = worker["exit"] is not None
         log = tail(worker["log"]) if ended else ""
         beat = heartbeat.read(worker["beat"])
         stopped = not ended and worker["pid"] is not None and is_suspended(worker["pid"])
-        return WorkerState(worker["rank"], worker["pid"], worker["exit"], worker["outcome"], beat, stopped, log)
+        state = WorkerState(worker["rank"], worker["pid"], worker["exit"], worker["outcome"], beat, stopped, log)
+        if ended:  # and looked at no more
+            worker["last"] = state
+        return state
 
     def signal(self, number: int) -> None:
         """Send a signal to every worker of this node that lives."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from rwkvctl.base.identity import start_time
+from rwkvctl.launch.agent import Agent
 from rwkvctl.launch.nursery import Nurse
 
 PATIENCE = 300.0
@@ -73,3 +76,46 @@ def test_workers_end_with_the_connection_and_with_the_nursery(tmp_path: Path):
     os.kill(nurse.process.pid, signal.SIGKILL)
     assert ended(pids["first"]), "workers die with a nursery that was killed"
     nurse.close()
+
+
+def test_a_twin_has_what_its_process_has_imported_and_ends_with_the_block(tmp_path: Path):
+    script = """
+import colorsys, os, sys
+from pathlib import Path
+from rwkvctl.launch.nursery import Nurse, twin, twin_address
+imported = lambda: "colorsys" in sys.modules
+with twin():
+    nurse = Nurse([], twin_address())
+    nurse.start("0", "os:getppid", {}, {}, None)
+    nurse.start("1", "__main__:imported", {}, {}, None)
+    ends = []
+    while len(ends) < 2:
+        ends += [m for m in nurse.messages(1.0) if "exit" in m]
+    print(sorted((m["key"], m["outcome"]) for m in ends), os.getpid())
+print(twin_address())
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 0, done.stderr
+    answers, nobody = done.stdout.splitlines()
+    (_, nursery), (_, imported) = eval(answers.rpartition(" ")[0])
+    assert imported is True
+    assert nursery != int(answers.rpartition(" ")[2])
+    assert ended(nursery)
+    assert nobody == "None"
+
+
+def test_the_death_of_a_nursery_is_that_of_its_workers(tmp_path: Path):
+    agent = Agent(["json"])
+    try:
+        agent.start("signal:pause", [{"rank": 0, "arguments": {}, "environment": {}}])
+        assert agent.nurse.process is not None
+        deadline = time.monotonic() + PATIENCE
+        while agent.poll()[0].pid is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        os.kill(agent.nurse.process.pid, signal.SIGKILL)
+        while agent.poll()[0].exit is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert agent.poll()[0].exit == -signal.SIGKILL
+        agent.signal(signal.SIGTERM)  # nobody is there, and nothing is raised
+    finally:
+        agent.stop(0.0)
