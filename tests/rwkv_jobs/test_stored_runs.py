@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import signal
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import boto3
 import pytest
@@ -18,7 +21,7 @@ from rwkvctl.base.exit_codes import TRANSIENT
 from rwkvctl.runs import mirror, uploader
 
 from ..store_door import Door, no_rule
-from .conftest import Jobs, events, history, wait_for, weights
+from .conftest import PATIENCE, Jobs, events, history, wait_for, weights
 from .test_interruptions import DIE, WAIT_FOR_CHECKPOINT
 
 NUMBERS = itertools.count()
@@ -83,6 +86,48 @@ def test_a_training_that_is_killed_goes_on_on_another_machine(
     assert len(steps) <= 3
     assert "lease.json" not in listing(uri)
     assert not [key for key in listing(uri) if "AKIA" in key or key.startswith((".", "ray", "journal.jsonl"))]
+
+
+@pytest.fixture
+def apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of a Ray cluster of two nodes, each with a cache of its own."""
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv("RAY_worker_niceness", "0")
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    for name in ("node1", "node2"):
+        cluster.add_node(num_cpus=1, env_vars={"RWKVCTL_CACHE": str(tmp_path / name)})
+    yield cluster.address
+    cluster.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_workers_on_nodes_that_share_nothing_but_the_store(
+    storage: str, jobs: Jobs, apart: str, children: list[Any], tmp_path: Path
+):
+    """One is killed; all go on from the store, and end as two workers of one machine do."""
+    uri, two = f"{storage}/apart", ["cluster.launcher=ray", "train.epochs=4"]
+    run_dir = jobs.new("finetune", "apart", f"storage={storage}", *two, "cluster.nodes=2", f"cluster.address={apart}")
+    children.append(driver := jobs.start("finetune", run_dir))
+    wait_for(lambda: "checkpoints/step-00000002/state.json" in listing(uri) or not driver.is_alive(), "checkpoint")
+    lease = boto3.client("s3").get_object(Bucket="bucket", Key=f"{uri.removeprefix('s3://bucket/')}/lease.json")
+    os.kill(json.loads(lease["Body"].read())["pid"], signal.SIGKILL)
+    driver.join(PATIENCE)
+    assert driver.exitcode == 0, run_dir.with_suffix(".log").read_text()[-3000:]
+    [line] = [entry["text"] for entry in events(run_dir, "message") if "starting all workers again" in entry["text"]]
+    assert line.startswith("worker 0 on ")
+    for node in ("node1", "node2"):
+        assert list((tmp_path / node / "runs").glob("*/apart/spec.yaml"))
+    alone = jobs.new("finetune", "alone", *two, "cluster.workers=2")
+    children.append(driver := jobs.start("finetune", alone))
+    driver.join(PATIENCE)
+    assert driver.exitcode == 0, alone.with_suffix(".log").read_text()[-3000:]
+    copy = download(uri, tmp_path / "copy")
+    assert weights(copy) == weights(alone)
+    assert repeatable(copy) == repeatable(alone)
 
 
 @pytest.mark.slow

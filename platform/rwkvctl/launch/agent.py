@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from rwkvctl.base import identity
+from rwkvctl.base.errors import UserError, explain
 from rwkvctl.base.lineage import code_identity
 from rwkvctl.launch import heartbeat
 from rwkvctl.launch.nursery import Nurse
 from rwkvctl.launch.worker_process import STACKS
+from rwkvctl.runs import mirror
 
 DRIVER_LOOKED_AT_EVERY = 0.5
 SILENCE = 60.0
@@ -169,6 +171,14 @@ class NodeAgent(Agent):
                 pass
             time.sleep(0.2)
         return False
+
+    def opens(self, uri: str) -> str:
+        """Why this node cannot work on a run of an object store; empty if it can."""
+        try:
+            mirror.opened(uri)
+        except (UserError, OSError) as error:
+            return explain(error) if isinstance(error, OSError) else str(error)
+        return ""
 
     def poll(self) -> list[WorkerState]:
         """How the workers are, for a driver that is there."""

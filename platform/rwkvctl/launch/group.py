@@ -17,6 +17,7 @@ from rwkvctl.base.errors import UserError
 from rwkvctl.launch.agent import SAME, Agent, NodeAgent, WorkerState, about
 from rwkvctl.launch.nursery import twin_address
 from rwkvctl.launch.places import Place, living_nodes
+from rwkvctl.runs import mirror
 
 POLLED_EVERY = 0.25
 NODE_ANSWERS_WITHIN = 20.0
@@ -200,9 +201,16 @@ class ClusterGroup(WorkerGroup):
                 )
 
     def check_storage(self, run_dir: Path) -> None:
-        """UserError for the first node that does not read what is written into the run's folder here."""
+        """UserError for the first node that does not read what is written into the run's folder here, or cannot fetch
+        the run from its store."""
         import ray
 
+        if mirror.of(run_dir) is not None:
+            asked = [member.agent.opens.remote(mirror.address(run_dir)) for member in self.members]
+            for member, problem in zip(self.members, ray.get(asked, timeout=STARTS_WITHIN), strict=True):
+                if problem:
+                    raise UserError(f"node {member.name}: {problem}")
+            return
         probe, content = run_dir / f".seen-{os.getpid()}", os.urandom(8).hex()
         probe.write_text(content)
         try:

@@ -197,11 +197,6 @@ def check_storage(spec: JobSpec) -> None:
         return
     if isinstance(spec, TuneSpec):
         raise UserError(f"storage {spec.storage}: a sweep cannot be kept in an object store; give --set storage=FOLDER")
-    if spec.cluster.launcher == "ray" and spec.cluster.address is not None:
-        raise UserError(
-            f"storage {spec.storage}: workers of a Ray cluster cannot keep a run in an object store; "
-            "give --set storage=FOLDER that all nodes see"
-        )
 
 
 def check(spec: JobSpec, *, networks: bool = True) -> None:

@@ -13,14 +13,15 @@ from typing import Any
 from rwkvctl.base.errors import KINDS, JobFailedError, UserError, explain
 from rwkvctl.config.specs.jobs import JOBS
 from rwkvctl.launch import heartbeat
+from rwkvctl.runs import mirror
 from rwkvctl.runs.stop import Stopped
 
 STACKS = signal.SIGUSR1
 """Has a worker write the stacks of all its threads to its log."""
 
 
-def run(function: str, spec: dict[str, Any], run_dir: str, beat: str) -> dict[str, str] | None:
-    """Run `module:function` with a spec and a run folder.
+def run(function: str, spec: dict[str, Any], run: str, beat: str) -> dict[str, str] | None:
+    """Run `module:function` with a spec and the folder of a run; of one in a store, with this machine's copy.
 
     Returns None if it came to its end, or its error: `kind` is one of `KINDS` for what would fail again, Stopped (with
     the exit code as its message) where it ended before its last step on request, or the name of any other exception.
@@ -29,7 +30,7 @@ def run(function: str, spec: dict[str, Any], run_dir: str, beat: str) -> dict[st
     heartbeat.begin(Path(beat))
     module, name = function.split(":")
     try:
-        getattr(importlib.import_module(module), name)(JOBS[spec["job"]].model_validate(spec), Path(run_dir))
+        getattr(importlib.import_module(module), name)(JOBS[spec["job"]].model_validate(spec), mirror.opened(run))
     except Stopped as stopped:
         return {"kind": "Stopped", "message": str(stopped.code)}
     except (UserError, JobFailedError) as error:

@@ -23,6 +23,7 @@ from rwkvctl.launch.agent import WorkerState, versions
 from rwkvctl.launch.group import ClusterGroup, LocalGroup, NodeLost, PlacesTaken, WorkerGroup, ended
 from rwkvctl.launch.places import Place, own_places
 from rwkvctl.launch.session import ray_session
+from rwkvctl.runs import mirror
 from rwkvctl.runs.journal import say
 from rwkvctl.runs.stop import Stopped, asked
 
@@ -145,7 +146,7 @@ def run_once(function: WorkerFunction, spec: JobSpec, run_dir: Path, where: list
     arguments = {
         "function": f"{function.__module__}:{function.__name__}",
         "spec": spec.model_dump(mode="json", by_alias=True),
-        "run_dir": str(run_dir),
+        "run": mirror.address(run_dir),
     }
     with group_on(where, spec, run_dir, [function.__module__]) as group:
         group.start(TARGET, arguments, note)

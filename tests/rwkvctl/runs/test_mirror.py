@@ -479,11 +479,14 @@ def test_the_command_finds_a_flipped_byte_in_the_store(storage: str, machines: M
 
 
 def test_what_cannot_be_kept_in_a_store_is_refused():
+    from rwkvctl.config.specs.jobs import TuneSpec
     from rwkvctl.launch import preflight
 
-    on_cluster = spec("one", "storage=s3://bucket/runs", "cluster.address=head:6379")
-    with pytest.raises(UserError, match="workers of a Ray cluster cannot keep a run in an object store"):
-        preflight.check_storage(on_cluster)
+    base = spec("one", "cluster.address=head:6379")
+    preflight.check_storage(base.model_copy(update={"storage": "s3://bucket/runs"}))
+    sweep = TuneSpec.model_construct(storage="s3://bucket/runs", base=base)
+    with pytest.raises(UserError, match="a sweep cannot be kept in an object store"):
+        preflight.check_storage(sweep)
 
 
 # The lease -----------------------------------------------------------------------------------------------------------
