@@ -49,6 +49,7 @@ from rwkvctl.models import bundle
 from rwkvctl.registry import encoder_weights, references
 from rwkvctl.registry.release import SUMMARY
 from rwkvctl.runs.journal import say
+from rwkvctl.runs.samples_seen import SamplesSeen
 from rwkvctl.training import deep_supervision
 from rwkvctl.training.checkpoint import Position, TrainState
 from rwkvctl.training.checkpoint_folder import read_checked
@@ -107,6 +108,7 @@ def train(spec: FinetuneSpec, run_dir: Path) -> None:
         stepper = Stepper(
             spec, me, form, state.optimizer, loader.steps_per_epoch, position, recorder.say, recorder.failure
         )
+        seen = SamplesSeen(me.rank)
         meter = Meter(me, spec.train.batch_size, described["macs_true"])
         objective = Objective(spec, manifest, me, form, loader.steps_per_epoch)
         comparable = not spec.train.validate_every or has_foreground(manifest, spec.data, "val", me)
@@ -123,6 +125,7 @@ def train(spec: FinetuneSpec, run_dir: Path) -> None:
                 prepare_epoch(spec, form, position)
                 batches = ahead(loader.epoch(position.epoch, position.consumed), me.device)
                 for batch in meter.batches(batches):
+                    seen.note(position.step + 1, batch.keys)
                     stepper.step(objective.of(batch, position.step, stepper.parts), position.step, linear=False)
                     if ema is not None:
                         ema.update(model, step=position.step)

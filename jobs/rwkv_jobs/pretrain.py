@@ -45,6 +45,7 @@ from rwkvctl.launch import preflight
 from rwkvctl.models import build as networks
 from rwkvctl.models import bundle
 from rwkvctl.registry.release import SUMMARY
+from rwkvctl.runs.samples_seen import SamplesSeen
 from rwkvctl.training.checkpoint import TrainState
 from rwkvctl.training.optimizer import make_optimizer
 
@@ -83,6 +84,7 @@ def train(spec: PretrainSpec, run_dir: Path) -> None:
         form = TrainingForm(model, spec, me)
         recorder.batch_norm_over(form.normalised_over)
         stepper = Stepper(spec, me, form, optimizer, loader.steps_per_epoch, position, recorder.say, recorder.failure)
+        seen = SamplesSeen(me.rank)
         meter = Meter(me, spec.train.batch_size, described["macs_true"])
         objective = Objective(spec, me, form)
         with (
@@ -95,6 +97,7 @@ def train(spec: PretrainSpec, run_dir: Path) -> None:
                 model.train()
                 batches = ahead(loader.epoch(position.epoch, position.consumed), me.device)
                 for batch in meter.batches(batches):
+                    seen.note(position.step + 1, batch.keys)
                     stepper.step(objective.of(batch, stepper.parts), position.step, linear=True)
                     if ema is not None:
                         ema.update(model, step=position.step)

@@ -43,7 +43,7 @@ COMMANDS = [
     "run replay", "sync", "ui",
     "recipe", "recipe list", "recipe show", "recipe schema",
     "config", "config show", "config set", "config unset",
-    "demo", "doctor",
+    "demo", "doctor", "chaos",
 ]  # fmt: skip
 
 

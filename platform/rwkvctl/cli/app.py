@@ -10,7 +10,7 @@ from rwkvctl.base.errors import JobFailedError, UserError, explain
 from rwkvctl.base.exit_codes import FAILED, INTERRUPTED
 from rwkvctl.base.processes import isolate_children
 from rwkvctl.base.uris import mask
-from rwkvctl.cli import checkpoint, config, data, demo, doctor, jobs, model, recipe, run, runs, study
+from rwkvctl.cli import chaos, checkpoint, config, data, demo, doctor, jobs, model, recipe, run, runs, study
 
 app = typer.Typer(
     name="rwkvctl",
@@ -35,6 +35,7 @@ app.add_typer(recipe.app, name="recipe", help="Recipes: list, show, and the sche
 app.add_typer(study.app, name="study", help="The paper's tables: list, show, report.")
 app.add_typer(config.app, name="config", help="Settings of this machine.")
 app.command()(doctor.doctor)
+app.command()(chaos.chaos)
 app.command()(demo.demo)
 
 

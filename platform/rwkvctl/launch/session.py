@@ -11,12 +11,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from rwkvctl.base.errors import UserError
+from rwkvctl.base.errors import TransientError, UserError
 from rwkvctl.base.paths import cache_dir
 from rwkvctl.base.processes import STOP_SIGNALS, available_cpus
 from rwkvctl.config.specs.parts import ClusterSpec
 from rwkvctl.launch.address import check_node, is_job_server
 from rwkvctl.launch.token import send_token_if_there_is_one
+
+STARTS = 3
+TOO_SLOW = "timed out during startup"
+"""What Ray says when one of its own processes was too slow for another."""
 
 
 @contextmanager
@@ -41,12 +45,32 @@ def ray_session(cluster: ClusterSpec, cpus: int | None = None) -> Iterator[None]
     try:
         with own_signal_handlers(), no_code_here():
             if cluster.address is None:
-                ray.init(address="local", include_dashboard=False, num_cpus=cpus or available_cpus(), **quiet)
+                start_here(include_dashboard=False, num_cpus=cpus or available_cpus(), **quiet)
             else:
                 connect(cluster.address, **quiet)
         yield
     finally:
         ray.shutdown()
+
+
+def start_here(**options: Any) -> None:
+    """Ray for this process alone. Its own processes give one another 15 seconds, which on a busy machine is too little:
+    it is started again.
+
+    Raises:
+        TransientError: it has not come up in `STARTS` starts.
+    """
+    import ray
+
+    for _ in range(STARTS):
+        try:
+            ray.init(address="local", **options)
+            return
+        except Exception as error:  # Ray's own is no other
+            if TOO_SLOW not in str(error):
+                raise
+            ray.shutdown()
+    raise TransientError(f"Ray has not come up on this machine in {STARTS} starts: it is too busy; try again later")
 
 
 def connect(address: str, **options: Any) -> None:
