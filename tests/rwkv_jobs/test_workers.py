@@ -17,6 +17,7 @@ from rwkv_jobs.epochs import train_loader
 from rwkv_jobs.worker import Worker
 from rwkvctl.data.store.manifest import Manifest
 from rwkvctl.runs import folder as run_folder
+from rwkvctl.runs import samples_seen
 
 from .conftest import PATIENCE, Jobs, history, latest, mlflow_history, mlflow_runs, wait_for_step, weights
 from .test_interruptions import DIE, WAIT_FOR_CHECKPOINT, free_port
@@ -75,7 +76,7 @@ def test_ray_equals_torchrun_whoever_is_killed(jobs: Jobs, children: list[Any]):
     once(run_dir)
 
 
-def test_one_worker_goes_on_for_two_at_the_exact_sample(jobs: Jobs):
+def test_one_worker_goes_on_for_two_at_the_exact_sample(jobs: Jobs, tmp_path: Path):
     run_dir = jobs.new("finetune", "two", *TWO)
     group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     die = WAIT_FOR_CHECKPOINT + DIE.format(step=5)
@@ -89,9 +90,13 @@ def test_one_worker_goes_on_for_two_at_the_exact_sample(jobs: Jobs):
     alone = spec.cluster.model_copy(update={"workers": 1})
     run_folder.write_spec(run_dir, spec.model_copy(update={"cluster": alone}))
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(samples_seen.VARIABLE, str(tmp_path))
         seen = record_keys(patch)
         assert jobs.run("finetune", run_dir) == 0
     assert seen == expected_keys(spec, position)
+    [life] = samples_seen.lives(tmp_path)
+    assert [key for step in life.steps for key in step.ids] == seen
+    assert [step.number for step in life.steps] == list(range(5, 16))
     once(run_dir)
 
 

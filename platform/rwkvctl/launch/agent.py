@@ -65,16 +65,22 @@ class Agent:
         self.lock = threading.Lock()
 
     def start(self, target: str, workers: list[dict[str, Any]]) -> None:
-        """Start workers: `rank`, `arguments` and `environment` of each."""
+        """Start workers: `rank`, `arguments` and `environment` of each. If the nursery was killed, `poll` tells."""
         with self.lock:
             for worker in workers:
                 rank = worker["rank"]
-                beat, log = self.folder / f"beat-{rank}", self.folder / f"rank-{rank}.log"
-                arguments = worker["arguments"] | {"beat": str(beat)}
-                environment = worker["environment"] | {k: os.environ[k] for k in DEVICES if k in os.environ}
-                self.workers[str(rank)] = {"rank": rank, "pid": None, "exit": None, "outcome": None}
-                self.workers[str(rank)] |= {"beat": beat, "log": log}
-                self.nurse.start(str(rank), target, arguments, environment, str(log))
+                files = {"beat": self.folder / f"beat-{rank}", "log": self.folder / f"rank-{rank}.log"}
+                self.workers[str(rank)] = {"rank": rank, "pid": None, "exit": None, "outcome": None} | files
+            with contextlib.suppress(ConnectionError):
+                for worker in workers:
+                    self.have_started(target, worker)
+
+    def have_started(self, target: str, worker: dict[str, Any]) -> None:
+        key = str(worker["rank"])
+        own = self.workers[key]
+        arguments = worker["arguments"] | {"beat": str(own["beat"])}
+        environment = worker["environment"] | {k: os.environ[k] for k in DEVICES if k in os.environ}
+        self.nurse.start(key, target, arguments, environment, str(own["log"]))
 
     def poll(self) -> list[WorkerState]:
         """How the workers are."""

@@ -201,16 +201,22 @@ class Nurse:
         self.received = b""
 
     def connect(self) -> socket.socket:
-        """The connection; waits until the nursery listens, which it does before it imports anything."""
+        """The connection; waits until a nursery that was started here listens, which is before it imports anything.
+
+        Raises:
+            ConnectionError: the nursery is gone.
+        """
         while self.connection is None:
             if self.process is not None and self.process.poll() is not None:
-                raise RuntimeError(f"the process that starts workers ended with code {self.process.returncode}")
+                raise ConnectionError(f"the process that starts workers ended with code {self.process.returncode}")
             connection = socket.socket(socket.AF_UNIX)
             try:
                 connection.connect(self.address)
                 self.connection = connection
             except (FileNotFoundError, ConnectionRefusedError):
                 connection.close()
+                if self.process is None:  # one that was there already
+                    raise ConnectionError("the process that starts workers is gone") from None
                 time.sleep(0.02)
         return self.connection
 

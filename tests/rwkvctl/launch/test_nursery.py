@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -119,3 +120,29 @@ def test_the_death_of_a_nursery_is_that_of_its_workers(tmp_path: Path):
         agent.signal(signal.SIGTERM)  # nobody is there, and nothing is raised
     finally:
         agent.stop(0.0)
+
+
+def test_an_agent_tells_when_its_nursery_is_killed_whenever_that_is(tmp_path: Path):
+    """Before the agent has connected, before it starts workers, and while the nursery starts them."""
+    dead = tmp_path / "nursery"
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(dead))  # what a killed nursery leaves: a socket at which nobody listens
+    before = Agent(["json"], str(dead))
+    connected = Agent(["json"])
+    assert connected.nurse.process is not None
+    connected.nurse.connect()
+    connected.nurse.process.kill()
+    connected.nurse.process.wait()
+    running = Agent(["json"])
+    assert running.nurse.process is not None
+    running.nurse.connect()
+    running.nurse.process.send_signal(signal.SIGSTOP)  # it does not come to it
+    share = [{"rank": rank, "arguments": {}, "environment": {}} for rank in range(2)]
+    for agent in (before, connected, running):
+        agent.start("time:sleep", share)
+    running.nurse.process.kill()
+    running.nurse.process.wait()
+    for agent in (before, connected, running):
+        assert [(state.rank, state.exit) for state in agent.poll()] == [(0, -signal.SIGKILL), (1, -signal.SIGKILL)]
+        agent.stop(0.0)
+        assert not agent.folder.exists()

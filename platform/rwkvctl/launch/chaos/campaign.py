@@ -17,6 +17,8 @@ from rwkvctl.launch.chaos.verdict import Verdict, compare
 
 TRIES = 3
 """How often in a row, without a step between, a job may end with 75, which asks for another try."""
+HANG_AFTER = 15.0
+"""Seconds, and twice what workers take to their first step, after which those that stand still are started again."""
 GONE_WITHIN = 60.0
 """Seconds that a job's processes have to end after it."""
 
@@ -70,7 +72,7 @@ def run(faults: list[Fault], seed: int, folder: Path, storage: Path, say: Say) -
     calm, struck = (Training(name, folder, storage, steps, loaders) for name in ("undisturbed", "disturbed"))
     outcome = Outcome(calm.steps, planned=len(faults))
     try:
-        struck.settings.append(f"cluster.hang_timeout={2 * left_alone(calm, say):.0f}")
+        struck.settings.append(f"cluster.hang_timeout={HANG_AFTER + 2 * left_alone(calm, say):.0f}")
         Campaign(struck, outcome, say).do(faults)
         if not outcome.problems:
             outcome.verdict = compare(calm, struck)
@@ -82,9 +84,8 @@ def run(faults: list[Fault], seed: int, folder: Path, storage: Path, say: Say) -
 
 
 def left_alone(training: Training, say: Say) -> float:
-    """The training as it should be; the seconds that pass without a sign of progress when it starts on this machine."""
+    """The training as it should be; the seconds that its workers took to their first step."""
     began = time.monotonic()
-    started = time.time()
     training.start()
     while (code := training.code()) is None:
         time.sleep(POLL)
@@ -92,9 +93,7 @@ def left_alone(training: Training, say: Say) -> float:
         kind = TransientError if code == TRANSIENT else JobFailedError
         raise kind(f"the training ended with code {code} before anything was done to it: {training.last_words()}")
     say(f"undisturbed: {training.steps} steps in {time.monotonic() - began:.0f} s")
-    first = training.first_step_since(started)
-    assert first is not None
-    return first - started
+    return training.seconds_to_first_step()
 
 
 class Campaign:

@@ -79,7 +79,8 @@ def stop_run(training: Training) -> str:
         text=True,
         check=False,
     )
-    return (done.stdout + done.stderr).strip().splitlines()[-1][:120]
+    said = (done.stdout or done.stderr).strip().splitlines()
+    return said[-1][:120] if said else f"code {done.returncode}"
 
 
 def fill_disk(training: Training, rng: random.Random) -> str:
