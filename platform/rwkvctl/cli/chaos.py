@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
+SHORT = 60
+"""Characters of a temporary folder: the paths of sockets, which lie in it, may have 107."""
 
 
 def chaos(
@@ -38,8 +42,9 @@ def chaos(
         print(text, file=sys.stderr, flush=True)
 
     drawn = plan.draw(seed, faults, kind)
-    interrupt_on_stop()
     with folders(storage, keep=keep) as (work, runs):
+        interrupt_on_stop()
+        os.environ["RWKVCTL_HOME"] = str(work / "home")
         outcome = campaign.run(drawn, seed, work, runs, say)
         if keep:
             say(f"kept in {work}" + ("" if runs.is_relative_to(work) else f" and {runs}"))
@@ -54,16 +59,14 @@ def chaos(
 @contextmanager
 def folders(storage: str | None, *, keep: bool) -> Iterator[tuple[Path, Path]]:
     """A new folder for everything, and one for the runs: in it, or in `storage`. Both are deleted unless `keep`."""
-    import os
     import tempfile
 
-    from rwkvctl.base.errors import UserError, explain
+    from rwkvctl.base.errors import UserError
     from rwkvctl.runs.mirror import is_uri
 
     if storage is not None and is_uri(storage):
         raise UserError(f"--storage {storage}: give a folder; runs in an object store are not tried by this command")
-    # Sockets of Ray lie in it, whose paths may have 107 characters.
-    short = tempfile.gettempdir() if len(tempfile.gettempdir()) < 20 else "/tmp"
+    short = tempfile.gettempdir() if len(tempfile.gettempdir()) < SHORT else "/tmp"
     work = Path(tempfile.mkdtemp(prefix="rwkvctl-", dir=short))
     made = [work]
     try:
@@ -72,9 +75,8 @@ def folders(storage: str | None, *, keep: bool) -> Iterator[tuple[Path, Path]]:
             try:
                 runs = Path(tempfile.mkdtemp(prefix="rwkvctl-chaos-", dir=Path(storage).absolute()))
             except OSError as error:
-                raise UserError(f"--storage: cannot be written to ({explain(error, storage)})") from None
+                raise UserError(f"--storage {storage}: cannot be written to ({error.strerror})") from None
             made.append(runs)
-        os.environ["RWKVCTL_HOME"] = str(work / "home")
         yield work, runs
     except UserError:
         keep = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from typer.testing import CliRunner
 
 from rwkvctl.base.errors import UserError
+from rwkvctl.cli import chaos as cli
+from rwkvctl.cli.app import app
 from rwkvctl.launch.chaos import plan, report, strikes, verdict
 from rwkvctl.launch.chaos.campaign import Blow, Outcome
 from rwkvctl.launch.chaos.processes import role_of
@@ -40,6 +44,25 @@ def test_a_seed_draws_the_same_faults_again():
 def test_an_unknown_kind_of_fault_is_refused():
     with pytest.raises(UserError, match=r"--kind disk ful: is not a kind of fault; did you mean disk full\?"):
         plan.draw(0, 1, ["disk ful"])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--storage", "/nowhere/runs"], "--storage /nowhere/runs: cannot be written to (No such file or directory)"),
+        (["--storage", "s3://bucket/runs"], "give a folder; runs in an object store are not tried by this command"),
+        (["--kind", "coffee"], "--kind coffee: is not a kind of fault; choose from worker killed, "),
+    ],
+)
+def test_wrong_input_leaves_nothing_behind(
+    words: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(cli, "SHORT", 1000)
+    result = CliRunner().invoke(app, ["chaos", *words])
+    assert isinstance(result.exception, UserError)
+    assert said in str(result.exception)
+    assert list(tmp_path.iterdir()) == []
 
 
 # Who is who ---------------------------------------------------------------------------------------------------------

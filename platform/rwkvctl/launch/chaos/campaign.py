@@ -134,7 +134,7 @@ class Campaign:
             if fault.after_seconds is not None and time.monotonic() - begun >= fault.after_seconds:
                 return True
             recovered = fault.after_seconds is None and not self.open
-            if recovered and self.training.steps_of_last_life() >= fault.after_steps:
+            if recovered and self.training.reached() >= self.training.struck[1] + fault.after_steps:
                 return True
             if time.monotonic() - begun > PATIENCE:
                 raise GivenUp(f"it has not gone on for {PATIENCE:.0f} s after {self.open[-1].kind}")

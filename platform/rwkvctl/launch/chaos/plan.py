@@ -38,7 +38,7 @@ KINDS = {
 }
 
 STEPS_BETWEEN = (1, 4)
-"""Steps that the training takes between two faults."""
+"""Steps that the training takes between two faults, those that it repeats not counted."""
 STEPS_A_FAULT = 6
 """Steps of the training for each fault: those between, and those that are taken until the fault has its effect."""
 AT_ONCE = 0.15
@@ -53,7 +53,7 @@ class Fault:
 
     kind: str
     after_steps: int
-    """Steps of the optimiser since the training goes on."""
+    """Steps of the optimiser beyond the one at which the fault before struck."""
     after_seconds: float | None
     """Since the fault before, whether or not the training goes on already; then `after_steps` does not count."""
     seed: int

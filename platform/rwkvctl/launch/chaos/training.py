@@ -26,7 +26,7 @@ OTHERS = (
 SETTINGS = [
     "model.name=rwkv_unet_xt", "data.image_size=32", "data.dataset=chaos", "train.batch_size=4",
     "train.log_steps=1", "train.checkpoint_steps=3", "train.validate_every=2",
-    "optimizer.lr=1e-3", "tracking.register_as=",
+    "optimizer.lr=1e-3", "tracking.register_as=", "cluster.max_failures=6",
 ]  # fmt: skip
 
 
@@ -103,11 +103,6 @@ class Training:
     def reached(self) -> int:
         """The largest step that the optimiser has been given."""
         return max((life.steps[-1].number for life in samples_seen.lives(self.seen) if life.steps), default=0)
-
-    def steps_of_last_life(self) -> int:
-        """Steps that rank 0 was given since it was started last."""
-        found = [life for life in samples_seen.lives(self.seen) if life.rank == 0]
-        return len(found[-1].steps) if found else 0
 
     def seconds_to_first_step(self) -> float:
         """The longest that a worker took from its start to its first step."""
