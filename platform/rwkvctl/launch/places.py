@@ -108,7 +108,7 @@ def demand_of(cluster: ClusterSpec, nodes: list[Node]) -> Demand:
 
 
 def living_nodes(doubtful: set[str] | None = None) -> list[Node]:
-    """The nodes of the connected cluster, by address.
+    """The nodes of the connected cluster that take work, by address.
 
     Args:
         doubtful: ids of nodes that failed this job; one that answers is taken out of it, any other is left out here.
@@ -116,10 +116,10 @@ def living_nodes(doubtful: set[str] | None = None) -> list[Node]:
     import ray
     from ray._private.state import available_resources_per_node  # nothing public says it node by node
 
-    free = available_resources_per_node()
+    free, leaving = available_resources_per_node(), draining_nodes()
     nodes = []
     for node in ray.nodes():
-        if not node["Alive"]:
+        if not node["Alive"] or node["NodeID"] in leaving:
             continue
         has, has_free = node["Resources"], free.get(node["NodeID"], {})
         counts = [float(kind.get(name, 0)) for kind in (has, has_free) for name in ("CPU", "GPU")]
@@ -130,6 +130,13 @@ def living_nodes(doubtful: set[str] | None = None) -> list[Node]:
             doubtful.remove(found.id)
         nodes.append(found)
     return sorted(nodes, key=lambda node: node.address)
+
+
+def draining_nodes() -> set[str]:
+    """Ids of nodes that are about to be taken away: preempted, or told to shut down."""
+    from ray._private.state import state  # what Ray Train asks too; nothing public says it
+
+    return set(state.get_draining_nodes())
 
 
 def refuse_impossible(cluster: ClusterSpec, nodes: list[Node]) -> None:

@@ -107,9 +107,10 @@ def run_workers(function: WorkerFunction, spec: JobSpec, run_dir: Path) -> None:
         while True:
             where = own_places(spec.cluster) if spec.cluster.address is None else places_on_cluster(spec, course)
             try:
-                if run_once(function, spec, run_dir, allowed(spec, where), course):
+                cause = run_once(function, spec, run_dir, allowed(spec, where), course)
+                if cause is None:
                     return
-                course.begin_again("there is room for more nodes")
+                course.begin_again(cause)
             except Failure as failure:
                 course.fail(failure)
             except PlacesTaken as taken:
@@ -136,8 +137,9 @@ def allowed(spec: JobSpec, places: list[Place]) -> list[Place]:
     return places
 
 
-def run_once(function: WorkerFunction, spec: JobSpec, run_dir: Path, where: list[Place], course: Course) -> bool:
-    """Start the workers and look after them until they end. False: they have stopped to make room for more of them.
+def run_once(function: WorkerFunction, spec: JobSpec, run_dir: Path, where: list[Place], course: Course) -> str | None:
+    """Start the workers and look after them until they end; why they have stopped to start again on other nodes, with
+    a checkpoint of their last step, or None where they are done.
 
     Raises:
         Failure: they did not come to their end.
@@ -177,8 +179,8 @@ class Watch:
         self.marks, self.moved = 0, time.monotonic()
         self.looked = self.room_since = time.monotonic()
 
-    def to_the_end(self) -> bool:
-        """True when all are done; False when they were stopped to start again on more nodes."""
+    def to_the_end(self) -> str | None:
+        """None when all are done; why they were stopped to start again on other nodes."""
         while True:
             try:
                 self.look()
@@ -187,15 +189,15 @@ class Watch:
                 self.group.stop(0.0 if request is not None and request.now else SAVES_WITHIN)
                 raise
             if self.all_done():
-                return True
+                return None
             if self.has_failed():
                 self.listen_to_last_words()
                 raise self.why()
             if self.stands_still():
                 raise self.who_stands_still()
-            if self.can_grow():
+            if self.cluster.address is not None and (cause := self.better_elsewhere()) is not None:
                 self.group.stop(SAVES_WITHIN)
-                return False
+                return cause
 
     def look(self) -> None:
         for state in self.group.poll():
@@ -263,18 +265,22 @@ class Watch:
             True,
         )
 
-    def can_grow(self) -> bool:
+    def better_elsewhere(self) -> str | None:
+        """Why the workers should move, looked at once a second."""
+        now = time.monotonic()
+        if now - self.looked < 1:
+            return None
+        self.looked = now
+        leaving = place_finding.draining_nodes()
+        if names := [member.name for member in self.group.members if member.place.node.id in leaving]:
+            return f"node {', '.join(names)} is about to be taken away"
+        return "there is room for more nodes" if self.can_grow(now) else None
+
+    def can_grow(self, now: float) -> bool:
         """Whether there have been free nodes for a while that an elastic job does not use yet, and could share its
         batch out to."""
-        now = time.monotonic()
-        if (
-            self.cluster.address is None
-            or self.cluster.nodes is None
-            or len(self.group.places) >= self.cluster.most_nodes
-            or now - self.looked < 1
-        ):
+        if self.cluster.nodes is None or len(self.group.places) >= self.cluster.most_nodes:
             return False
-        self.looked = now
         used = {place.node.id for place in self.group.places}
         others = [node for node in place_finding.living_nodes(self.course.lost) if node.id not in used]
         each = self.group.places[0].workers
