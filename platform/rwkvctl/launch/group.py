@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from rwkvctl.base import identity
 from rwkvctl.base.errors import UserError
+from rwkvctl.launch import head
 from rwkvctl.launch.agent import SAME, Agent, NodeAgent, WorkerState, about
 from rwkvctl.launch.nursery import twin_address
 from rwkvctl.launch.places import Place, living_nodes
@@ -73,6 +74,9 @@ class WorkerGroup:
     def poll(self) -> list[WorkerState]:
         """How the workers are, after at most a quarter of a second. A node that is gone is marked `lost`."""
         raise NotImplementedError
+
+    def look_for_the_gone(self) -> None:
+        """Mark nodes as `lost` that are gone by now."""
 
     def stacks(self) -> dict[int, str]:
         """What every worker that can be asked is doing."""
@@ -203,33 +207,40 @@ class ClusterGroup(WorkerGroup):
     def check_storage(self, run_dir: Path) -> None:
         """UserError for the first node that does not read what is written into the run's folder here, or cannot fetch
         the run from its store."""
-        import ray
-
         if mirror.of(run_dir) is not None:
-            asked = [member.agent.opens.remote(mirror.address(run_dir)) for member in self.members]
-            for member, problem in zip(self.members, ray.get(asked, timeout=STARTS_WITHIN), strict=True):
+            problems = self.ask_all(lambda agent, _: agent.opens.remote(mirror.address(run_dir)))
+            for member, problem in zip(self.members, problems, strict=True):
                 if problem:
                     raise UserError(f"node {member.name}: {problem}")
             return
         probe, content = run_dir / f".seen-{os.getpid()}", os.urandom(8).hex()
         probe.write_text(content)
         try:
-            answers = [member.agent.sees.remote(str(probe), content) for member in self.members]
-            for member, seen in zip(self.members, ray.get(answers, timeout=STARTS_WITHIN), strict=True):
-                if not seen:
-                    raise UserError(
-                        f"node {member.name}: does not see {run_dir}, which this process writes to; set storage to a "
-                        "folder that all nodes share, or to s3://BUCKET/FOLDER"
-                    )
+            seen = self.ask_all(lambda agent, _: agent.sees.remote(str(probe), content))
+            for member in (member for member, sees in zip(self.members, seen, strict=True) if not sees):
+                raise UserError(
+                    f"node {member.name}: does not see {run_dir}, which this process writes to; set storage to a "
+                    "folder that all nodes share, or to s3://BUCKET/FOLDER"
+                )
         finally:
             probe.unlink(missing_ok=True)
 
     def start(self, target: str, arguments: dict[str, Any], environment: dict[str, str]) -> None:
-        import ray
-
         shares = self.shares(arguments, environment)
-        started = [member.agent.start.remote(target, share) for member, share in zip(self.members, shares, strict=True)]
-        ray.get(started, timeout=STARTS_WITHIN)
+        self.ask_all(lambda agent, number: agent.start.remote(target, shares[number]))
+
+    def ask_all(self, question: Callable[[Any, int], Any]) -> list[Any]:
+        """What the agents answer to a question, which is put to each with its number. NodeLost for one that is gone."""
+        import ray
+        from ray.exceptions import GetTimeoutError, RayActorError
+
+        answers = []
+        for member, asked in [(member, question(member.agent, n)) for n, member in enumerate(self.members)]:
+            try:
+                answers.append(ray.get(asked, timeout=STARTS_WITHIN))
+            except (RayActorError, GetTimeoutError) as error:
+                raise NodeLost(member, f"node {member.name} went away while the workers were started") from error
+        return answers
 
     def poll(self) -> list[WorkerState]:
         """Those of all nodes that have answered since the last call; a node is lost too when it has been silent for
@@ -257,6 +268,12 @@ class ClusterGroup(WorkerGroup):
             time.sleep(POLLED_EVERY / 5)
         return states
 
+    def look_for_the_gone(self) -> None:
+        """Those on which nobody listens any more: their peers notice at once, Ray after a while."""
+        for member in self.members:
+            if member.lost is None and member.question is not None and not member.place.node.answers():
+                member.lost = GONE
+
     def stacks(self) -> dict[int, str]:
         import ray
 
@@ -272,6 +289,8 @@ class ClusterGroup(WorkerGroup):
         answers = [member.agent.stop.remote(grace) for member in self.members if member.lost is None]
         with contextlib.suppress(Exception):  # whoever does not answer is killed below
             ray.wait(answers, num_returns=len(answers), timeout=grace + 5)
+        if head.is_gone():
+            return
         for member in self.members:
             ray.kill(member.agent)
         self.release()

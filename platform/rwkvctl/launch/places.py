@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from rwkvctl.base.errors import TransientError, UserError
 from rwkvctl.base.processes import available_cpus
 from rwkvctl.config.specs.parts import ClusterSpec
+from rwkvctl.launch import head
 
 TOLD_EVERY = 10.0
 """Seconds between two lines about what a job waits for."""
@@ -170,6 +171,7 @@ def find_places(cluster: ClusterSpec, doubtful: set[str], *, first: bool, say: C
     """
     begun, told = time.monotonic(), 0.0
     while True:
+        head.check()
         nodes = living_nodes(doubtful)
         places = demand_of(cluster, nodes).among(nodes, free=True)
         if silent := {place.node.id for place in places if not place.node.answers()}:
@@ -184,7 +186,7 @@ def find_places(cluster: ClusterSpec, doubtful: set[str], *, first: bool, say: C
         if waited > cluster.wait:
             raise TransientError(
                 f"waited {cluster.wait} s for {demand}; there are: {'; '.join(map(str, nodes)) or 'none'} (all that "
-                "others don't use); the same command goes on when there are enough"
+                "others don't use)"
             )
         if waited >= told:
             told += TOLD_EVERY

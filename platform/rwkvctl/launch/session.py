@@ -15,12 +15,16 @@ from rwkvctl.base.errors import TransientError, UserError
 from rwkvctl.base.paths import cache_dir
 from rwkvctl.base.processes import STOP_SIGNALS, available_cpus
 from rwkvctl.config.specs.parts import ClusterSpec
+from rwkvctl.launch import head
 from rwkvctl.launch.address import check_node, is_job_server
 from rwkvctl.launch.token import send_token_if_there_is_one
 
 STARTS = 3
 TOO_SLOW = "timed out during startup"
 """What Ray says when one of its own processes was too slow for another."""
+
+LOUD = "has been marked dead because|Raylet is terminated"
+"""What Ray prints on every driver about any node of the cluster, with stacks; a job says itself what its own do."""
 
 
 @contextmanager
@@ -34,6 +38,7 @@ def ray_session(cluster: ClusterSpec, cpus: int | None = None) -> Iterator[None]
     os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # idle processes that no worker of ours would use
     os.environ.setdefault("RAY_worker_niceness", "0")  # at Ray's 15 they hardly get to run beside another program
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a hospital's machine reports to nobody
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", LOUD)
     if cluster.address is not None:
         send_token_if_there_is_one()
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
@@ -48,7 +53,8 @@ def ray_session(cluster: ClusterSpec, cpus: int | None = None) -> Iterator[None]
                 start_here(include_dashboard=False, num_cpus=cpus or available_cpus(), **quiet)
             else:
                 connect(cluster.address, **quiet)
-        yield
+        with head.watched(None if cluster.address is None else ray.get_runtime_context().gcs_address):
+            yield
     finally:
         ray.shutdown()
 

@@ -7,8 +7,10 @@ ended and started again, where there is room for them, and the function goes on 
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -18,6 +20,7 @@ from typing import Any
 from rwkvctl.base.errors import KINDS, JobFailedError, TransientError, UserError
 from rwkvctl.base.files import write_bytes
 from rwkvctl.config.specs.jobs import JobSpec, TrainingSpec
+from rwkvctl.launch import head
 from rwkvctl.launch import places as place_finding
 from rwkvctl.launch.agent import WorkerState, versions
 from rwkvctl.launch.group import ClusterGroup, LocalGroup, NodeLost, PlacesTaken, WorkerGroup, ended
@@ -25,6 +28,7 @@ from rwkvctl.launch.places import Place, own_places
 from rwkvctl.launch.session import ray_session
 from rwkvctl.runs import mirror
 from rwkvctl.runs.journal import say
+from rwkvctl.runs.lease import JOB
 from rwkvctl.runs.stop import Stopped, asked
 
 WorkerFunction = Callable[[Any, Path], None]
@@ -102,21 +106,33 @@ def run_workers(function: WorkerFunction, spec: JobSpec, run_dir: Path) -> None:
         UserError, JobFailedError: what a worker raised of these; it would fail again.
         TransientError: workers or nodes were lost more than `cluster.max_failures` times in a row, or are missing.
     """
+    os.environ.setdefault(JOB, uuid.uuid4().hex)
     with nullcontext() if spec.cluster.address is None else ray_session(spec.cluster):
         course = Course(run_dir, spec.cluster.max_failures)
         while True:
-            where = own_places(spec.cluster) if spec.cluster.address is None else places_on_cluster(spec, course)
             try:
+                where = own_places(spec.cluster) if spec.cluster.address is None else places_on_cluster(spec, course)
                 cause = run_once(function, spec, run_dir, allowed(spec, where), course)
                 if cause is None:
                     return
                 course.begin_again(cause)
-            except Failure as failure:
-                course.fail(failure)
-            except PlacesTaken as taken:
-                course.fail(Failure(str(taken), True))
-            except NodeLost as lost:
-                course.fail(Failure(str(lost), True, {lost.member.place.node.id}))
+            except (UserError, JobFailedError):
+                raise
+            except Exception as error:
+                head.look()  # without it, nodes and workers are only what went next
+                course.fail(failure_of(error))
+
+
+def failure_of(error: Exception) -> Failure:
+    """What may do better when it is tried again; raises any other error."""
+    match error:
+        case Failure():
+            return error
+        case PlacesTaken():
+            return Failure(str(error), True)
+        case NodeLost():
+            return Failure(str(error), True, {error.member.place.node.id})
+    raise error
 
 
 def places_on_cluster(spec: JobSpec, course: Course) -> list[Place]:
@@ -144,7 +160,7 @@ def run_once(function: WorkerFunction, spec: JobSpec, run_dir: Path, where: list
     Raises:
         Failure: they did not come to their end.
     """
-    note = {} if course.note is None else {RESTART: json.dumps(course.note)}
+    note = {JOB: os.environ[JOB]} | ({} if course.note is None else {RESTART: json.dumps(course.note)})
     arguments = {
         "function": f"{function.__module__}:{function.__name__}",
         "spec": spec.model_dump(mode="json", by_alias=True),
@@ -200,6 +216,7 @@ class Watch:
                 return cause
 
     def look(self) -> None:
+        head.check()
         for state in self.group.poll():
             self.known[state.rank] = state
             if state.beat is not None:
@@ -224,6 +241,8 @@ class Watch:
     def why(self) -> BaseException:
         """What ended the workers: a lost node or a killed process before the errors that its peers have from it."""
         failed = [state for state in self.known.values() if state.exit is not None and (state.exit or state.outcome)]
+        if all(is_about_a_peer(state.outcome) for state in failed):
+            self.group.look_for_the_gone()
         lost = [member for member in self.group.members if member.lost]
         for state in failed:
             if state.outcome is not None and kind_of(state) in KINDS:
@@ -239,6 +258,8 @@ class Watch:
         who = f"worker {first.rank} on {self.group.node_of(first.rank).name}"
         if first.outcome is None:
             return Failure(f"{who} {how_it_ended(first.exit)}", True)
+        if lost_a_peer(first.outcome):
+            return Failure(f"{who} lost its connection to another worker", True)
         said = f"{first.outcome['kind']}: {first.outcome['message']}"
         return Failure(f"{who} failed ({said})", is_about_a_peer(first.outcome), log=first.log)
 
@@ -309,7 +330,12 @@ def how_it_ended(code: int | None) -> str:
 
 
 def is_about_a_peer(outcome: dict[str, str] | None) -> bool:
-    """Whether an error only says that another worker is gone."""
+    """Whether an error may only say that another worker is gone."""
     text = (outcome or {}).get("message", "")
-    signs = ("Connection closed by peer", "Connection reset", "Broken pipe", "NCCL", "gloo")
-    return any(sign in text for sign in signs)
+    return lost_a_peer(outcome) or "NCCL" in text or "gloo" in text
+
+
+def lost_a_peer(outcome: dict[str, str] | None) -> bool:
+    """Whether an error says nothing but that."""
+    text = (outcome or {}).get("message", "")
+    return any(sign in text for sign in ("Connection closed by peer", "Connection reset by peer", "Broken pipe"))

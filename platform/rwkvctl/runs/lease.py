@@ -28,6 +28,8 @@ from rwkvctl.runs import mirror
 from rwkvctl.runs.lease_object import Contended, LeaseObject, holder_of
 
 LEASE = "lease.json"
+JOB = "RWKVCTL_JOB"
+"""Variable with a name that the driver of a job and all of its workers share, those that are started again too."""
 ADVICE = "stop that job first, or use another --name for this one"
 
 
@@ -45,8 +47,9 @@ class RunLease:
         advice: the end of that error: what to do.
         stale_after: a holder on another machine that has not touched the lease for so many seconds is dead.
 
-    A holder on this machine is dead when its process is. A lease of this very process is taken over at once (a
-    notebook runs its cell again); whoever held it gets LeaseLost.
+    A holder on this machine is dead when its process is. One on another machine that belongs to the same job (`JOB`)
+    was given up by it: its node is gone, or cut off without knowing. A lease of this very process is taken over at once
+    (a notebook runs its cell again). Whoever held it gets LeaseLost.
     """
 
     def __init__(
@@ -103,7 +106,9 @@ class RunLease:
         """Wait until there is no living holder, and take the lease; False where another was faster."""
         self._wait_for_holder(deadline, stale_after, advice)
         try:
-            self._place.take({"token": self.token, "taken": time.time(), **identity.of_process()})
+            self._place.take(
+                {"token": self.token, "taken": time.time(), "job": os.environ.get(JOB), **identity.of_process()}
+            )
         except Contended:
             return False
         return True
@@ -176,7 +181,8 @@ def _name(holder: dict[str, Any]) -> str:
 
 
 def _is_dead(holder: dict[str, Any]) -> bool:
-    """Whether the holder is a process of this machine that has ended, or this very process."""
+    """Whether the holder is a process of this machine that has ended, or this very process, or one of this job's on
+    another machine: the job starts a worker only where it has given up the one before."""
     if not identity.is_local(holder):
-        return False
+        return holder.get("job") is not None and holder["job"] == os.environ.get(JOB)
     return holder["pid"] == os.getpid() or identity.start_time(holder["pid"]) != holder["started"]

@@ -100,6 +100,22 @@ def test_beating_holder_on_another_machine_keeps_it(tmp_path: Path) -> None:
         thread.join()
 
 
+def test_a_job_takes_the_lease_of_a_worker_that_it_has_given_up(tmp_path: Path, monkeypatch) -> None:
+    """The worker is on a node that is cut off and beats on: nobody waits for it, and it learns of it."""
+    path = tmp_path / "lease.json"
+    monkeypatch.setenv("RWKVCTL_JOB", "one")
+    old = RunLease(tmp_path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"machine": "elsewhere"}))
+    monkeypatch.setenv("RWKVCTL_JOB", "another")
+    with pytest.raises(UserError, match="is being written by"):
+        RunLease(tmp_path, wait=0.3)
+    monkeypatch.setenv("RWKVCTL_JOB", "one")
+    with RunLease(tmp_path, wait=0.3) as new:
+        new.check()
+        with pytest.raises(LeaseLost):
+            old.check()
+
+
 def test_lost_lease_stops_checkpoint_and_journal(tmp_path: Path) -> None:
     lease = RunLease(tmp_path)
     journal = Journal(tmp_path / "journal.jsonl", lease=lease)
