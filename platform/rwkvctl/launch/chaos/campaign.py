@@ -18,7 +18,8 @@ from rwkvctl.launch.chaos.verdict import Verdict, compare
 TRIES = 3
 """How often in a row, without a step between, a job may end with 75, which asks for another try."""
 HANG_AFTER = 15.0
-"""Seconds, and twice what workers take to their first step, after which those that stand still are started again."""
+"""Seconds, and twice what the job takes to its first step, after which workers that stand still are started again.
+Those that follow a killed nursery import everything anew."""
 GONE_WITHIN = 60.0
 """Seconds that a job's processes have to end after it."""
 
@@ -84,8 +85,8 @@ def run(faults: list[Fault], seed: int, folder: Path, storage: Path, say: Say) -
 
 
 def left_alone(training: Training, say: Say) -> float:
-    """The training as it should be; the seconds that its workers took to their first step."""
-    began = time.monotonic()
+    """The training as it should be; the seconds from its start to its first step."""
+    began, started = time.monotonic(), time.time()
     training.start()
     while (code := training.code()) is None:
         time.sleep(POLL)
@@ -93,7 +94,9 @@ def left_alone(training: Training, say: Say) -> float:
         kind = TransientError if code == TRANSIENT else JobFailedError
         raise kind(f"the training ended with code {code} before anything was done to it: {training.last_words()}")
     say(f"undisturbed: {training.steps} steps in {time.monotonic() - began:.0f} s")
-    return training.seconds_to_first_step()
+    first = training.first_step_since(started)
+    assert first is not None
+    return first - started
 
 
 class Campaign:

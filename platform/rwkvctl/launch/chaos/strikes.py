@@ -30,6 +30,9 @@ LOCKED = (2.0, 12.0)
 """Seconds for which the tracking database is locked."""
 
 
+SINGULAR = {"nurseries": "nursery"}
+
+
 class GivenUp(Exception):
     """The training did not get as far as it had to within `PATIENCE`, or it has come to its end."""
 
@@ -65,7 +68,7 @@ def send(training: Training, role: str, number: signal.Signals, rng: random.Rand
     training.mark()
     with contextlib.suppress(psutil.Error):
         process.send_signal(number)
-    return f"{number.name} to {role.removesuffix('s')} {process.pid}"
+    return f"{number.name} to {SINGULAR.get(role, role[:-1])} {process.pid}"
 
 
 def stop_run(training: Training) -> str:

@@ -104,10 +104,6 @@ class Training:
         """The largest step that the optimiser has been given."""
         return max((life.steps[-1].number for life in samples_seen.lives(self.seen) if life.steps), default=0)
 
-    def seconds_to_first_step(self) -> float:
-        """The longest that a worker took from its start to its first step."""
-        return max((life.steps[0].at - life.began for life in samples_seen.lives(self.seen) if life.steps), default=0.0)
-
     def first_step_since(self, moment: float) -> float | None:
         """When a worker that was started after a moment was given its first step."""
         found = [life.steps[0].at for life in samples_seen.lives(self.seen) if life.began > moment and life.steps]
