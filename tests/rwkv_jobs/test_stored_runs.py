@@ -20,6 +20,7 @@ from rwkv_jobs.meter import MEASURED
 from rwkvctl.base.exit_codes import TRANSIENT
 from rwkvctl.runs import mirror, uploader
 
+from ..real_cluster import new_node, trust
 from ..store_door import Door, no_rule
 from .conftest import PATIENCE, Jobs, events, history, wait_for, weights
 from .test_interruptions import DIE, WAIT_FOR_CHECKPOINT
@@ -94,11 +95,11 @@ def apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     from ray.cluster_utils import Cluster
 
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    trust(monkeypatch)
     monkeypatch.setenv("RAY_worker_niceness", "0")
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     for name in ("node1", "node2"):
-        cluster.add_node(num_cpus=1, env_vars={"RWKVCTL_CACHE": str(tmp_path / name)})
+        new_node(cluster, num_cpus=1, env_vars={"RWKVCTL_CACHE": str(tmp_path / name)})
     yield cluster.address
     cluster.shutdown()
 

@@ -21,6 +21,7 @@ from rwkvctl.config.specs.jobs import FinetuneSpec
 from rwkvctl.launch import workers
 from rwkvctl.runs.journal import read
 
+from ...real_cluster import new_node, trust
 from . import toy
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
@@ -35,24 +36,13 @@ def cluster() -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         root = Path(__file__).parents[3]  # where the nodes import `toy` from
         patch.setenv("PYTHONPATH", os.pathsep.join([str(root), *filter(None, sys.path)]))
-        patch.setenv("RAY_AUTH_MODE", "disabled")
+        trust(patch)
         for name, value in HEALTH.items():
             patch.setenv(name, value)
         made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-        made.own = [new_node(made) for _ in range(2)]
+        made.own = [new_node(made, num_cpus=2) for _ in range(2)]
         yield made
         made.shutdown()
-
-
-def new_node(cluster: Any) -> Any:
-    """Ray gives a node half a minute to start, which a busy machine may need longer for."""
-    for _ in range(5):
-        try:
-            return cluster.add_node(num_cpus=2)
-        except Exception as error:
-            if "timed out during startup" not in str(error):
-                raise
-    raise AssertionError("no node could be started")
 
 
 HEALTH = {
@@ -181,9 +171,11 @@ def in_background(run_it: Callable[[], None]) -> tuple[threading.Thread, list[Ba
     return thread, errors
 
 
-def wait_for(condition: Callable[[], Any]) -> None:
+def wait_for(condition: Callable[[], Any], thread: threading.Thread) -> None:
+    """Until something has happened, while the job goes on."""
     deadline = time.monotonic() + PATIENCE
     while not condition():
+        assert thread.is_alive()
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
@@ -195,11 +187,11 @@ def test_a_node_that_is_killed_shrinks_an_elastic_job_and_grows_it_when_it_is_ba
     spec = spec_of(cluster, nodes="1:2", gpus_per_node=2)
     (run_dir / "plan.json").write_text(json.dumps({"seconds": 0.2, "steps": 100_000}))
     thread, errors = in_background(lambda: workers.run_workers(toy.count, spec, run_dir))
-    wait_for(lambda: (run_dir / "steps.jsonl").exists() and len(steps(run_dir)) >= 2)
+    wait_for(lambda: (run_dir / "steps.jsonl").exists() and len(steps(run_dir)) >= 2, thread)
     cluster.remove_node(cluster.own.pop(), allow_graceful=False)
-    wait_for(lambda: steps(run_dir)[-1][1] == 2)
-    cluster.own.append(new_node(cluster))
-    wait_for(lambda: steps(run_dir)[-1][1] == 4)
+    wait_for(lambda: steps(run_dir)[-1][1] == 2, thread)
+    cluster.own.append(new_node(cluster, num_cpus=2))
+    wait_for(lambda: steps(run_dir)[-1][1] == 4, thread)
     write_bytes(run_dir / "last", str(steps(run_dir)[-1][0] + 20).encode())
     thread.join(PATIENCE)
     assert errors == []
@@ -217,16 +209,16 @@ def test_workers_leave_a_node_that_is_about_to_be_taken_away(cluster: Any, run_d
     spec = spec_of(cluster, nodes="1:2", gpus_per_node=2, max_failures=0)
     (run_dir / "plan.json").write_text(json.dumps({"seconds": 0.2, "steps": 100_000}))
     thread, errors = in_background(lambda: workers.run_workers(toy.count, spec, run_dir))
-    wait_for(lambda: (run_dir / "steps.jsonl").exists() and len(steps(run_dir)) >= 2)
+    wait_for(lambda: (run_dir / "steps.jsonl").exists() and len(steps(run_dir)) >= 2, thread)
     node = cluster.own.pop()
     reason = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
     until = int(1000 * (time.time() + PATIENCE))
     assert GcsClient(address=cluster.address).drain_node(node.node_id, reason, "a spot machine", until)[0]
-    wait_for(lambda: steps(run_dir)[-1][1] == 2)
+    wait_for(lambda: steps(run_dir)[-1][1] == 2, thread)
     write_bytes(run_dir / "last", str(steps(run_dir)[-1][0] + 5).encode())
     thread.join(PATIENCE)
     cluster.remove_node(node)
-    cluster.own.append(new_node(cluster))
+    cluster.own.append(new_node(cluster, num_cpus=2))
     assert errors == []
     found = steps(run_dir)
     assert [step for step, *_ in found] == list(range(len(found))), "every step once"
@@ -239,10 +231,10 @@ def test_a_node_that_stays_away_ends_the_job_within_its_wait(cluster: Any, run_d
     spec = spec_of(cluster, nodes=2, gpus_per_node=2, wait=12)
     (run_dir / "plan.json").write_text(json.dumps({"seconds": 0.5}))
     thread, errors = in_background(lambda: workers.run_workers(toy.count, spec, run_dir))
-    wait_for(lambda: (run_dir / "steps.jsonl").exists())
+    wait_for(lambda: (run_dir / "steps.jsonl").exists(), thread)
     cluster.remove_node(cluster.own.pop(), allow_graceful=False)
     thread.join(PATIENCE)
-    cluster.own.append(new_node(cluster))
+    cluster.own.append(new_node(cluster, num_cpus=2))
     [error] = errors
     assert isinstance(error, TransientError)
     assert str(error).startswith("waited 12 s for 2 nodes with 2 CPUs; there are: ")
@@ -256,7 +248,7 @@ def test_workers_end_with_their_agent(cluster: Any, run_dir: Path):
     spec = spec_of(cluster, nodes=2)
     (run_dir / "plan.json").write_text(json.dumps({"seconds": 0.5}))
     thread, errors = in_background(lambda: workers.run_workers(toy.count, spec, run_dir))
-    wait_for(lambda: (run_dir / "steps.jsonl").exists())
+    wait_for(lambda: (run_dir / "steps.jsonl").exists(), thread)
     worker = psutil.Process(int((run_dir / "pid-1").read_text()))
     agent = worker.parent().parent()  # the nursery is between them
     os.kill(agent.pid, signal.SIGKILL)
