@@ -21,8 +21,6 @@ PEAK_TFLOPS = {
     "A10": 125.0, "L40S": 362.0, "L40": 181.0, "L4": 121.0, "V100": 125.0, "T4": 65.0, "4090": 165.2, "3090": 71.0,
 }  # fmt: skip
 """Dense bf16 (V100, T4: fp16) operations per second, in 10^12, as the vendor's data sheets have them."""
-MEASURED = ("images_per_second", "seconds_per_step", "data_wait", "peak_memory_bytes", "percentage", "mfu")
-"""How the names of these metrics end: they are the machine's, and differ from one time to the next."""
 FLOPS_PER_MAC = 6
 """Of a training step: two in the forward pass, and twice as many in the backward pass."""
 

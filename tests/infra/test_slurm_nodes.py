@@ -16,45 +16,18 @@ from rwkvctl.data.convert.prepare import prepare
 from rwkvctl.data.convert.synth import phantom
 from rwkvctl.runs import journal
 
+from ..namespaces import network
 from .stand_ins import Slurm, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 HOSTS = ["10.78.0.10", "10.78.0.11"]
 
 
-def ip(*words: str, check: bool = True) -> None:
-    subprocess.run(["ip", *words], check=check, capture_output=True)
-
-
 @pytest.fixture
 def namespaces() -> Iterator[list[str]]:
-    """Two nodes with an address each on a bridge of their own, which stands in a third namespace."""
-    if os.geteuid() != 0 or shutil.which("ip") is None:
-        pytest.skip("network namespaces need root and iproute2")
-    bridge, *nodes = made = [f"rwk{os.getpid()}{letter}" for letter in "bxy"]
-    try:
-        for name in made:
-            ip("netns", "add", name)
-            ip("-n", name, "link", "set", "lo", "up")
-        ip("-n", bridge, "link", "add", "br0", "type", "bridge")
-        ip("-n", bridge, "link", "set", "br0", "up")
-        for number, (node, host) in enumerate(zip(nodes, HOSTS, strict=True)):
-            peer = f"p{number}"
-            ip("link", "add", "eth0", "netns", node, "type", "veth", "peer", "name", peer, "netns", bridge)
-            ip("-n", bridge, "link", "set", peer, "master", "br0", "up")
-            ip("-n", node, "addr", "add", f"{host}/24", "dev", "eth0")
-            ip("-n", node, "link", "set", "eth0", "up")
-    except subprocess.CalledProcessError as error:
-        for name in made:
-            ip("netns", "del", name, check=False)
-        pytest.skip(f"no network namespaces here: {error.stderr.decode().strip()}")
-    yield nodes
-    for node in nodes:
-        left = subprocess.run(["ip", "netns", "pids", node], capture_output=True, text=True, check=False).stdout
-        for pid in left.split():
-            subprocess.run(["kill", "-9", pid], check=False)
-    for name in made:
-        ip("netns", "del", name, check=False)
+    """Two nodes with an address each."""
+    with network(HOSTS) as nodes:
+        yield nodes
 
 
 @pytest.fixture(autouse=True)

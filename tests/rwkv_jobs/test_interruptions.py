@@ -17,10 +17,10 @@ import pytest
 import torch
 
 from rwkv_jobs.failed_step import read
-from rwkv_jobs.meter import MEASURED
 from rwkv_jobs.replay import replay
 from rwkvctl.cli import app
 from rwkvctl.runs import folder as run_folder
+from rwkvctl.runs.journal import MEASURED
 from rwkvctl.runs.lease import RunLease
 
 from .conftest import PATIENCE, Jobs, events, history, latest, mlflow_history, mlflow_runs, wait_for_step, weights

@@ -16,9 +16,9 @@ import boto3
 import pytest
 
 from rwkv_jobs.entry import guarded
-from rwkv_jobs.meter import MEASURED
 from rwkvctl.base.exit_codes import TRANSIENT
 from rwkvctl.runs import mirror, uploader
+from rwkvctl.runs.journal import MEASURED
 
 from ..real_cluster import new_node, trust
 from ..store_door import Door, no_rule

@@ -53,7 +53,7 @@ class Head:
 
     def look(self) -> None:
         """HeadLost if it is gone by now; waits for its answer as long as it may take."""
-        while self._left.is_set() is False and self.lost is None and not self._answers():
+        while not self._left.is_set() and self.lost is None and not self._answers():
             time.sleep(LOOKED_AT_EVERY / 4)
         self.check()
 

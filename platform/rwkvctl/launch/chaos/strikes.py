@@ -187,6 +187,15 @@ def tear_journal(run_dir: Path, rng: random.Random) -> str:
     return f"{len(half)} bytes of a line"
 
 
+SIGNALS = {
+    "worker killed": ("workers", signal.SIGKILL),
+    "worker suspended": ("workers", signal.SIGSTOP),
+    "worker terminated": ("workers", signal.SIGTERM),
+    "loader killed": ("loaders", signal.SIGKILL),
+    "nursery killed": ("nurseries", signal.SIGKILL),
+    "driver killed": ("drivers", signal.SIGKILL),
+    "driver terminated": ("drivers", signal.SIGTERM),
+}
 DAMAGE: dict[str, Callable[[Path, random.Random], str]] = {
     "checkpoint truncated": truncate_checkpoint,
     "checkpoint bit flipped": flip_bit,
@@ -213,21 +222,9 @@ def strike(training: Training, kind: str, rng: random.Random) -> str:
     Raises:
         GivenUp: there was nobody to do it to.
     """
+    if kind in SIGNALS:
+        return send(training, *SIGNALS[kind], rng)
     match kind:
-        case "worker killed":
-            return send(training, "workers", signal.SIGKILL, rng)
-        case "worker suspended":
-            return send(training, "workers", signal.SIGSTOP, rng)
-        case "worker terminated":
-            return send(training, "workers", signal.SIGTERM, rng)
-        case "loader killed":
-            return send(training, "loaders", signal.SIGKILL, rng)
-        case "nursery killed":
-            return send(training, "nurseries", signal.SIGKILL, rng)
-        case "driver killed":
-            return send(training, "drivers", signal.SIGKILL, rng)
-        case "driver terminated":
-            return send(training, "drivers", signal.SIGTERM, rng)
         case "run stopped":
             return stop_run(training)
         case "disk full":

@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from rwkvctl.runs import journal
 from rwkvctl.runs.folder import JOURNAL, mlflow_run_id
+from rwkvctl.runs.journal import MEASURED
 from rwkvctl.runs.samples_seen import Life, lives
 from rwkvctl.training.checkpoint_folder import pointed_at
 
 if TYPE_CHECKING:
     from rwkvctl.launch.chaos.training import Training
 
-MEASURED = ("images_per_second", "seconds_per_step", "data_wait", "peak_memory_bytes", "percentage", "mfu")
-"""How the names of metrics end that are the machine's, and differ from one time to the next."""
 
 Ids = tuple[str, ...]
 Metrics = list[tuple[str, int, float]]
