@@ -74,11 +74,16 @@ def check(spec: FinetuneSpec, run_dir: Path) -> None:
 
 def run(spec: FinetuneSpec, run_dir: Path) -> dict[str, Any]:
     """Prepare the encoder's weights, train on all workers, then register the model."""
+    prepare(spec, run_dir)
+    return run_training(train, spec, run_dir)
+
+
+def prepare(spec: FinetuneSpec, run_dir: Path) -> None:
+    """Put the weights that the encoder starts from into the run's folder, if the spec names any."""
     if spec.model.encoder_weights is not None:
         loaded = encoder_weights.prepare_encoder_weights(spec, run_dir)
         if loaded is not None:
             say(run_dir, str(loaded))
-    return run_training(train, spec, run_dir)
 
 
 def train(spec: FinetuneSpec, run_dir: Path) -> None:

@@ -19,15 +19,18 @@ PACKAGES = {  # from the top to the bottom: a package may import those below it
     "biwkv": ROOT / "kernels" / "biwkv",
 }
 MAY_IMPORT = {
-    "ray": ["rwkvctl/launch/", "rwkv_jobs/launch.py", "rwkv_jobs/tune.py"],
+    "ray": ["rwkvctl/launch/", "rwkv_jobs/launch.py", "rwkv_jobs/trial_runner.py"],
     "mlflow": ["rwkvctl/runs/", "rwkvctl/registry/"],
-    "optuna": ["rwkv_jobs/tune.py", "rwkv_jobs/points.py"],
+    "optuna": ["rwkvctl/sweeps/"],
 }
 OPTIONAL = {  # inside functions only
     "rwkv_unet/baselines/libraries.py": {"segmentation_models_pytorch", "monai"},
     "rwkv_unet/hub.py": {"safetensors", "huggingface_hub"},
 }
-ROOMS = ["base", "config", "pictures", "data", "training", "models", "runs", "registry", "launch", "reports", "cli"]
+ROOMS = [
+    "base", "config", "pictures", "data", "training", "models", "runs", "registry", "sweeps", "launch", "reports",
+    "cli",
+]  # fmt: skip
 """A room imports itself and those before it."""
 DATA_ROOMS = ["images", "store", "feed", "convert"]
 HEAVY = ["torch", "ray", "mlflow", "timm", "numpy", "cv2", "monai", "webdataset", "optuna", "pandas"]

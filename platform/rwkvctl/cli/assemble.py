@@ -19,6 +19,7 @@ from rwkvctl.config.specs.jobs import (
     TrainingSpec,
     TuneSpec,
 )
+from rwkvctl.config.specs.objectives import parse_bound, parse_objective
 from rwkvctl.launch.complete_spec import on_machine, with_data
 from rwkvctl.runs import folder as run_folder
 
@@ -139,10 +140,14 @@ def tune_spec(
     concurrency: int | None,
     study: str | None,
     name: str | None,
+    search: dict[str, Any] | None = None,
 ) -> TuneSpec:
-    """A sweep over a space, around the recipe of the data or of the space."""
+    """A sweep over a space, around the recipe of the data or of the space; `search` is how it is searched."""
+    study, search = study_place(study), search or {}
     if resume not in (None, "auto"):
-        return continued_sweep(resume, space, recipe, data, options, assignments, trials, concurrency, study, name)
+        return continued_sweep(
+            resume, space, recipe, data, options, assignments, trials, concurrency, study, name, search
+        )
     if space is None:
         raise UserError("--space: say which (see: rwkvctl recipe list)")
     found = load.read_space(space)
@@ -163,7 +168,45 @@ def tune_spec(
         "concurrency": concurrency,
         "study_storage": study,
     }
-    return load.build(TuneSpec, fields, f"space {space}")
+    return load.build(TuneSpec, fields | search, f"space {space}")
+
+
+def search_options(
+    *,
+    objectives: list[str] | None,
+    sampler: str | None,
+    pruner: str | None,
+    constraints: list[str] | None,
+    warm_start: str | None,
+    gpus_per_trial: float | None,
+) -> dict[str, Any]:
+    """The fields of a sweep that these options set."""
+    fields = {
+        "objectives": [parse_objective(text).model_dump() for text in objectives] if objectives else None,
+        "sampler": sampler,
+        "pruner": pruner,
+        "constraints": [parse_bound(text).model_dump() for text in constraints] if constraints else None,
+        "warm_start": None if warm_start is None else sweep_folder(warm_start),
+        "gpus_per_trial": gpus_per_trial,
+    }
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def sweep_folder(reference: str) -> str:
+    """The folder of a sweep whose trials another is to know of."""
+    folder = run_folder.find(reference, settings.load().storage)
+    if (job := run_folder.read_spec(folder).job) != "tune":
+        raise UserError(f"--warm-start {reference}: is a {job} run, not a sweep")
+    return str(folder)
+
+
+def study_place(study: str | None) -> str | None:
+    """A database as it is given; a journal file as an absolute path."""
+    if study is None or "://" in study:
+        return study
+    if not study.endswith((".log", ".journal")):
+        raise UserError(f"--study {study}: must be the URL of a database, or a journal file, as sweep.log")
+    return settings.absolute(study)
 
 
 def continued_sweep(
@@ -177,6 +220,7 @@ def continued_sweep(
     concurrency: int | None,
     study: str | None,
     name: str | None,
+    search: dict[str, Any],
 ) -> TuneSpec:
     """The spec of a sweep that is continued, with more trials if they are asked for; UserError for other changes."""
     machine = settings.load()
@@ -198,7 +242,7 @@ def continued_sweep(
         "concurrency": concurrency or kept.concurrency,
         "study_storage": study or kept.study_storage,
     }
-    fields = kept.model_copy(update=changes).model_dump(mode="json", by_alias=True)
+    fields = kept.model_copy(update=changes).model_dump(mode="json", by_alias=True) | search
     spec = load.build(TuneSpec, fields, f"run {folder.name}")  # `model_copy` checks nothing
     run_folder.refuse_changes(folder, spec)
     return spec

@@ -125,7 +125,29 @@ def tune(
     encoder: Encoder = None,
     trials: Annotated[int | None, typer.Option(min=1, help="How many trials the study is to have.")] = None,
     concurrency: Annotated[int | None, typer.Option(min=1, help="Trials at once; by default all that fit.")] = None,
-    study: Annotated[str | None, typer.Option(metavar="URL", help="Database of the Optuna study.")] = None,
+    objectives: Annotated[
+        list[str] | None,
+        typer.Option("--objective", metavar="METRIC[:max|min]", help="What is made better; several give a front."),
+    ] = None,
+    sampler: Annotated[
+        str | None, typer.Option(help="How points are chosen: tpe, random, grid, gp, cmaes, nsga2 or nsga3.")
+    ] = None,
+    pruner: Annotated[
+        str | None, typer.Option(help="How trials that fall behind are stopped: asha, median, hyperband or none.")
+    ] = None,
+    constraints: Annotated[
+        list[str] | None,
+        typer.Option("--constraint", metavar="FIGURE<=NUMBER", help="The most parameters or MACs, as parameters<=5e6."),
+    ] = None,
+    warm_start: Annotated[
+        str | None, typer.Option(metavar="SWEEP", help="A sweep whose trials the sampler is to know of.")
+    ] = None,
+    gpus_per_trial: Annotated[
+        float | None, typer.Option(help="Share of a GPU for each worker of a trial, as 0.5.")
+    ] = None,
+    study: Annotated[
+        str | None, typer.Option(metavar="URL|FILE", help="Database of the Optuna study, or a journal file (.log).")
+    ] = None,
     address: Address = None,
     assignments: Set = None,
     name: Name = None,
@@ -135,7 +157,7 @@ def tune(
     detach: Detach = False,
     as_json: Json = False,
 ) -> None:
-    """Sweep a space of model, loss or training choices with Ray Tune and Optuna."""
+    """Sweep a space of model, loss or training choices: Optuna chooses the trials, Ray runs them."""
     from rwkvctl.cli import assemble, execute
     from rwkvctl.cli import render as rendering
 
@@ -145,7 +167,17 @@ def tune(
     if render is not None:
         rendering.check_options(render, address=address, resume=resume, dry_run=dry_run, as_json=as_json)
         recipe = rendering.recipe_unseen("finetune", recipe, data, assignments or [])
-    spec = assemble.tune_spec(space, recipe, data, options, assignments or [], resume, trials, concurrency, study, name)
+    search = assemble.search_options(
+        objectives=objectives,
+        sampler=sampler,
+        pruner=pruner,
+        constraints=constraints,
+        warm_start=warm_start,
+        gpus_per_trial=gpus_per_trial,
+    )
+    spec = assemble.tune_spec(
+        space, recipe, data, options, assignments or [], resume, trials, concurrency, study, name, search
+    )
     execute.start("tune", spec, resume=resume, dry_run=dry_run, as_json=as_json, detach=detach, render=render)
 
 

@@ -211,7 +211,6 @@ def check(spec: JobSpec, *, networks: bool = True) -> None:
 
 def check_sweep(spec: TuneSpec, *, networks: bool = True) -> None:
     """The fields of the space, the data that its trials are scored on, and every network that they would train."""
-    check_trial_workers(spec)
     trials = check_space(spec)
     manifest = check_training(trial_spec(spec.base, {}))
     by_data = {trial.model_dump_json(include={"data", "train", "augment", "consistency"}): trial for trial in trials}
@@ -225,7 +224,7 @@ def check_sweep(spec: TuneSpec, *, networks: bool = True) -> None:
 
 
 def check_trial_workers(spec: TuneSpec) -> None:
-    """Refuse several workers for a trial."""
+    """Refuse several workers for a trial in a rendered job, whose workers are trials."""
     if (spec.base.cluster.workers or 1) > 1:
         raise UserError("cluster.workers: a trial runs on one worker; leave it out and set --concurrency")
 

@@ -34,6 +34,21 @@ WRONG = [
     ("params: {seed: {int: [1, 4], stp: 2}}", "params.seed.stp: unknown field (did you mean step?)"),
     ("params: {loss.alpha: {float: [0, 1], log: true}}", "params.loss.alpha: low must be above 0"),
     ("params: {loss.alpha: {float: [0, .inf]}}", "params.loss.alpha.float.1: input should be a finite number"),
+    ("params: {loss.alpha: {float: [0.1, 1], log: true, step: 0.1}}", "params.loss.alpha: give step or log, not both"),
+    ("params: {seed: {int: [0, 4], log: true}}", "params.seed: low must be above 0 on a logarithmic scale"),
+    ("params: {seed: {int: [1, 4], when: {model.ccm: true}}}", "params.seed.when.model.ccm: must be a parameter that"),
+    (
+        "params: {model.num_skips: {int: [1, 3]}, seed: {int: [1, 4], when: {model.num_skips: 4}}}",
+        "params.seed.when.model.num_skips: 4 is none of its values",
+    ),
+    (
+        "params: {model.ccm: {choice: [true]}, seed: {int: [1, 4], when: {model.ccm: 1}}}",
+        "params.seed.when.model.ccm: 1 is none of its values",
+    ),
+    (
+        "params: {loss.alpha: {float: [0, 1]}, seed: {int: [1, 4], when: {loss.alpha: 1}}}",
+        "params.seed.when.loss.alpha: is a range of floats, which hardly ever has just one value; use a choice",
+    ),
     ("params: {loss.alpha: {float: [0, 1]}}\ncover: true", "cover: is for finite spaces, and params.loss.alpha is"),
     # against the spec that is varied
     ("params: {modle.ccm: {choice: [true]}}", "params.modle.ccm: modle: unknown field (did you mean model?)"),

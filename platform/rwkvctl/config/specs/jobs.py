@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from rwkvctl.config.specs.augment import ClassificationAugment, SegmentationAugment
 from rwkvctl.config.specs.base import Address, Spec
+from rwkvctl.config.specs.objectives import LATENCY, SIZES, Bound, Objective
 from rwkvctl.config.specs.parts import (
     ClusterSpec,
     ConsistencySpec,
@@ -181,6 +182,10 @@ class PredictSpec(JobSpec):
     """Black and white of images of more than 8 bits, for a model that was trained on 8-bit ones."""
 
 
+Sampler = Literal["tpe", "random", "grid", "gp", "cmaes", "nsga2", "nsga3"]
+Pruner = Literal["asha", "median", "hyperband", "none"]
+
+
 class TuneSpec(JobSpec):
     """A sweep over a space around one fine-tuning spec."""
 
@@ -192,9 +197,71 @@ class TuneSpec(JobSpec):
     concurrency: Positive | None = None
     """Trials at once; null is as many as there are CPUs (or GPUs) for."""
     metric: Literal["dsc_strict", "dsc_official"] = "dsc_strict"
-    """What is maximised on the validation part."""
+    """What is maximised on the validation part, where there are no `objectives`."""
+    objectives: tuple[Objective, ...] = ()
+    """What is made better; several give the trials that no other beats in all of them."""
+    sampler: Sampler | None = None
+    """How points are chosen; null is grid for a space with `cover`, else tpe."""
+    pruner: Pruner = "none"
+    """How trials that fall behind at validation are stopped. asha with several objectives stops those that enough
+    others beat in all of them."""
+    constraints: tuple[Bound, ...] = ()
+    """What the networks may cost; a point over it is not trained."""
+    warm_start: str | None = None
+    """A sweep whose trials the sampler is to know of."""
+    gpus_per_trial: Annotated[float, Field(gt=0)] | None = None
+    """Of each worker of a trial: a fraction lets several trials share a GPU; null is one where there are GPUs."""
     study_storage: Address | None = None
-    """Database of the Optuna study; null is SQLite in the run's folder. Its password comes from the environment."""
+    """Database of the Optuna study, or a journal file (.log); null is SQLite in the run's folder. Its password comes
+    from the environment."""
+
+    @property
+    def goals(self) -> tuple[Objective, ...]:
+        """The objectives, the default one included."""
+        return self.objectives or (Objective(metric=self.metric, direction="maximize"),)
+
+    @property
+    def chosen_by(self) -> Sampler:
+        """The sampler, the default one included."""
+        return self.sampler or ("grid" if self.space.cover else "tpe")
+
+    @model_validator(mode="after")
+    def _grid_ends(self) -> TuneSpec:
+        if self.sampler == "grid" and (endless := self.space.endless()) is not None:
+            raise ValueError(
+                f"sampler grid: is for finite spaces, and params.{endless} is a range of floats; give it a step"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _objectives_fit(self) -> TuneSpec:
+        names = [goal.metric for goal in self.goals]
+        if len(set(names)) < len(names):
+            raise ValueError(f"objectives: {next(n for n in names if names.count(n) > 1)} appears twice")
+        if len(names) > 1 and self.sampler == "cmaes":
+            raise ValueError("sampler cmaes: is for one objective; use tpe, nsga2, nsga3 or gp")
+        if len(names) == 1 and self.sampler == "nsga3":
+            raise ValueError("sampler nsga3: is for several objectives; use tpe, gp or cmaes")
+        if len(names) > 1 and self.pruner in ("median", "hyperband"):
+            raise ValueError(f"pruner {self.pruner}: is for one objective; with several use asha")
+        return self
+
+    @model_validator(mode="after")
+    def _pruned_on_what_is_validated(self) -> TuneSpec:
+        if self.pruner == "none":
+            return self
+        train, known = self.base.train, [g for g in self.goals if g.validation_metric or g.metric in (*SIZES, LATENCY)]
+        if late := [goal.metric for goal in self.goals if goal not in known]:
+            raise ValueError(
+                f"pruner {self.pruner}: {late[0]} is not known before a trial ends; use dsc_strict, or pruner none"
+            )
+        if not any(goal.validation_metric for goal in self.goals):
+            raise ValueError(f"pruner {self.pruner}: no objective changes while a trial trains; use pruner none")
+        every = self.space.params.get("train.validate_every")
+        if every is None and (train.validate_every == 0 or train.validate_every >= train.epochs):
+            when = "never validates" if train.validate_every == 0 else "validates only after the last epoch"
+            raise ValueError(f"pruner {self.pruner}: the recipe {when}; set train.validate_every=1, or use pruner none")
+        return self
 
 
 JOBS: dict[str, type[JobSpec]] = {

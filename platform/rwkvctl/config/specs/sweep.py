@@ -41,12 +41,13 @@ def check_space(spec: TuneSpec) -> list[FinetuneSpec]:
         if any(path == fixed or path.startswith(f"{fixed}.") for fixed in FIXED):
             raise UserError(f"{where}.{path}: is the same for all trials; set it with --set {path}=...")
         for value in values.ends():
-            _check_value(spec.base, path, value, where)
+            _check_value(spec.base, path, spec.space.needed(path) | {path: value}, where)
     return [_trial(spec.base, point, where) for point in spec.space.extremes(MOST_TRIED)]
 
 
-def _check_value(base: FinetuneSpec, path: str, value: Any, where: str) -> None:
-    """Whether a value by itself is one that the field keeps as it is written."""
+def _check_value(base: FinetuneSpec, path: str, point: dict[str, Any], where: str) -> None:
+    """Whether a value, with what it needs of others, is one that the field keeps as it is written."""
+    value = point[path]
     if isinstance(value, dict):
         raise UserError(
             f"{where}.{path}: {value!r} is a mapping; name the fields in it, as {path}.{next(iter(value), 'x')}"
@@ -54,7 +55,7 @@ def _check_value(base: FinetuneSpec, path: str, value: Any, where: str) -> None:
     if path == "train.validate_every" and value == 0:
         raise UserError(f"{where}.{path}: 0 never validates, and trials are compared by their validation")
     try:
-        kept = _at(trial_spec(base, {path: value}), path)
+        kept = _at(trial_spec(base, point), path)
     except ValidationError as error:
         raise UserError(f"{where}.{path}: {_reason(error, path)}") from None
     if isinstance(kept, Spec):

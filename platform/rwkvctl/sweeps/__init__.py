@@ -1,0 +1,1 @@
+"""What a sweep tries next, what it stops, and the Optuna study that it keeps."""
