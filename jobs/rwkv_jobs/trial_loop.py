@@ -123,6 +123,7 @@ class Loop:
         if told is None and not view.pruned:
             return view
         list(view.validations())
+        view.syncer.start()
         self.left -= 1
         self.tell(view, told or Outcome("stopped"))
         return None

@@ -10,15 +10,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rwkv_jobs import finetune
+from rwkv_jobs import driver, finetune
 from rwkv_jobs.trial_here import Here
 from rwkv_jobs.trial_loop import Loop
 from rwkvctl.base.errors import JobFailedError
 from rwkvctl.base.files import write_json
 from rwkvctl.config.specs.jobs import TuneSpec
 from rwkvctl.launch import preflight
-from rwkvctl.runs.journal import say
-from rwkvctl.sweeps import samplers, warm_start
+from rwkvctl.runs import folder as run_folder
+from rwkvctl.runs.folder import TRIALS
+from rwkvctl.runs.journal import Journal, say
+from rwkvctl.sweeps import report, samplers, warm_start
 from rwkvctl.sweeps.study import Study, open_storage
 from rwkvctl.sweeps.table import table
 
@@ -42,8 +44,13 @@ def run(spec: TuneSpec, run_dir: Path) -> dict[str, Any]:
         say(run_dir, f"{what}: {value}")
     failures = run_trials(spec, run_dir, study) if study.lacking() else []
     study.end()
-    summary = table(spec, study)
-    write_json(run_dir / "artifacts" / "trials.json", summary)
+    summary = table(spec, study) | {"importance": report.importance(spec, study)}
+    page = report.write(spec, study, summary, run_dir / "artifacts" / "sweep")
+    summary["page"] = str(page.relative_to(run_dir))
+    write_json(run_dir / TRIALS, summary)
+    if failures:  # what is found is kept with the run all the same
+        with Journal(run_dir / run_folder.JOURNAL) as journal:
+            driver.record_artifacts(journal, run_dir)
     finish(spec, run_dir, study, failures)
     return summary
 
@@ -77,7 +84,7 @@ def finish(spec: TuneSpec, run_dir: Path, study: Study, failures: list[str]) -> 
             raise JobFailedError(f"all {len(failures)} trials failed; the last: {failures[-1][:120]}")
         raise JobFailedError(
             f"{len(failures)} of {done + len(failures)} trials failed; the last: {failures[-1][:120]}. The others are "
-            f"listed in {run_dir / 'artifacts' / 'trials.json'}; {again}"
+            f"listed in {run_dir / TRIALS}; {again}"
         )
     if done < spec.trials:
         say(

@@ -151,13 +151,37 @@ def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+def header(name: str) -> list[str]:
+    """The command at the top of a space."""
+    return (load.job_folder() / "spaces" / f"{name}.yaml").read_text().splitlines()[0].removeprefix("# ").split()
+
+
+@pytest.mark.parametrize("name", load.space_names())
+def test_every_space_opens_with_the_command_that_runs_it(name: str):
+    words = header(name)
+    assert words[:4] == ["rwkvctl", "tune", "--space", name]
+    assert load.read_space(name).recipe in ("binary", "synapse")
+    assert (
+        words[words.index("--data") + 1]
+        == f"shards/{'clinicdb' if load.read_space(name).recipe == 'binary' else 'synapse'}"
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", load.space_names())
 def test_a_trial_of_every_shipped_space_trains_and_is_scored(name: str, scans: Path, shards: Path, tmp_path: Path):
-    data = shards / "polyps" if load.read_space(name).recipe == "binary" else scans
-    space = load.read_space(name)
-    own = [line for line in TINY if line.partition("=")[0] not in space.params]
-    spec = assemble.tune_spec(name, None, str(data), {"variant": "xt"}, [*own, HERE], None, 1, 1, None, "sweep")
+    """As its header says, on synthetic data of the same form, tiny; MaxViT takes images of 224 pixels only."""
+    words, space = header(name), load.read_space(name)
+    given = {word: words[i + 1] for i, word in enumerate(words) if word in ("--data", "--pruner")}
+    search = assemble.search_options(
+        objectives=[words[i + 1] for i, word in enumerate(words) if word == "--objective"] or None,
+        sampler=None, pruner=given.get("--pruner"), constraints=None, warm_start=None, gpus_per_trial=None,
+    )  # fmt: skip
+    data = shards / "polyps" if given["--data"] == "shards/clinicdb" else scans
+    fixed = {*space.params, *(["data.image_size"] if name == "encoders" else [])}
+    own = [line for line in TINY if line.partition("=")[0] not in fixed]
+    own = [line.replace("epochs=1", "epochs=2") if search.get("pruner") else line for line in own]
+    spec = assemble.tune_spec(name, None, str(data), {"variant": "xt"}, [*own, HERE], None, 1, 1, None, "sweep", search)
     result = drive(spec, run_folder.create(spec, str(tmp_path)))
     assert [0 <= row["dsc_strict"] <= 1 for row in result["trials"]] == [True]
 
@@ -184,6 +208,7 @@ def with_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Ray's, where it was started again
 def test_a_trial_whose_process_is_killed_goes_on_in_another(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -104,6 +104,10 @@ def show(run: Run, as_json: Json = False) -> None:
     for name, value in rows.items():
         if value:
             print(f"{name:<12}{value}")
+    if (table := run_folder.trials(folder)) is not None:
+        from rwkvctl.cli import show as results
+
+        results.sweep(folder, table)
     print("\n".join(f"  {line}" for line in next_commands(folder, found)))
 
 

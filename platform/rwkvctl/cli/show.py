@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +37,7 @@ def result(job: str, run_dir: Path, values: dict[str, Any]) -> None:
         case "finetune" if "val" in values:
             console.print(scores_table(values["val"]))
         case "tune":
-            console.print(trials_table(values["trials"]))
+            sweep(run_dir, values)
         case "predict":
             for path in values["written"]:
                 console.print(path, markup=False)
@@ -61,18 +62,41 @@ def scores_table(summary: dict[str, Any]) -> Table:
     return table
 
 
+def sweep(run_dir: Path, values: dict[str, Any]) -> None:
+    """The table of a sweep, what became of the other trials, which parameters matter, and where the pictures are."""
+    console = wide_console()
+    console.print(trials_table(values["trials"]))
+    for outcome, count in Counter(other["outcome"] for other in values.get("others", [])).items():
+        whys = Counter(other["why"] for other in values["others"] if other["outcome"] == outcome)
+        console.print(f"{count} {outcome}: {whys.most_common(1)[0][0]}", markup=False)
+    for metric, shares in values.get("importance", {}).items():
+        shown = ", ".join(f"{path} {share:.0%}" for path, share in shares.items())
+        console.print(f"importance for {metric}: {shown}", markup=False)
+    if "page" in values:
+        console.print(f"pictures: {run_dir / values['page']}", markup=False)
+
+
 def trials_table(rows: list[dict[str, Any]]) -> Table:
-    """A row a trial, best first: what was varied, scores, MACs."""
+    """A row a trial, best first, those of the front marked: what was varied, scores, MACs."""
     figures = ["dsc_strict", "dsc_official", "hd95_vox_strict", "hd95_vox_official"]
-    hidden = {*figures, "macs_paper", "macs_true", "parameters", "run", "run_id"}
+    hidden = {*figures, "macs_paper", "macs_true", "parameters", "run", "run_id", "front"}
     varied = [key for key in rows[0] if key not in hidden] if rows else []
-    table = Table(title=f"{len(rows)} trials, scores on the validation part", title_justify="left")
-    for heading in [*varied, *figures, "MACs (paper) G"]:
+    front = rows and "front" in rows[0]
+    title = f"{len(rows)} trials, scores on the validation part" + (", * on the front" if front else "")
+    table = Table(title=title, title_justify="left")
+    for heading in [*(["front"] if front else []), *varied, *figures, "MACs (paper) G", "parameters M"]:
         table.add_column(heading, justify="right")
     for row in rows:
+        mark = ["*" if row["front"] else ""] if front else []
         shown = [f"{row[key]:.4g}" if isinstance(row[key], float) else str(row[key]) for key in varied]
-        table.add_row(*shown, *(number(row[figure]) for figure in figures), f"{row['macs_paper'] / 1e9:.3f}")
+        sizes = [f"{row['macs_paper'] / 1e9:.3f}", shown_millions(row.get("parameters"))]
+        table.add_row(*mark, *shown, *(number(row[figure]) for figure in figures), *sizes)
     return table
+
+
+def shown_millions(count: float | None) -> str:
+    """A number of parameters."""
+    return "-" if count is None else f"{count / 1e6:.3f}"
 
 
 def comparison(rows: list[Figures], title: str) -> None:

@@ -37,6 +37,8 @@ from rwkvctl.runs import mirror
 from rwkvctl.runs.objects import Objects, Taken
 
 SPEC, JOURNAL, RESULT = "spec.yaml", "journal.jsonl", "result.json"
+TRIALS = "artifacts/trials.json"
+"""Of a sweep: its table."""
 
 
 def default_name(spec: JobSpec) -> str:
@@ -165,6 +167,14 @@ def result(folder: Path) -> dict[str, Any] | None:
     """What a finished run has left in `result.json`; None while it is not finished."""
     try:
         return json.loads((folder / RESULT).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def trials(folder: Path) -> dict[str, Any] | None:
+    """The table that a sweep has left; None of other runs, and before its end."""
+    try:
+        return json.loads((folder / TRIALS).read_text())
     except (OSError, ValueError):
         return None
 
