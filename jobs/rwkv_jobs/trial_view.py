@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,7 @@ from rwkvctl.config.specs.load import build, merge
 from rwkvctl.config.specs.objectives import Objective
 from rwkvctl.config.specs.space import Point
 from rwkvctl.config.specs.sweep import trial_spec
-from rwkvctl.data.store.manifest import Manifest
-from rwkvctl.models import build as networks
+from rwkvctl.models.sizes import sizes_of
 from rwkvctl.runs import folder as run_folder
 from rwkvctl.runs import journal
 from rwkvctl.runs.sync import Syncer
@@ -70,9 +68,7 @@ class View:
     @property
     def sizes(self) -> dict[str, float]:
         """Parameters and MACs of its network."""
-        return network_sizes(
-            networks.trained(self.spec).model_dump_json(), self.spec.data.image_size, self.spec.data.path or ""
-        )
+        return sizes_of(self.spec)
 
 
 def final_values(goals: tuple[Objective, ...], figures: dict[str, Any], tracked: dict[str, float]) -> list[float] | str:
@@ -84,21 +80,6 @@ def final_values(goals: tuple[Objective, ...], figures: dict[str, Any], tracked:
             return goal.metric
         values.append(float(value))
     return values
-
-
-@cache
-def network_sizes(model: str, image_size: int, data: str) -> dict[str, float]:
-    """Parameters and MACs of a network, built without memory."""
-    import torch
-
-    from rwkv_unet.flops import count_parameters
-    from rwkvctl.config.specs.parts import ModelSpec
-
-    spec, manifest = ModelSpec.model_validate_json(model), Manifest.load(data)
-    with torch.device("meta"):
-        network = networks.segmentation_network(spec, manifest.classes)
-    macs = networks.macs(network, spec.name, (manifest.channels, image_size, image_size))
-    return {"parameters": count_parameters(network), "macs_paper": macs.paper, "macs_true": macs.true}
 
 
 def base_of(spec: TuneSpec, run_dir: Path) -> FinetuneSpec:

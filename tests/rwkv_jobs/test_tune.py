@@ -20,6 +20,7 @@ from rwkvctl.cli import assemble
 from rwkvctl.config.specs import load
 from rwkvctl.config.specs.jobs import TuneSpec
 from rwkvctl.runs import folder as run_folder
+from rwkvctl.sweeps.plan import plan
 
 from .conftest import events, mlflow_runs
 
@@ -102,9 +103,13 @@ def test_a_trial_that_cannot_be_trained_is_infeasible_with_why(shards: Path, tmp
 @pytest.mark.slow
 def test_a_network_over_a_bound_is_not_trained(shards: Path, tmp_path: Path):
     spec = shipped("ccm_hidden", shards / "polyps", 4, HERE)
-    sizes = {n: size(spec, shards, n) for n in (1, 2, 3, 4)}
+    sizes = {n: size(spec, n) for n in (1, 2, 3, 4)}
     bound = {"figure": "parameters", "most": (sizes[2] + sizes[3]) / 2}
     spec = TuneSpec.model_validate(spec.model_dump(mode="json", by_alias=True) | {"constraints": [bound]})
+    planned = plan(spec, 1)["first trials"]
+    assert [(trial["model.ccm_hidden_rate"], "over" in trial) for trial in planned] == [
+        (1, False), (2, False), (3, True), (4, True),
+    ]  # fmt: skip
     run_dir = run_folder.create(spec, str(tmp_path))
     result = drive(spec, run_dir)
     assert sorted(row["model.ccm_hidden_rate"] for row in result["trials"]) == [1, 2]
@@ -114,12 +119,11 @@ def test_a_network_over_a_bound_is_not_trained(shards: Path, tmp_path: Path):
     assert said(run_dir)[-1] == "space ccm_hidden has 4 points and each has been tried: 2 trials, not 4"
 
 
-def size(spec: TuneSpec, shards: Path, rate: int) -> float:
-    from rwkv_jobs.trial_view import network_sizes
+def size(spec: TuneSpec, rate: int) -> float:
     from rwkvctl.config.specs.sweep import trial_spec
+    from rwkvctl.models.sizes import sizes_of
 
-    trial = trial_spec(spec.base, {"model.ccm_hidden_rate": rate})
-    return network_sizes(trial.model.model_dump_json(), 32, str(shards / "polyps"))["parameters"]
+    return sizes_of(trial_spec(spec.base, {"model.ccm_hidden_rate": rate}))["parameters"]
 
 
 def test_a_kept_process_trains_as_a_new_one_does(shards: Path, tmp_path: Path):

@@ -148,11 +148,16 @@ def show_plan(spec: JobSpec, *, as_json: bool) -> None:
     training = spec.base if isinstance(spec, TuneSpec) else spec
     plan = plan_of(training) if isinstance(training, TrainingSpec) else {}
     if isinstance(spec, TuneSpec):
+        from rwkvctl.sweeps import plan as sweeps
+
         plan |= preflight.sweep_plan(spec, preflight.load_manifest(spec.base))
+        plan |= sweeps.plan(spec, plan["steps_per_epoch"])
     if as_json:
         print(json.dumps({"spec": spec.model_dump(mode="json", by_alias=True), "plan": plan}, indent=2))
         return
     print(dump(spec), end="")
+    for number, trial in enumerate(plan.pop("first trials", [])):
+        plan[f"trial {number}"] = sweeps.line(trial)
     for key, value in plan.items():
         print(f"# {key}: {value:,}" if isinstance(value, int) else f"# {key}: {value}")
 

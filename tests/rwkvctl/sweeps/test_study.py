@@ -232,5 +232,7 @@ def test_a_sweep_knows_the_trials_of_another_that_fit_its_space(tmp_path: Path, 
 
 def test_a_sweep_with_other_objectives_is_no_warm_start(tmp_path: Path):
     folder = run_folder.create(sweep(FINITE, 6, name="first"), str(tmp_path))
-    with pytest.raises(UserError, match="--warm-start first: its objectives are dsc_strict, not dsc_strict, macs_paper"):
+    with pytest.raises(
+        UserError, match="--warm-start first: its objectives are dsc_strict, not dsc_strict, macs_paper"
+    ):
         warm_start.check(sweep(FINITE, 6, objectives=TWO, warm_start=str(folder)))

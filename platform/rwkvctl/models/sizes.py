@@ -1,0 +1,28 @@
+"""What the network of a training costs, before it is trained."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from rwkvctl.config.specs.jobs import FinetuneSpec
+from rwkvctl.config.specs.parts import ModelSpec
+from rwkvctl.data.store.manifest import Manifest
+from rwkvctl.models import build
+
+
+def sizes_of(spec: FinetuneSpec) -> dict[str, float]:
+    """`parameters`, `macs_paper` and `macs_true` of its network at its image size."""
+    return _sizes(build.trained(spec).model_dump_json(), spec.data.image_size, spec.data.path or "")
+
+
+@cache
+def _sizes(model: str, image_size: int, data: str) -> dict[str, float]:
+    import torch
+
+    from rwkv_unet.flops import count_parameters
+
+    spec, manifest = ModelSpec.model_validate_json(model), Manifest.load(data)
+    with torch.device("meta"):
+        network = build.segmentation_network(spec, manifest.classes)
+    macs = build.macs(network, spec.name, (manifest.channels, image_size, image_size))
+    return {"parameters": count_parameters(network), "macs_paper": macs.paper, "macs_true": macs.true}
