@@ -131,6 +131,21 @@ class Agent:
             return f"process {worker['pid']} is suspended\n"
         return written_since(worker["log"], offset)
 
+    def clear(self, address: str) -> int | None:
+        """End all workers at once, for others to be started in their place; a port of the address where these can meet,
+        or None if the nursery is gone, and this agent of no more use."""
+        self.signal(signal.SIGKILL)
+        while not self.all_ended():
+            with self.lock:
+                self.listen(0.1)
+        with self.lock, contextlib.suppress(ConnectionError):
+            self.workers.clear()
+            for path in self.folder.iterdir():
+                path.unlink()
+            self.nurse.messages(0.0)
+            return free_port(address)
+        return None
+
     def stop(self, grace: float) -> None:
         """End all workers: by SIGTERM, and those that live after `grace` seconds by SIGKILL."""
         if grace:

@@ -82,6 +82,10 @@ class WorkerGroup:
         """What every worker that can be asked is doing."""
         raise NotImplementedError
 
+    def clear(self) -> bool:
+        """End all workers at once, for others to be started in their place; False if this needs another group."""
+        raise NotImplementedError
+
     def stop(self, grace: float = 0.0) -> None:
         """End all workers, by SIGTERM first if they are given `grace` seconds, and give the nodes back."""
         raise NotImplementedError
@@ -135,6 +139,11 @@ class LocalGroup(WorkerGroup):
 
     def stacks(self) -> dict[int, str]:
         return self.agent.stacks()
+
+    def clear(self) -> bool:
+        [member] = self.members
+        member.about["port"] = self.agent.clear(member.about["address"])
+        return member.about["port"] is not None
 
     def stop(self, grace: float = 0.0) -> None:
         self.agent.stop(grace)
@@ -229,7 +238,7 @@ class ClusterGroup(WorkerGroup):
         shares = self.shares(arguments, environment)
         self.ask_all(lambda agent, number: agent.start.remote(target, shares[number]))
 
-    def ask_all(self, question: Callable[[Any, int], Any]) -> list[Any]:
+    def ask_all(self, question: Callable[[Any, int], Any], within: float = STARTS_WITHIN) -> list[Any]:
         """What the agents answer to a question, which is put to each with its number. NodeLost for one that is gone."""
         import ray
         from ray.exceptions import GetTimeoutError, RayActorError
@@ -237,7 +246,7 @@ class ClusterGroup(WorkerGroup):
         answers = []
         for member, asked in [(member, question(member.agent, n)) for n, member in enumerate(self.members)]:
             try:
-                answers.append(ray.get(asked, timeout=STARTS_WITHIN))
+                answers.append(ray.get(asked, timeout=within))
             except (RayActorError, GetTimeoutError) as error:
                 raise NodeLost(member, f"node {member.name} went away while the workers were started") from error
         return answers
@@ -282,6 +291,17 @@ class ClusterGroup(WorkerGroup):
             with contextlib.suppress(Exception):  # of a node that does not answer; the others' are worth having
                 found |= ray.get(member.agent.stacks.remote(), timeout=10)
         return found
+
+    def clear(self) -> bool:
+        addresses = [member.about["address"] for member in self.members]
+        try:
+            ports = self.ask_all(lambda agent, n: agent.clear.remote(addresses[n]), NODE_ANSWERS_WITHIN)
+        except NodeLost:
+            return False
+        for member, port in zip(self.members, ports, strict=True):
+            member.about["port"] = port
+            member.question = None  # about workers that are no more
+        return None not in ports
 
     def stop(self, grace: float = 0.0) -> None:
         import ray

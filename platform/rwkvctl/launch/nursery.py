@@ -36,6 +36,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from rwkvctl.base.fork_server import fork_server_from_here
 from rwkvctl.base.processes import STOP_SIGNALS, signal_group, unblock_stop_signals
 
 FORK = multiprocessing.get_context("fork")
@@ -166,13 +167,14 @@ def be_worker(
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_DFL if number != signal.SIGINT else signal.default_int_handler)
     unblock_stop_signals()
-    threading.Thread(target=die_with, args=(multiprocessing.parent_process(),), daemon=True).start()
     os.environ.update(environment)
     if log is not None:
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
         os.close(descriptor)
+    fork_server_from_here()
+    threading.Thread(target=die_with, args=(multiprocessing.parent_process(),), daemon=True).start()
     module, name = target.split(":")
     outcome.send(getattr(importlib.import_module(module), name)(**arguments))
 

@@ -154,21 +154,28 @@ def allowed(spec: JobSpec, places: list[Place]) -> list[Place]:
 
 
 def run_once(function: WorkerFunction, spec: JobSpec, run_dir: Path, where: list[Place], course: Course) -> str | None:
-    """Start the workers and look after them until they end; why they have stopped to start again on other nodes, with
-    a checkpoint of their last step, or None where they are done.
+    """Start the workers and look after them until they end, again and again where only they have failed; why they have
+    stopped to start again on other nodes, with a checkpoint of their last step, or None where they are done.
 
     Raises:
-        Failure: they did not come to their end.
+        Failure: they did not come to their end, and the group that looks after them is not what it was.
     """
-    note = {JOB: os.environ[JOB]} | ({} if course.note is None else {RESTART: json.dumps(course.note)})
     arguments = {
         "function": f"{function.__module__}:{function.__name__}",
         "spec": spec.model_dump(mode="json", by_alias=True),
         "run": mirror.address(run_dir),
     }
     with group_on(where, spec, run_dir, [function.__module__]) as group:
-        group.start(TARGET, arguments, note)
-        return Watch(group, spec, course).to_the_end()
+        while True:
+            note = {} if course.note is None else {RESTART: json.dumps(course.note)}
+            group.start(TARGET, arguments, {JOB: os.environ[JOB]} | note)
+            try:
+                return Watch(group, spec, course).to_the_end()
+            except Failure as failure:
+                head.look()
+                if failure.lost or not group.clear():
+                    raise
+                course.fail(failure)
 
 
 @contextmanager

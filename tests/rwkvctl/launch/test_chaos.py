@@ -68,9 +68,8 @@ def test_wrong_input_leaves_nothing_behind(
 # Who is who ---------------------------------------------------------------------------------------------------------
 
 CLI, DRIVER = "python -P -m rwkvctl.cli.app run resume /runs/a", "python -P -m rwkv_jobs.finetune /runs/a"
-NURSERY, AGENT = "python -P -m rwkvctl.launch.nursery /tmp/x/nursery rwkv_jobs.finetune", "ray::NodeAgent.poll"
-SERVER = "python -c from multiprocessing.forkserver import main; main(3, 4)"
-RAYLET = "/ray/raylet --node_ip_address=10.0.0.1"
+NURSERY = "python -P -m rwkvctl.launch.nursery /tmp/x/nursery rwkv_jobs.finetune"
+TRACKER = "python -c from multiprocessing.resource_tracker import main; main(3)"
 
 
 @pytest.mark.parametrize(
@@ -82,12 +81,10 @@ RAYLET = "/ray/raylet --node_ip_address=10.0.0.1"
         ("workers", [NURSERY, NURSERY, DRIVER, CLI]),
         ("nurseries", [DRIVER, DRIVER, CLI]),  # a fork of the driver
         ("workers", [DRIVER, DRIVER, DRIVER, CLI]),
-        ("agents", [AGENT, RAYLET, DRIVER, CLI]),
-        ("nurseries", [NURSERY, AGENT, RAYLET, DRIVER, CLI]),
-        ("workers", [NURSERY, NURSERY, AGENT, RAYLET, DRIVER, CLI]),
-        (None, [SERVER, NURSERY, NURSERY, DRIVER, CLI]),
-        ("loaders", [SERVER, SERVER, NURSERY, NURSERY, DRIVER, CLI]),
-        (None, [RAYLET, DRIVER, CLI]),
+        (None, [DRIVER, DRIVER, DRIVER, DRIVER, CLI]),  # its fork server
+        ("loaders", [DRIVER, DRIVER, DRIVER, DRIVER, DRIVER, CLI]),
+        ("loaders", [NURSERY, NURSERY, NURSERY, NURSERY, DRIVER, CLI]),
+        (None, [TRACKER, DRIVER, DRIVER, DRIVER, CLI]),
     ],
 )
 def test_processes_are_told_apart_by_their_ancestors(role: str | None, line: list[str]):

@@ -105,6 +105,35 @@ print(twin_address())
     assert nobody == "None"
 
 
+def test_the_loader_processes_of_a_worker_are_forks_of_it_and_end_with_it(tmp_path: Path):
+    script = """
+import colorsys, multiprocessing, os, sys
+from rwkvctl.launch.nursery import Nurse, twin, twin_address
+
+def loader():
+    return "colorsys" in sys.modules, os.getppid(), os.getpid()
+
+def worker():
+    pool = multiprocessing.get_context("forkserver").Pool(1)
+    print(*pool.apply(loader), os.getpid(), flush=True)
+    os.kill(os.getpid(), 9)
+
+with twin():
+    nurse = Nurse([], twin_address())
+    nurse.start("0", "__main__:worker", {}, {}, None)
+    while not any("exit" in message for message in nurse.messages(1.0)):
+        pass
+"""
+    (tmp_path / "script.py").write_text(script)  # a file, which loader processes would otherwise import again
+    done = subprocess.run([sys.executable, tmp_path / "script.py"], capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 0, done.stderr
+    imported, server, loader, worker = done.stdout.split()
+    assert imported == "True"
+    assert len({server, loader, worker}) == 3
+    assert ended(int(loader))
+    assert ended(int(server))
+
+
 def test_the_death_of_a_nursery_is_that_of_its_workers(tmp_path: Path):
     agent = Agent(["json"])
     try:
@@ -146,3 +175,20 @@ def test_an_agent_tells_when_its_nursery_is_killed_whenever_that_is(tmp_path: Pa
         assert [(state.rank, state.exit) for state in agent.poll()] == [(0, -signal.SIGKILL), (1, -signal.SIGKILL)]
         agent.stop(0.0)
         assert not agent.folder.exists()
+
+
+def test_an_agent_starts_other_workers_in_the_place_of_its_own(tmp_path: Path):
+    agent = Agent(["json"])
+    worker = {"rank": 0, "arguments": {}, "environment": {}}
+    try:
+        agent.start("rwkvctl.base.processes:available_cpus", [worker])  # takes no `beat`: ends with an error
+        while agent.poll()[0].exit is None:
+            time.sleep(0.02)
+        assert "TypeError" in agent.poll()[0].log
+        assert agent.clear("127.0.0.1")
+        agent.start("rwkvctl.base.processes:available_cpus", [worker | {"rank": 1}])
+        assert [state.rank for state in agent.poll()] == [1]
+        agent.nurse.connect().shutdown(socket.SHUT_RDWR)
+        assert agent.clear("127.0.0.1") is None
+    finally:
+        agent.stop(0.0)

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from psutil import Process
 
-JOB, NURSERY, FORK_SERVER = "-m rwkv_jobs.", "rwkvctl.launch.nursery", "multiprocessing.forkserver"
+JOB, NURSERY = "-m rwkv_jobs.", "rwkvctl.launch.nursery"
+GENERATIONS = ("drivers", "nurseries", "workers", None, "loaders")
+"""Each the parent of the next; the one without a name is a worker's fork server."""
 
 
 @dataclass
@@ -18,7 +20,6 @@ class Cast:
 
     everyone: list[Process] = field(default_factory=list)
     drivers: list[Process] = field(default_factory=list)
-    agents: list[Process] = field(default_factory=list)
     nurseries: list[Process] = field(default_factory=list)
     workers: list[Process] = field(default_factory=list)
     loaders: list[Process] = field(default_factory=list)
@@ -42,21 +43,15 @@ def cast(variable: str, value: str) -> Cast:
 def role_of(words: str, ancestors: list[str]) -> str | None:
     """The list of `Cast` that a process belongs to, by its command and those of its ancestors, the nearest first.
 
-    A fork has its parent's command. The nursery may be a fork of the driver, the workers are forks of the nursery, and
-    the loaders of their fork servers.
+    A fork has its parent's command. The nursery may be a fork of the driver, the workers are forks of the nursery, their
+    fork servers are forks of them, and the loaders those of these.
     """
-    parent = ancestors[0] if ancestors else ""
-    if FORK_SERVER in words:
-        return "loaders" if FORK_SERVER in parent else None
-    if "NodeAgent" in words:
-        return "agents"
     if NURSERY not in words and JOB not in words:
         return None
     above = 0
     while above < len(ancestors) and (NURSERY in ancestors[above] or JOB in ancestors[above]):
         above += 1
-    generation = above + (NURSERY in words and JOB not in " ".join(ancestors[:above]))  # an agent's nursery
-    return ("drivers", "nurseries", "workers")[generation] if generation < 3 else None
+    return (*GENERATIONS, None)[min(above, len(GENERATIONS))]
 
 
 def words_of(process: Process) -> str:
