@@ -24,7 +24,10 @@ def ip(*words: str, check: bool = True) -> None:
 @contextmanager
 def network(hosts: list[str]) -> Iterator[list[str]]:
     """A namespace for every address, on a bridge that stands in a namespace of its own; their names. Skips the test
-    where there can't be any."""
+    where there can't be any.
+
+    The end of the cable of `NAME` is `BRIDGE/pN`: see `Machine.unplug`.
+    """
     if os.geteuid() != 0 or shutil.which("ip") is None:
         pytest.skip("network namespaces need root and iproute2")
     bridge, *nodes = made = [f"rwk{os.getpid()}{letter}" for letter in "bstuvwxyz"[: len(hosts) + 1]]
@@ -166,6 +169,29 @@ class Machine:
             time.sleep(0.01)
         shutil.rmtree(self.folder / "tmp")
         (self.folder / "tmp").mkdir()
+
+    def kill_process(self, program: str) -> None:
+        """SIGKILL for what runs a program, such as gcs_server."""
+        for pid in processes(self.namespace):
+            if program in argument(pid, 0):
+                with_signal(pid, signal.SIGKILL)
+
+    def unplug(self) -> None:
+        self.cable("down")
+
+    def plug_in(self) -> None:
+        self.cable("up")
+
+    def cable(self, state: str) -> None:
+        bridge, number = self.namespace[:-1] + "b", "stuvwxyz".index(self.namespace[-1])
+        ip("-n", bridge, "link", "set", f"p{number}", state)
+
+
+def argument(pid: int, number: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[number].decode()
+    except (OSError, IndexError):
+        return ""
 
 
 def is_first(pid: int) -> bool:

@@ -16,7 +16,7 @@ import yaml
 
 from rwkv_jobs.driver import WORKER_FUNCTIONS, drive
 from rwkv_jobs.launch import torchrun_rank
-from rwkvctl.base.errors import JobFailedError, TransientError, UserError, explain
+from rwkvctl.base.errors import JobFailedError, NotStoredError, TransientError, UserError, explain
 from rwkvctl.base.exit_codes import DONE, FAILED, INTERRUPTED, STOPPED
 from rwkvctl.base.processes import interrupt_on_stop, isolate_children
 from rwkvctl.base.uris import mask
@@ -65,7 +65,8 @@ def guarded(job: str, target: str, assignments: list[str], *, resume: bool = Fal
         drive(spec, run_dir)
     except (UserError, JobFailedError) as error:
         code, reason = error.exit_code, mask(str(error))
-        way_on = go_on(job, run_dir) if isinstance(error, TransientError) and "resume" not in reason else ""
+        can_go_on = isinstance(error, TransientError) and not isinstance(error, NotStoredError)
+        way_on = go_on(job, run_dir) if can_go_on else ""
         print(f"{'error' if isinstance(error, UserError) else 'failed'}: {reason}{way_on}", file=sys.stderr)
     except KeyboardInterrupt as error:
         code = interrupted(job, run_dir, error)

@@ -28,6 +28,7 @@ from rwkvctl.config.specs.jobs import FinetuneSpec, PretrainSpec
 from rwkvctl.data.store.manifest import Manifest
 from rwkvctl.models import build as networks
 from rwkvctl.runs import folder as run_folder
+from rwkvctl.runs import mirror
 from rwkvctl.training.checkpoint import Position
 from rwkvctl.training.optimizer import make_optimizer
 
@@ -43,6 +44,7 @@ def main() -> None:
 
 def replay(run_dir: Path) -> list[str]:
     """Repeat the step that the run has kept, with anomaly detection on; what was found, a line each."""
+    mirror.pull(run_dir, f"{FOLDER}/")
     failed, spec = read(run_dir), run_folder.read_spec(run_dir)
     assert isinstance(spec, FinetuneSpec | PretrainSpec)
     spec = on_one_worker(spec, failed["world_size"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -17,12 +18,13 @@ import pytest
 
 from rwkv_jobs.entry import guarded
 from rwkvctl.base.exit_codes import TRANSIENT
+from rwkvctl.cli.runs import sync
 from rwkvctl.runs import mirror, uploader
 from rwkvctl.runs.journal import MEASURED
 
 from ..real_cluster import new_node, trust
 from ..store_door import Door, no_rule
-from .conftest import PATIENCE, Jobs, events, history, wait_for, weights
+from .conftest import PATIENCE, Jobs, events, history, mlflow_history, mlflow_runs, wait_for, weights
 from .test_interruptions import DIE, WAIT_FOR_CHECKPOINT
 
 NUMBERS = itertools.count()
@@ -64,7 +66,12 @@ def repeatable(run_dir: Path) -> list[tuple[str, int, float]]:
 
 @pytest.mark.slow
 def test_a_training_that_is_killed_goes_on_on_another_machine(
-    storage: str, jobs: Jobs, uninterrupted: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    storage: str,
+    jobs: Jobs,
+    uninterrupted: Callable[[str], Path],
+    migrated_database: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ):
     uri = f"{storage}/killed"
     run_dir = jobs.new("finetune", "killed", f"storage={storage}")
@@ -87,6 +94,11 @@ def test_a_training_that_is_killed_goes_on_on_another_machine(
     assert len(steps) <= 3
     assert "lease.json" not in listing(uri)
     assert not [key for key in listing(uri) if "AKIA" in key or key.startswith((".", "ray", "journal.jsonl"))]
+    monkeypatch.setenv("RWKVCTL_CACHE", str(tmp_path / "c"))
+    shutil.copy(migrated_database, tmp_path / "mlflow.db")
+    sync(uri, f"sqlite:///{tmp_path / 'mlflow.db'}")  # from a third machine, to a server that has nothing of it
+    [found] = mlflow_runs(tmp_path)
+    assert sorted(mlflow_history(tmp_path, found)) == sorted(history(there))
 
 
 @pytest.fixture

@@ -41,7 +41,11 @@ class TransientError(JobFailedError):
     exit_code = TRANSIENT
 
 
-KINDS = {kind.__name__: kind for kind in (UserError, NoSuchRunError, JobFailedError, TransientError)}
+class NotStoredError(TransientError):
+    """A store has not taken all of a run. The message says how to send it, which is also how to go on."""
+
+
+KINDS = {kind.__name__: kind for kind in (UserError, NoSuchRunError, JobFailedError, TransientError, NotStoredError)}
 """The errors that one process tells another by name."""
 
 

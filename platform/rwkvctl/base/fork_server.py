@@ -34,7 +34,7 @@ def fork_server_from_here() -> None:
             os._exit(0)
     listener.close()
     os.close(alive_read)
-    server: Any = forkserver._forkserver  # type: ignore[attr-defined]
+    server: Any = forkserver._forkserver
     server._forkserver_address = address
     server._forkserver_alive_fd = alive_write
     server._forkserver_pid = pid

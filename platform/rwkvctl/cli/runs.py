@@ -15,10 +15,14 @@ def sync(
     from rwkvctl.config import settings
     from rwkvctl.registry.release import release_later
     from rwkvctl.runs import folder as run_folder
+    from rwkvctl.runs import mirror
+    from rwkvctl.runs.stored_journal import refresh
     from rwkvctl.runs.sync import or_failed, sync_run
 
     machine = settings.load()
     folder = run_folder.find(run, machine.storage)
+    refresh(folder)
+    mirror.pull(folder)
     tracking = run_folder.read_spec(folder).tracking
     uri = to or tracking.uri or machine.tracking_uri
     sent = sync_run(folder, uri, tracking.experiment)

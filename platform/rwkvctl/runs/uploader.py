@@ -2,7 +2,7 @@
 
 Nobody waits for the store but the thread that writes checkpoints. A store that fails is said once and tried again; what
 it does not take stays in the folder. At the end of the run what is missing there is the run's failure, for which trying
-again is the remedy (TransientError).
+again is the remedy (NotStoredError).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from rwkvctl.base.errors import TransientError
+from rwkvctl.base.errors import NotStoredError
 from rwkvctl.base.object_store import StoreError
 from rwkvctl.runs import mirror
 from rwkvctl.runs.folder import read_spec, resume_command
@@ -78,16 +78,16 @@ class Uploader:
             self._hurry.clear()
 
     def send_owed(self) -> None:
-        """Send the newest checkpoint, if it is missing in the store; TransientError where that is not possible."""
+        """Send the newest checkpoint, if it is missing in the store; NotStoredError where that is not possible."""
         if self.owed:
             self._insist(self._send_owed, LAST_PATIENCE)
 
     def close(self, *, done: bool) -> None:
-        """Send the rest and stop. With `done`, TransientError where the store does not take it; else as much as it
+        """Send the rest and stop. With `done`, NotStoredError where the store does not take it; else as much as it
         takes at once."""
         self._stop.set()
         self._thread.join()
-        with suppress(LeaseLost, *([] if done else [TransientError])):
+        with suppress(LeaseLost, *([] if done else [NotStoredError])):
             self.lease.check()
             self._insist(self._send_all, LAST_PATIENCE if done else 0.0)
 
@@ -157,9 +157,9 @@ class Uploader:
                 self.say(f"{self.store.uri}: the store takes the run's files again")
 
 
-def not_stored(store: Mirror, trouble: StoreError) -> TransientError:
+def not_stored(store: Mirror, trouble: StoreError) -> NotStoredError:
     """The end of a run of which the store has not got everything."""
-    return TransientError(
+    return NotStoredError(
         f"{trouble}. Nothing is lost: the run is in {store.folder} on {socket.gethostname()}; when the store is back, "
         f"send it from there: {resume_command(read_spec(store.folder).job, store.folder)}"
     )
@@ -168,7 +168,7 @@ def not_stored(store: Mirror, trouble: StoreError) -> TransientError:
 @contextmanager
 def followed(run_dir: Path) -> Iterator[None]:
     """While the block runs, whose run may be worked on elsewhere: its journal comes here. At its end what was written
-    here is sent; TransientError where the block ended well and the store does not take it."""
+    here is sent; NotStoredError where the block ended well and the store does not take it."""
     store = mirror.of(run_dir)
     if store is None:
         yield

@@ -43,8 +43,8 @@ def cast(variable: str, value: str) -> Cast:
 def role_of(words: str, ancestors: list[str]) -> str | None:
     """The list of `Cast` that a process belongs to, by its command and those of its ancestors, the nearest first.
 
-    A fork has its parent's command. The nursery may be a fork of the driver, the workers are forks of the nursery, their
-    fork servers are forks of them, and the loaders those of these.
+    A fork has its parent's command. The nursery may be a fork of the driver, the workers are forks of the nursery,
+    their fork servers forks of them, and the loaders those of the fork servers.
     """
     if NURSERY not in words and JOB not in words:
         return None
