@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
@@ -23,6 +24,9 @@ P = ParamSpec("P")
 
 RUN_TAG = "rwkvctl.run"
 """On every MLflow run of ours: the uid of its journal."""
+
+SILENT_AFTER = 3.0
+"""Seconds without a word after which nobody waits for a tracking server."""
 
 # MLflow's own defaults block a call to a dead server for four minutes, and draw bars across the training's log.
 ENVIRONMENT = {
@@ -49,6 +53,17 @@ def connect(tracking_uri: str) -> MlflowClient:
     with _first_touch(tracking_uri):
         # The registry lives with the tracking data; without saying so MLflow asks its global settings.
         return when_free(MlflowClient, tracking_uri, registry_uri=tracking_uri)
+
+
+def is_silent(tracking_uri: str) -> bool:
+    """Whether a tracking server keeps somebody waiting who only asks how it is. MLflow's own calls wait far longer."""
+    if not tracking_uri.startswith(("http://", "https://")):
+        return False
+    try:
+        urllib.request.urlopen(f"{tracking_uri.rstrip('/')}/health", timeout=SILENT_AFTER).close()
+    except (OSError, ValueError) as error:  # of which it has answered with most, or refused to
+        return isinstance(getattr(error, "reason", error), TimeoutError)
+    return False
 
 
 def experiment_id(client: MlflowClient, tracking_uri: str, name: str) -> str:

@@ -23,7 +23,7 @@ from rwkvctl.base.errors import JobFailedError, UserError
 from rwkvctl.base.files import write_json
 from rwkvctl.base.uris import mask
 from rwkvctl.runs import journal
-from rwkvctl.runs.mlflow_client import RUN_TAG, connect, experiment_id, find_run, when_free
+from rwkvctl.runs.mlflow_client import RUN_TAG, connect, experiment_id, find_run, is_silent, when_free
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -35,6 +35,8 @@ P = ParamSpec("P")
 STATE_NAME = "mlflow.json"
 PARENT_TAG = "rwkvctl.parent"
 CHUNK_LINES = 2000  # Journal lines between two writes of the offset.
+SHORTLY = 1.0
+"""Seconds that are waited for a server without a thought; after these it is asked whether it is there at all."""
 
 
 @dataclass
@@ -145,18 +147,26 @@ class Syncer:
         """
         self._tasks[name] = task
         self._wake.set()
-        with self._turn:
-            self._turn.wait_for(lambda: name in self.outcomes or self._failures > 0, timeout)
+        for patience in (SHORTLY, timeout):
+            with self._turn:
+                if self._turn.wait_for(lambda: name in self.outcomes or self._failures > 0, patience):
+                    break
+            if is_silent(self.tracking_uri):
+                self.reason = "it does not answer"
+                break
         return name in self.outcomes
 
     def close(self, timeout: float = 30.0) -> bool:
-        """Push a last time and stop, within `timeout` seconds; says whether MLflow has all that the journal has."""
+        """Push a last time and stop, within `timeout` seconds, and sooner where the server is silent; says whether
+        MLflow has all that the journal has."""
         self._stop.set()
         self._wake.set()
         if self._thread is None:
             self.start()
         assert self._thread is not None
-        self._thread.join(timeout)
+        self._thread.join(SHORTLY)
+        if self._thread.is_alive() and not is_silent(self.tracking_uri):
+            self._thread.join(timeout)
         _running.pop(self.run_dir, None)
         if self._all_sent():
             return True
