@@ -15,9 +15,8 @@ from rwkvctl.launch.chaos.processes import marked
 
 
 @pytest.mark.slow
-@pytest.mark.ray
 def test_a_training_is_the_same_under_ten_faults(tmp_path: Path):
-    with tempfile.TemporaryDirectory(prefix="c", dir="/tmp") as temporary:  # short, for Ray's sockets
+    with tempfile.TemporaryDirectory(prefix="c", dir="/tmp") as temporary:  # short, for sockets
         environment = os.environ | {"TMPDIR": temporary, "UNDER_TEST": str(tmp_path)}
         command = [sys.executable, "-P", "-m", "rwkvctl.cli.app", "chaos", "--seed", "52", "--faults", "10", "--json"]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

@@ -87,19 +87,23 @@ class Head:
 
 def cluster_id(address: str) -> bytes:
     """What the GCS at an address calls its cluster. ConnectionError where it does not answer."""
+    return bytes(ask(address, "NodeInfo", "GetClusterId").cluster_id)
+
+
+def ask(address: str, service: str, question: str) -> Any:
+    """What the GCS at an address answers, without a client of Ray's between: those end the process, or wait for a
+    minute, where the head has been started anew. ConnectionError where it does not answer."""
     import grpc
     from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 
-    services: Any = gcs_service_pb2_grpc
-    messages: Any = gcs_service_pb2
+    request = getattr(gcs_service_pb2, f"{question}Request")()
     metadata = [(name.lower(), value) for name, value in token.headers().items()]
     with grpc.insecure_channel(address, [("grpc.enable_http_proxy", 0)]) as channel:
         try:
-            asked = services.NodeInfoGcsServiceStub(channel).GetClusterId
-            answer = asked(messages.GetClusterIdRequest(), timeout=LOOKED_AT_EVERY * 2, metadata=metadata)
+            asked = getattr(getattr(gcs_service_pb2_grpc, f"{service}GcsServiceStub")(channel), question)
+            return asked(request, timeout=LOOKED_AT_EVERY * 2, metadata=metadata)
         except grpc.RpcError as error:
             raise ConnectionError(str(error)) from None
-    return bytes(answer.cluster_id)
 
 
 _head: Head | None = None

@@ -117,6 +117,7 @@ def living_nodes(doubtful: set[str] | None = None) -> list[Node]:
     import ray
     from ray._private.state import available_resources_per_node  # nothing public says it node by node
 
+    head.look()  # questions to a head that has been started anew can end this process
     free, leaving = available_resources_per_node(), draining_nodes()
     nodes = []
     for node in ray.nodes():
@@ -135,9 +136,13 @@ def living_nodes(doubtful: set[str] | None = None) -> list[Node]:
 
 def draining_nodes() -> set[str]:
     """Ids of nodes that are about to be taken away: preempted, or told to shut down."""
-    from ray._private.state import state  # what Ray Train asks too; nothing public says it
+    import ray
 
-    return set(state.get_draining_nodes())
+    try:
+        answer = head.ask(ray.get_runtime_context().gcs_address, "NodeResourceInfo", "GetDrainingNodes")
+    except ConnectionError:  # what that means is for the watch over the head to say
+        return set()
+    return {node.node_id.hex() for node in answer.draining_nodes}
 
 
 def refuse_impossible(cluster: ClusterSpec, nodes: list[Node]) -> None:

@@ -19,7 +19,7 @@ from rwkvctl.base.errors import UserError
 from rwkvctl.cli import chaos as cli
 from rwkvctl.cli.app import app
 from rwkvctl.launch.chaos import plan, report, strikes, verdict
-from rwkvctl.launch.chaos.campaign import Blow, Outcome
+from rwkvctl.launch.chaos.campaign import Blow, Campaign, Outcome
 from rwkvctl.launch.chaos.processes import role_of
 from rwkvctl.launch.chaos.verdict import Verdict
 from rwkvctl.runs import samples_seen
@@ -63,6 +63,39 @@ def test_wrong_input_leaves_nothing_behind(
     assert isinstance(result.exception, UserError)
     assert said in str(result.exception)
     assert list(tmp_path.iterdir()) == []
+
+
+class Ended:
+    """A training whose job has ended with a code, and whose workers have taken a step after all that was done to it."""
+
+    def __init__(self, code: int):
+        self.ended, self.starts = code, 0
+
+    def code(self) -> int | None:
+        return None if self.starts else self.ended
+
+    def start(self) -> None:
+        self.starts += 1
+
+    def first_step_since(self, moment: float) -> float:
+        return moment + 1.0
+
+    def last_words(self) -> str:
+        return ""
+
+
+@pytest.mark.parametrize(("kind", "code", "goes_on"), [("run stopped", 3, True), ("loader killed", 3, False)])
+def test_a_job_that_ends_later_than_its_workers_took_a_step_ends_for_what_was_done(kind: str, code: int, goes_on: bool):
+    training: Any = Ended(code)
+    campaign = Campaign(training, Outcome(steps=9), say=lambda text: None)
+    blow = Blow(kind, 3, 100.0, "")
+    campaign.open, campaign.since_start = [blow], [blow]
+    if goes_on:
+        assert campaign.go_on()
+        assert (blow.seconds, training.starts, campaign.since_start) == (1.0, 1, [])
+        return
+    with pytest.raises(strikes.GivenUp, match="ended with code 3 after nothing that was done to it"):
+        campaign.go_on()
 
 
 # Who is who ---------------------------------------------------------------------------------------------------------

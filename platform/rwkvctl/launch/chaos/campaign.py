@@ -106,6 +106,8 @@ class Campaign:
         self.training, self.outcome, self.say = training, outcome, say
         self.open: list[Blow] = []
         """Those from which the training has not recovered yet."""
+        self.since_start: list[Blow] = []
+        """Those since the job was started last: workers that were just being started may take a step before it ends."""
         self.tries = 0
 
     def do(self, faults: list[Fault]) -> None:
@@ -159,6 +161,7 @@ class Campaign:
         number = len(self.outcome.blows) + 1
         self.outcome.blows.append(blow)
         self.open.append(blow)
+        self.since_start.append(blow)
         self.say(f"{number}/{self.outcome.planned} step {blow.step}: {blow.kind} ({blow.said})")
 
     def go_on(self) -> bool:
@@ -171,12 +174,13 @@ class Campaign:
         code = self.training.code()
         if code in (None, DONE):
             return code is None
-        allowed = {code for blow in self.open for code in KINDS[blow.kind].codes}
+        allowed = {code for blow in [*self.open, *self.since_start] for code in KINDS[blow.kind].codes}
         if code == TRANSIENT and self.tries < TRIES:
             self.tries, self.outcome.transient = self.tries + 1, self.outcome.transient + 1
         elif code not in allowed:
             cause = " and ".join(blow.kind for blow in self.open) or "nothing that was done to it"
             raise GivenUp(f"it ended with code {code} after {cause}, from which it should have recovered by itself")
+        self.since_start.clear()
         self.training.start()
         return True
 
