@@ -258,7 +258,10 @@ def finish(
     trained = networks.trained(spec)
     description = {"name": trained.name, "num_classes": networks.outputs(manifest.classes), **trained.overrides()}
     split = spec.data.split or manifest.default_split
-    info = model_info(spec, manifest, description, {"run": run_dir.name, "split": split, "data": spec.data.path})
+    extra: dict[str, Any] = {"run": run_dir.name, "split": split, "data": spec.data.path}
+    if source := encoder_weights.source_of(run_dir):
+        extra["encoder"] = source
+    info = model_info(spec, manifest, description, extra)
     bundle.save(run_dir / "model", model.state_dict(), info)
     write_json(run_dir / SUMMARY, summary)
     recorder.artifact(run_dir / SUMMARY, "")

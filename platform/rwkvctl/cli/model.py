@@ -66,18 +66,113 @@ def promote(
         list[str] | None,
         typer.Option("--gate", help="Condition that must hold, for example dsc_strict>=0.8 (of the test part)."),
     ] = None,
+    rules: Annotated[Path | None, typer.Option(help="YAML file of rules that must hold (docs/registry.md).")] = None,
     as_json: Json = False,
 ) -> None:
-    """Point an alias at a version, if every gate holds."""
+    """Point an alias at a version, if every gate and every rule holds, those on the server included."""
+    from rwkvctl.config.specs.rules import read
     from rwkvctl.registry.promote import promote as run
 
-    passed = run(name, version, alias, gates=gates or [], tracking_uri=tracking_uri())
+    held_to = None if rules is None else read(rules)[0]
+    passed = run(name, version, alias, gates=gates or [], rules=held_to, tracking_uri=tracking_uri())
     if as_json:
         print(json.dumps({"name": name, "version": version, "alias": alias, "gates": passed}, indent=2))
         return
     for line in passed:
         print(line)
     print(f"models:/{name}@{alias} is now version {version}")
+
+
+@app.command()
+def rules(
+    name: str,
+    keep: Annotated[Path | None, typer.Option("--set", help="YAML file: every promotion is held to it.")] = None,
+    clear: Annotated[bool, typer.Option("--clear", help="Lift the rules.")] = False,
+) -> None:
+    """Show, set or lift the rules that the tracking server has for the promotions of a model."""
+    from rwkvctl.config.specs.rules import read
+    from rwkvctl.registry import promote as promotions
+
+    if keep is not None and clear:
+        raise UserError("--set and --clear: give one of them")
+    if keep is not None or clear:
+        promotions.keep_on_server(name, "" if keep is None else read(keep)[1], tracking_uri())
+    found = promotions.text_on_server(name, tracking_uri())
+    print(found.rstrip() if found else f"no rules for {name} on the tracking server")
+
+
+@app.command()
+def history(
+    name: str,
+    alias: Annotated[str | None, typer.Option(help="Only of this alias.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show where a model's aliases have pointed: who moved them when, and by which rules."""
+    from rwkvctl.registry import aliases
+    from rwkvctl.registry.versions import aliases_of
+    from rwkvctl.runs.mlflow_client import connect
+
+    client = connect(tracking_uri())
+    aliases_of(client, name)
+    moves = aliases.history(client, name, alias)
+    if as_json:
+        print(json.dumps([asdict(one) for one in moves], indent=2))
+        return
+    for one in moves:
+        print(f"{one.when}  {one.alias}  {one.before or '-'} -> {one.version}  {one.kind}  {one.who}")
+        for line in one.checks:
+            print(f"    {line}")
+    if not moves:
+        print(f"no alias of {name} was moved by rwkvctl yet")
+
+
+@app.command()
+def rollback(
+    name: str,
+    alias: Annotated[str, typer.Option(help="Alias to move back, for example champion.")],
+    as_json: Json = False,
+) -> None:
+    """Point an alias at the version that it pointed to before the last promotion."""
+    from rwkvctl.registry import aliases
+    from rwkvctl.runs.mlflow_client import connect
+
+    made = aliases.roll_back(connect(tracking_uri()), name, alias)
+    if as_json:
+        print(json.dumps(asdict(made), indent=2))
+        return
+    print(f"models:/{name}@{alias} is version {made.version} again (it was {made.before})")
+
+
+@app.command()
+def lineage(
+    model: Annotated[str, typer.Argument(help="models:/NAME/VERSION or models:/NAME@ALIAS.")], as_json: Json = False
+) -> None:
+    """Show where a version comes from: run, data, code, encoder, and where that comes from."""
+    from rwkvctl.registry import lineage as origins
+
+    found = origins.lineage(model, tracking_uri())
+    print(json.dumps(asdict(found), indent=2) if as_json else "\n".join(origins.lines(found)))
+
+
+@app.command()
+def card(
+    model: Annotated[str, typer.Argument(help="models:/NAME/VERSION or models:/NAME@ALIAS.")],
+    out: Annotated[Path | None, typer.Option(help="File to write, .md or .json [default: print Markdown]")] = None,
+    as_json: Json = False,
+) -> None:
+    """Write the card of a version: use, data, scores with intervals, limits, lineage."""
+    from rwkvctl.base.files import write_bytes
+    from rwkvctl.registry import card as cards
+
+    if out is not None and out.suffix not in (".md", ".json"):
+        raise UserError(f"--out {out}: give a name that ends with .md or .json")
+    found = cards.card(model, tracking_uri())
+    text = cards.as_json(found) + "\n" if as_json or (out and out.suffix == ".json") else cards.as_markdown(found)
+    if out is None:
+        print(text, end="")
+        return
+    write_bytes(out, text.encode())
+    print(out)
 
 
 @app.command()

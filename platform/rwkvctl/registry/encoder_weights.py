@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import timm
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -64,8 +65,28 @@ def prepare_encoder_weights(spec: FinetuneSpec, run_dir: Path) -> Loaded | None:
     except ValueError as error:
         raise UserError(_cut(f"model.encoder_weights {_end(reference, 80)}: {error}")) from None
     with files.atomic_path(run_dir / FILE_NAME) as temporary:
-        save_file({name: x.contiguous() for name, x in encoder.state_dict().items()}, temporary)
+        tensors = {name: x.contiguous() for name, x in encoder.state_dict().items()}
+        save_file(tensors, temporary, metadata={"reference": reference, "sha256": source_sha256(reference, spec)})
     return loaded
+
+
+def source_of(run_dir: Path) -> dict[str, str] | None:
+    """What the run's encoder began with: its `reference` in the spec, and the `sha256` of those weights, which tells
+    the version that an alias pointed to then. None for an encoder that began at random."""
+    try:
+        with safe_open(run_dir / FILE_NAME, "pt") as file:
+            return file.metadata()
+    except FileNotFoundError:
+        return None
+
+
+def source_sha256(reference: str, spec: FinetuneSpec) -> str:
+    """Of a file, or of the weights in a model folder; empty for those that timm publishes."""
+    if reference == PRETRAINED:
+        return ""
+    if is_weights_file(reference):
+        return files.sha256_file(Path(reference))
+    return bundle.read_info(references.model_folder(reference, spec)).weights_sha256
 
 
 def load(model: nn.Module, run_dir: Path) -> None:

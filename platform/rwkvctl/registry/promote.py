@@ -1,133 +1,71 @@
-"""Promotion gates, and the alias that moves when a version passes all of them."""
+"""An alias moves to a version that keeps all rules, and to no other."""
 
 from __future__ import annotations
 
-import contextlib
-import difflib
-import operator
-import re
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 from rwkvctl.base.errors import UserError
-from rwkvctl.registry import measured
-from rwkvctl.registry.measured import METRIC_TAG
-from rwkvctl.registry.versions import FINGERPRINT_TAG, aliases_of, find_version, metrics_of, suggest
+from rwkvctl.base.names import alias_problem
+from rwkvctl.config.specs.rules import PromotionRules, parse
+from rwkvctl.registry import rules as checks
+from rwkvctl.registry.aliases import move
+from rwkvctl.registry.versions import aliases_of, find_version
 from rwkvctl.runs.mlflow_client import connect
 
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-    from mlflow.entities.model_registry import ModelVersion
-
-_GATE = re.compile(r"\s*(?P<metric>[^<>=]+?)\s*(?P<sign>>=|<=|>|<)\s*(?P<bound>\S+)\s*")
-_SIGNS = {">=": operator.ge, ">": operator.gt, "<=": operator.le, "<": operator.lt}
+RULES_TAG = "rwkvctl.rules"
+"""Of a registered model: the YAML that every promotion of it is held to."""
 
 
-def promote(name: str, version: int, alias: str, *, gates: Sequence[str] = (), tracking_uri: str) -> list[str]:
-    """Point an alias to a version, if it passes every gate; returns a line for each gate that it passed.
-
-    Args:
-        gates: such as `dsc_strict>=0.8`, or `dsc_strict>champion` to compare with the version that the alias `champion`
-            points to (passed where it points to none). A metric is looked for among the version's own, then among those
-            of its training run, under its name and then as `test/<name>/mean`. It counts only if it was measured on
-            the model's own data and split, and on no case that was trained on.
+def promote(
+    name: str,
+    version: int,
+    alias: str,
+    *,
+    gates: Sequence[str] = (),
+    rules: PromotionRules | None = None,
+    tracking_uri: str,
+) -> list[str]:
+    """Point an alias to a version, if it passes every gate, keeps the rules, and those that the tracking server has for
+    this model; returns a line for each.
 
     Raises:
-        UserError: no such model or version, a gate that cannot be read or that the version does not pass; then no alias
-            has moved.
+        UserError: no such model or version, a gate that cannot be read, or all that the version does not keep; then no
+            alias has moved. Also where somebody else has moved the alias meanwhile.
     """
+    if problem := alias_problem(alias):
+        raise UserError(problem)
     client = connect(tracking_uri)
     aliases = aliases_of(client, name)
     candidate = find_version(client, name, version)
-    passed = [_check_gate(client, gate, candidate, aliases) for gate in gates]
-    client.set_registered_model_alias(name, alias, str(version))
-    return passed
+    wanted = [PromotionRules(gates=tuple(gates)), *([rules] if rules else []), *kept_on_server(name, tracking_uri)]
+    found = [one for each in wanted for one in checks.check(client, each, candidate, aliases, tracking_uri)]
+    if failed := [one.line for one in found if not one.holds]:
+        several = f"{len(failed)} of {len(found)} rules are not kept: " if len(failed) > 1 else ""
+        raise UserError(f"{name} version {version} is not promoted: {several}{'; '.join(failed)}")
+    lines = [one.line for one in found]
+    move(client, name, alias, version, expected=aliases.get(alias), kind="promote", checks=lines)
+    return lines
 
 
-def _check_gate(client: MlflowClient, gate: str, candidate: ModelVersion, aliases: Mapping[str, int]) -> str:
-    """One line on why the candidate passes; UserError on why it does not."""
-    parts = _GATE.fullmatch(gate)
-    if parts is None:
-        raise UserError(f"gate {gate!r}: write METRIC>=NUMBER or METRIC>ALIAS, with >=, >, <= or <")
-    metric, sign, bound = parts["metric"], parts["sign"], parts["bound"]
-    value, _ = _metric(client, candidate, metric)
-    limit, what = _limit(client, gate, candidate, metric, bound, aliases)
-    if limit is None:
-        return f"{metric} = {value:.6g}: no {bound} to compare with yet"
-    if not _SIGNS[sign](value, limit):
-        raise UserError(
-            f"{candidate.name} version {candidate.version} is not promoted: {metric} = {value:.6g} is not {sign} {what}"
-        )
-    return f"{metric} = {value:.6g} {sign} {what}"
+def kept_on_server(name: str, tracking_uri: str) -> list[PromotionRules]:
+    """The rules that a registered model has on its server, if it has any."""
+    text = text_on_server(name, tracking_uri)
+    return [parse(text, f"rules of {name} on the tracking server")] if text else []
 
 
-def _limit(
-    client: MlflowClient,
-    gate: str,
-    candidate: ModelVersion,
-    metric: str,
-    bound: str,
-    aliases: Mapping[str, int],
-) -> tuple[float | None, str]:
-    """The right side of a gate, and how to call it; None where it names an alias that points to nothing yet."""
-    with contextlib.suppress(ValueError):
-        return float(bound), bound
-    if bound not in aliases:
-        if difflib.get_close_matches(bound, list(aliases), cutoff=0.8):
-            raise UserError(f"gate {gate!r}: no alias {bound!r}; {suggest(bound, list(aliases), 'rwkvctl model show')}")
-        return None, bound
-    other = client.get_model_version(candidate.name, str(aliases[bound]))
-    ours, theirs = (one.tags.get(FINGERPRINT_TAG) or "unknown" for one in (candidate, other))
-    if ours != theirs:
-        raise UserError(
-            f"gate {gate!r}: version {candidate.version} and {bound} (version {other.version}) were trained on "
-            f"different data ({ours[:12]} and {theirs[:12]}), so their metrics cannot be compared: retrain one of them"
-        )
-    (value, theirs_on), (_, ours_on) = _metric(client, other, metric), _metric(client, candidate, metric)
-    if ours_on != theirs_on:
-        raise UserError(
-            f"gate {gate!r}: {metric} was measured on {ours_on} for version {candidate.version} and on {theirs_on} for "
-            f"{bound} (version {other.version}), so the two cannot be compared: evaluate both on one split"
-        )
-    return value, f"{value:.6g} of {bound} (version {other.version})"
+def text_on_server(name: str, tracking_uri: str) -> str:
+    """Their YAML; empty where there are none."""
+    client = connect(tracking_uri)
+    aliases_of(client, name)  # which refuses a model that is not there
+    return str(client.get_registered_model(name).tags.get(RULES_TAG, ""))
 
 
-def _metric(client: MlflowClient, version: ModelVersion, metric: str) -> tuple[float, str]:
-    """A metric of a version that a gate may rely on, and the split and cases that it was measured on."""
-    where, command = (
-        f"{version.name} version {version.version}",
-        f"rwkvctl evaluate models:/{version.name}/{version.version}",
-    )
-    own, notes = metrics_of(version.tags)
-    of_run = _metrics_of_run(client, version)
-    for name in (metric, f"test/{metric}/mean"):
-        if odd := [note for note in notes if f"tag {METRIC_TAG}{name} " in note]:
-            raise UserError(f"{where}: {odd[0]}")
-        if name in own:
-            note = measured.check_for_gate(version.tags, name, where, command)
-            cases = "" if note.cases is None else f", {note.cases} cases"
-            return own[name], f"split {note.split or 'unknown'}{cases}"
-        if name in of_run:
-            return float(of_run[name]), "its training run"
-    for name in (metric, f"test/{metric}/mean"):
-        if places := measured.elsewhere(version.tags, name):
-            raise UserError(
-                f"{where}: {name} was measured on other data only ({', '.join(places[:3])}), but gates use only "
-                f"scores on the model's own data and split; run: {command}"
-            )
-    near = suggest(metric, sorted({*own, *of_run}), command)
-    raise UserError(f"{where} has no metric {metric!r}; {near}")
-
-
-def _metrics_of_run(client: MlflowClient, version: ModelVersion) -> dict[str, float]:
-    """What the training run of a version logged; nothing where `mlflow gc` has removed the run."""
-    from mlflow.exceptions import MlflowException
-
-    if not version.run_id:
-        return {}
-    try:
-        return dict(client.get_run(version.run_id).data.metrics)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        return {}
+def keep_on_server(name: str, text: str, tracking_uri: str) -> None:
+    """Hold every promotion of a model to these rules from now on; an empty text lifts them."""
+    client = connect(tracking_uri)
+    aliases_of(client, name)  # which refuses a model that is not there
+    if text:
+        parse(text, "rules")
+        client.set_registered_model_tag(name, RULES_TAG, text)
+    elif RULES_TAG in client.get_registered_model(name).tags:
+        client.delete_registered_model_tag(name, RULES_TAG)

@@ -21,8 +21,10 @@ from rwkvctl.base.lineage import code_version
 from rwkvctl.base.names import model_name_problem
 from rwkvctl.models import bundle
 from rwkvctl.registry import measured
+from rwkvctl.registry.card import describe
+from rwkvctl.registry.cases import CASES_TAG
 from rwkvctl.registry.measured import Measured
-from rwkvctl.registry.versions import FINGERPRINT_TAG, PATH_TAG, SPLIT_TAG, WEIGHTS_TAG, versions_of
+from rwkvctl.registry.versions import ENCODER_TAG, FINGERPRINT_TAG, PATH_TAG, SPLIT_TAG, WEIGHTS_TAG, versions_of
 from rwkvctl.runs import journal
 from rwkvctl.runs.mlflow_client import connect, find_run
 
@@ -69,22 +71,30 @@ def register(
         run_id=run_id,
         tags=_version_tags(info, path, Path(bundle_folder).name, tags or {}, metrics or {}),
     )
+    describe(client, client.get_model_version(name, str(made.version)))
     return int(made.version)
 
 
 def record_scores(
-    bundle_folder: str | os.PathLike[str], values: Mapping[str, float], where: Measured, *, tracking_uri: str
+    bundle_folder: str | os.PathLike[str],
+    values: Mapping[str, float],
+    where: Measured,
+    *,
+    run_id: str | None = None,
+    tracking_uri: str,
 ) -> list[str]:
-    """Note scores, and what they were measured on, on every version that has the weights of a model folder.
-
-    Returns the URIs of the versions.
-    """
+    """Note scores, and what they were measured on, on every version that has the weights of a model folder; with the
+    MLflow run that keeps the scores of every case. Returns the URIs of the versions."""
     info = bundle.read_info(bundle_folder)
     client = connect(tracking_uri)
     found = list(client.search_model_versions(f"tags.`{WEIGHTS_TAG}` = '{info.weights_sha256}'"))
+    tags = measured.tags(info, where, values)
+    if run_id is not None and measured.own(where, info):
+        tags[f"{CASES_TAG}{where.part}"] = run_id
     for version in found:
-        for key, value in measured.tags(info, where, values).items():
+        for key, value in tags.items():
             client.set_model_version_tag(version.name, str(version.version), key, value)
+        describe(client, client.get_model_version(version.name, str(version.version)))
     return [f"models:/{version.name}/{version.version}" for version in found]
 
 
@@ -135,10 +145,13 @@ def _version_tags(
         PATH_TAG: f"{path}/artifacts/{folder}",
         SPLIT_TAG: measured.split_of(info),
         "dataset": info.dataset,
+        "classes": info.classes,
         "kind": info.kind,
         "model": info.model,
         "image_size": info.image_size,
     }
+    if "encoder" in info.extra:
+        own[ENCODER_TAG] = info.extra["encoder"]
     scores = measured.training_tags(info, metrics, code_version())
     return {key: _text(value) for key, value in {**own, **tags, **scores}.items()}
 

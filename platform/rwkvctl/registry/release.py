@@ -13,6 +13,7 @@ from typing import Any
 from rwkvctl.base.files import write_json
 from rwkvctl.base.lineage import git_commit
 from rwkvctl.config.specs.jobs import EvaluateSpec, FinetuneSpec, PretrainSpec, TrainingSpec
+from rwkvctl.registry.cases import TABLE
 from rwkvctl.registry.measured import Measured
 from rwkvctl.runs import folder as run_folder
 from rwkvctl.training import metrics
@@ -64,7 +65,9 @@ def note_scores(run_dir: Path, tracking_uri: str) -> list[str]:
     summary: dict[str, Any] = json.loads((run_dir / SUMMARY).read_text())
     where = Measured.model_validate(summary["measured"])
     values = metrics.tracked(summary, where.part)
-    return record_scores(run_dir / "model", values, where, tracking_uri=tracking_uri)
+    kept = (run_dir / "artifacts" / where.part / TABLE).exists()  # a classification has no cases
+    run_id = run_folder.mlflow_run_id(run_dir) if kept else None
+    return record_scores(run_dir / "model", values, where, run_id=run_id, tracking_uri=tracking_uri)
 
 
 def release_later(run_dir: Path, tracking_uri: str) -> str | None:

@@ -24,6 +24,10 @@ WEIGHTS_TAG = "weights_sha256"
 FINGERPRINT_TAG = "fingerprint"
 PATH_TAG = "rwkvctl.bundle"  # Where the model folder lies among the run's artifacts.
 SPLIT_TAG = "split"
+ENCODER_TAG = "encoder"
+"""What the encoder's weights began with: `reference` and `sha256`."""
+LOCK = "rwkvctl.lock."
+"""How the names of registered models begin that are locks, and no models (see `aliases`)."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +133,7 @@ def model_names(client: MlflowClient) -> list[str]:
     token = None
     while True:
         page = client.search_registered_models(page_token=token)
-        names += [model.name for model in page]
+        names += [model.name for model in page if not model.name.startswith(LOCK)]
         if not (token := page.token):
             return sorted(names)
 

@@ -11,63 +11,19 @@ import cv2
 import mlflow
 import numpy as np
 import pytest
-import torch
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from rwkv_unet import create_model
 from rwkvctl.base.errors import UserError
 from rwkvctl.models import bundle, inference
 from rwkvctl.registry.download import downloaded
 from rwkvctl.registry.measured import Measured
 from rwkvctl.registry.promote import promote
-from rwkvctl.registry.register import record_scores, register
+from rwkvctl.registry.register import register
 from rwkvctl.registry.versions import Model, all_versions, list_models, show
 from rwkvctl.runs.journal import Journal
-from rwkvctl.runs.sync import Syncer
 
-
-def synced_run(folder: Path, uri: str, **metrics: float) -> Path:
-    with Journal(folder / "journal.jsonl") as journal:
-        journal.metrics(metrics, step=10)
-        journal.event("end", status="FINISHED")
-    Syncer(folder, uri, "e").push()
-    return folder
-
-
-def model_folder(folder: Path, seed: int = 0, *, kind: str = "rgb8", fingerprint: str = "f00d" * 16) -> Path:
-    torch.manual_seed(seed)
-    info = bundle.BundleInfo(
-        model={"name": "rwkv_unet_t", "num_classes": 2},
-        classes=["background", "polyp"],
-        image_size=32,
-        image_kind=kind,  # type: ignore[arg-type]
-        channels=3,
-        dataset="phantom",
-        fingerprint=fingerprint,
-        extra={"split": "random-41"},
-    )
-    bundle.save(folder, create_model("rwkv_unet_t", num_classes=2).state_dict(), info)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def registry_of_two(migrated_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `mlflow.db`, where `net` has two versions (DSC 0.7 and 0.8), and `model1`, `model2`."""
-    folder = tmp_path_factory.mktemp("registry")
-    shutil.copy(migrated_database, folder / "mlflow.db")
-    uri = f"sqlite:///{folder / 'mlflow.db'}"
-    for number, dsc in enumerate((0.7, 0.8), start=1):
-        run = synced_run(folder / f"run{number}", uri, **{"test/dsc_strict/mean": dsc})
-        model = model_folder(folder / f"model{number}", number)
-        assert register(run, model, "net", tracking_uri=uri) == number
-    return folder
-
-
-@pytest.fixture
-def two_versions(registry_of_two: Path, tracking_uri: str, tmp_path: Path) -> str:
-    shutil.copy(registry_of_two / "mlflow.db", tmp_path / "home" / "mlflow.db")
-    return tracking_uri
+from .conftest import DSC, OWN, model_folder, scored, synced_run
 
 
 def test_version_says_where_it_comes_from(tracking_uri: str, tmp_path: Path) -> None:
@@ -206,14 +162,6 @@ def test_metrics_of_other_data_are_not_compared(two_versions: str, tmp_path: Pat
     assert register(run, folder, "net", tracking_uri=two_versions) == 3
     with pytest.raises(UserError, match="were trained on different data"):
         promote("net", 3, "champion", gates=["dsc_strict>champion"], tracking_uri=two_versions)
-
-
-OWN = {"dataset": "phantom", "fingerprint": "f00d" * 16, "split": "random-41", "part": "test", "cases": 12}
-DSC = "test/dsc_strict/mean"
-
-
-def scored(uri: str, model: Path, dsc: float, **where: object) -> None:
-    record_scores(model, {DSC: dsc}, Measured(**(OWN | {"trained_on": 0} | where)), tracking_uri=uri)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("where", [{"fingerprint": "beef" * 16, "dataset": "easy"}, {"split": "random-42"}])

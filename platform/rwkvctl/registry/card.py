@@ -1,0 +1,215 @@
+"""The card of a version: what it is for, what it was trained on and how good it is, as Markdown and as JSON.
+
+Markdown with a YAML head, as the Hugging Face hub reads it; the same text is the version's description in MLflow.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rwkvctl.base.errors import UserError
+from rwkvctl.registry import cases, measured
+from rwkvctl.registry.lineage import Origin, as_mapping, lines, origin, resolve
+from rwkvctl.registry.versions import metrics_of
+from rwkvctl.runs.mlflow_client import connect
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+SHOWN = ("dsc_strict", "dsc_official", "hd95_mm_strict", "hd95_vox_strict", "hd95_vox_official")
+LONGEST_DESCRIPTION = 4900
+"""Characters; a server on PostgreSQL takes 5,000."""
+CONVENTIONS = (
+    "`strict`: a class that is in neither mask is not counted, one that is in one of them only scores DSC 0 and has no "
+    "HD95. `official`: as the paper's code counts. HD95 in voxels, or in mm where the scan has a spacing."
+)
+INTENDED = (
+    "Research: segmentation of images like those of the training data, by people who can judge the result. "
+    "It is not a medical device, and no clinical decision may rest on it alone."
+)
+
+
+@dataclass(frozen=True)
+class Score:
+    """A mean over cases; `low` and `high` are the ends of its 95 % bootstrap interval, null without the cases."""
+
+    part: str
+    metric: str
+    value: float
+    cases: int | None
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a card says."""
+
+    model: str
+    created: str
+    network: dict[str, Any]
+    classes: list[str]
+    image_size: Any
+    dataset: str
+    title: str
+    """Of the data set."""
+    licence: str
+    """Of the data; empty where it is the owner's to say."""
+    fingerprint: str
+    split: str
+    parameters: int | None
+    macs: int | None
+    scores: list[Score]
+    limits: list[str]
+    origin: Origin
+
+
+def card(reference: str, tracking_uri: str) -> Card:
+    """Of `models:/NAME/VERSION` or `models:/NAME@ALIAS`."""
+    client = connect(tracking_uri)
+    return of_version(client, resolve(client, reference))
+
+
+def of_version(client: MlflowClient, version: ModelVersion) -> Card:
+    tags = version.tags
+    dataset = tags.get("dataset", "")
+    title, licence, classes = data_facts(dataset)
+    scores = scores_of(client, version)
+    return Card(
+        model=f"models:/{version.name}/{version.version}",
+        created=time.strftime("%Y-%m-%d", time.gmtime(version.creation_timestamp / 1000)),
+        network=as_mapping(tags.get("model", "")),
+        classes=as_list(tags.get("classes", "")) or classes,
+        image_size=as_number(tags.get("image_size", "")),
+        dataset=dataset,
+        title=title,
+        licence=licence,
+        fingerprint=tags.get("fingerprint", ""),
+        split=tags.get("split", ""),
+        parameters=as_number(tags.get("parameters", "")),
+        macs=as_number(tags.get("macs_paper", "")),
+        scores=scores,
+        limits=limits_of(version, scores),
+        origin=origin(client, version, seen=()),
+    )
+
+
+def data_facts(dataset: str) -> tuple[str, str, list[str]]:
+    """Title, licence and classes of a data set that `rwkvctl data list` knows."""
+    from rwkvctl.data.convert import formats
+
+    if dataset not in formats.NAMES:
+        return "", "", []
+    known = formats.get(dataset).DATASET
+    return known.title, known.licence, list(known.classes)
+
+
+def scores_of(client: MlflowClient, version: ModelVersion) -> list[Score]:
+    """The means of the parts that it was scored on, its own data only; with intervals where the cases were kept."""
+    values, _ = metrics_of(version.tags)
+    found = []
+    for part in ("test", "val"):
+        for metric in SHOWN:
+            if (value := values.get(f"{part}/{metric}/mean")) is None:
+                continue
+            note = measured.note_of(version.tags, f"{part}/{metric}/mean")
+            interval: tuple[float, float] | tuple[None, None] = (None, None)
+            try:
+                kept = cases.scores_of(client, version, metric, part)
+                if defined := [score for score in kept.values() if score is not None]:
+                    from rwkvctl.training.paired import interval as bootstrap
+
+                    interval = bootstrap(np.array(defined))
+            except UserError:
+                pass  # its cases were not kept, or no gate may use them: then the mean stands alone
+            found.append(Score(part, metric, value, note.cases if note else None, *interval))
+    return found
+
+
+def limits_of(version: ModelVersion, scores: list[Score]) -> list[str]:
+    """What the card has to warn of, from what is recorded and what is not."""
+    found = []
+    tested = [score for score in scores if score.part == "test"]
+    if not tested:
+        found.append("It was not scored on test cases; validation cases were used to choose its weights.")
+    note = measured.note_of(version.tags, "test/dsc_strict/mean")
+    if tested and note is not None and note.trained_on is None:
+        found.append("It is not known whether the test cases were trained on.")
+    if note is not None and note.trained_on:
+        found.append(f"{note.trained_on} of the {note.cases} test cases were trained on: no valid test.")
+    if tested and (note is None or note.cases is None or note.cases < 50):
+        count = "few" if note is None or note.cases is None else note.cases
+        found.append(f"Scored on {count} test cases of one data set: other scanners, sites and patients may differ.")
+    found.append("Nothing is known about images of another kind, orientation or intensity than the training data's.")
+    return found
+
+
+def as_json(card: Card) -> str:
+    return json.dumps(asdict(card), indent=2, default=str)
+
+
+def as_markdown(card: Card, *, spec: bool = True) -> str:
+    """Under 5,000 characters without the spec."""
+    name = card.model.removeprefix("models:/")
+    head = {
+        "library_name": "rwkvctl",
+        "pipeline_tag": "image-segmentation",
+        "tags": ["rwkv-unet", "medical-imaging", *([card.dataset] if card.dataset else [])],
+    }
+    data = f"{card.title} (`{card.dataset}`)" if card.title else f"`{card.dataset or 'unknown'}`"
+    size = "not recorded" if card.parameters is None else f"{card.parameters:,} parameters"
+    macs = "" if card.macs is None else f", {card.macs / 1e9:.3f} GMACs an image (the paper's convention)"
+    parts = [
+        "---\n" + "".join(f"{key}: {json.dumps(value)}\n" for key, value in head.items()) + "---",
+        f"# {name}",
+        f"{card.network.get('name', 'A network')}, registered {card.created}: {size}{macs}.",
+        f"## Intended use\n\n{INTENDED}",
+        f"    rwkvctl predict {card.model} IMAGES --out masks/",
+        "## Data\n\n"
+        f"{data}, split `{card.split or 'unknown'}`, fingerprint `{card.fingerprint[:12] or 'unknown'}`. "
+        f"Licence of the data: {card.licence or 'not known to rwkvctl; ask its owner'}. "
+        f"Images of {card.image_size} px. Classes: {', '.join(card.classes) or 'see model.json'}.",
+        f"## Scores\n\n{table(card.scores)}\n\n{CONVENTIONS}",
+        "## Limits\n\n" + "\n".join(f"* {line}" for line in card.limits),
+        "## Where it comes from\n\n" + "\n".join(f"    {line}" for line in lines(card.origin)),
+    ]
+    if spec and card.origin.spec:
+        parts.append(f"## Spec of its training\n\n```json\n{json.dumps(card.origin.spec, indent=1)}\n```")
+    return "\n\n".join(parts) + "\n"
+
+
+def table(scores: list[Score]) -> str:
+    if not scores:
+        return "None is recorded."
+    rows = ["| part | figure | mean | 95 % interval | cases |", "|---|---|---|---|---|"]
+    for score in scores:
+        interval = "" if score.low is None or score.high is None else f"{score.low:.4f} to {score.high:.4f}"
+        rows.append(f"| {score.part} | {score.metric} | {score.value:.4f} | {interval} | {score.cases or ''} |")
+    return "\n".join(rows)
+
+
+def describe(client: MlflowClient, version: ModelVersion) -> None:
+    """Let MLflow show the card as the version's description."""
+    text = as_markdown(of_version(client, version), spec=False).partition("---\n\n")[2]
+    client.update_model_version(version.name, str(version.version), text[:LONGEST_DESCRIPTION])
+
+
+def as_list(text: str) -> list[str]:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return []
+    return [str(item) for item in found] if isinstance(found, list) else []
+
+
+def as_number(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
