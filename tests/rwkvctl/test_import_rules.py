@@ -45,7 +45,7 @@ COMMANDS = [
     "checkpoint", "checkpoint list", "checkpoint verify", "checkpoint gc",
     "study", "study list", "study show", "study report",
     "runs", "run", "run list", "run show", "run logs", "run wait", "run stop", "run resume", "run rerun", "run rm",
-    "run replay", "sync", "ui",
+    "run replay", "run compare", "run paired", "sync", "ui",
     "recipe", "recipe list", "recipe show", "recipe schema",
     "config", "config show", "config set", "config unset",
     "demo", "doctor", "chaos",

@@ -1,5 +1,5 @@
-"""`rwkvctl run list | show | logs | wait | stop | resume | rerun | rm | replay`: one noun for every run, here or on a
-cluster."""
+"""`rwkvctl run list | show | logs | wait | stop | resume | rerun | rm | replay | compare | paired`: one noun for every
+run, here or on a cluster."""
 
 from __future__ import annotations
 
@@ -13,10 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rwkvctl.cli import run_compare
+
 if TYPE_CHECKING:
     from rwkvctl.runs.state import RunState
 
 app = typer.Typer(no_args_is_help=True)
+app.command()(run_compare.compare)
+app.command()(run_compare.paired)
 
 Run = Annotated[str, typer.Argument(metavar="RUN", help="Name, path or MLflow id of a run.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
