@@ -72,8 +72,8 @@ def train(fields: dict[str, Any], run_dir: Path, *, timed: bool = False) -> Outc
     if (run_dir / run_folder.JOURNAL).exists():
         driver.end(run_dir, status, reason, spec)
     stop.clear(run_dir)
-    gc.collect()
-    if torch.cuda.is_available():
+    if torch.cuda.is_available():  # its memory must be there for the next trial, another process's perhaps
+        gc.collect()
         torch.cuda.empty_cache()
     return outcome
 

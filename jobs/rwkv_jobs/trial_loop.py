@@ -225,8 +225,11 @@ class Loop:
         if run_folder.mlflow_run_id(view.folder) is None:
             view.syncer.do("run", lambda: None, TRACKED_WITHIN)
         run_id = run_folder.mlflow_run_id(view.folder)
-        figures = {name: value for name, value in found.figures.items() if name != "run" and value is not None}
-        self.study.note(view.trial, **figures, **({"mlflow_run": run_id} if run_id else {}))
+        notes: dict[str, Any] = {"mlflow_run": run_id} if run_id else {}
+        if found.figures:  # together, since each attribute is a transaction; what is sorted by, by itself
+            scores = {name: value for name, value in found.figures.items() if name != "run"}
+            notes |= {"figures": scores, "macs_paper": scores["macs_paper"], "parameters": scores["parameters"]}
+        self.study.note(view.trial, **notes)
         self.tracking.submit(view.syncer.close)
 
     def compared(self, trial: Trial, values: list[float]) -> str:

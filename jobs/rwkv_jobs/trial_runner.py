@@ -10,6 +10,7 @@ import ray
 from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 
 from rwkv_jobs.trial import Outcome, ProcessDied
+from rwkvctl.base.errors import UserError
 from rwkvctl.config.specs.jobs import TuneSpec
 
 LOOK_EVERY = 10.0
@@ -54,7 +55,10 @@ class Pool:
             nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
             self.room = sum(min(fit(node.get(kind, 0.0), amount) for kind, amount in demand.items()) for node in nodes)
             self.looked = time.monotonic()
-        return min(max(1, self.room), self.spec.concurrency or self.room or 1)
+            if self.room == 0:
+                shown = " and ".join(f"{amount:g} {kind}s" for kind, amount in demand.items())
+                raise UserError(f"a trial needs {shown} on one node, and no node has so much; give it fewer workers")
+        return min(self.room, self.spec.concurrency or self.room)
 
     def take(self) -> Any | None:
         """A runner for a trial; None while all that may run are busy."""

@@ -19,7 +19,9 @@ from rwkvctl.base.errors import JobFailedError
 from rwkvctl.cli import assemble
 from rwkvctl.config.specs import load
 from rwkvctl.config.specs.jobs import TuneSpec
+from rwkvctl.config.specs.objectives import parse_objective
 from rwkvctl.runs import folder as run_folder
+from rwkvctl.sweeps import pareto
 from rwkvctl.sweeps.plan import plan
 
 from .conftest import events, mlflow_runs
@@ -117,6 +119,29 @@ def test_a_network_over_a_bound_is_not_trained(shards: Path, tmp_path: Path):
     assert result["others"][0]["why"] == f"parameters {sizes[3]:,} is over {bound['most']:,.0f}"
     assert len(list((run_dir / "trials").glob("*/journal.jsonl"))) == 2
     assert said(run_dir)[-1] == "space ccm_hidden has 4 points and each has been tried: 2 trials, not 4"
+
+
+@pytest.mark.slow
+def test_a_trial_that_falls_behind_is_stopped_and_its_epochs_are_saved(
+    shards: Path, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The second of two, at its first rung; the rule itself has tests of its own."""
+    monkeypatch.setattr(pareto, "is_stopped", lambda own, others: bool(list(others)))
+    goals = [parse_objective(text).model_dump() for text in ("dsc_strict", "latency_ms")]
+    steps = ["train.epochs=40", "train.epoch_steps=4", "train.log_steps=1", "train.checkpoint_steps=1"]
+    spec = shipped("channel_mix", shards / "polyps", 2, HERE, *steps, objectives=goals, pruner="asha")
+    run_dir = run_folder.create(spec, str(tmp_path))
+    result = drive(spec, run_dir)
+    [other] = result["others"]
+    assert (other["trial"], other["outcome"]) == (1, "pruned")
+    assert other["why"] == "fell behind at epoch 3"
+    trained = [
+        max(event["epoch"] for event in events(run_dir / "trials" / f"sweep-000{n}", "validation")) for n in (0, 1)
+    ]
+    assert trained[0] == 40
+    assert 3 <= trained[1] < 40
+    assert result["trials"][0]["latency_ms"] > 0
+    assert sorted(run.info.status for run in mlflow_runs(home)) == ["FINISHED", "FINISHED", "KILLED"]
 
 
 def size(spec: TuneSpec, rate: int) -> float:

@@ -73,7 +73,6 @@ class Once(optuna.samplers.BaseSampler):
 
     def __init__(self, sampler: optuna.samplers.BaseSampler, space: SpaceSpec, begun: int):
         self.sampler, self.space, self.begun = sampler, space, begun
-        self.by_itself = optuna.samplers.RandomSampler(seed=begun)
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         return self.sampler.infer_relative_search_space(study, trial)

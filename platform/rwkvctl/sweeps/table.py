@@ -38,9 +38,10 @@ def table(spec: TuneSpec, study: Study) -> dict[str, Any]:
 
 def row(spec: TuneSpec, trial: FrozenTrial) -> dict[str, Any]:
     """A trial's point, then its figures."""
-    figures = {name: trial.user_attrs.get(name) for name in (*SCORES, *SIZES)}
-    if LATENCY in trial.user_attrs:
-        figures[LATENCY] = trial.user_attrs[LATENCY]
+    known = trial.user_attrs | trial.user_attrs.get("figures", {})
+    figures = {name: known.get(name) for name in (*SCORES, *SIZES)}
+    if LATENCY in known:
+        figures[LATENCY] = known[LATENCY]
     figures |= {goal.metric: value for goal, value in zip(spec.goals, trial.values, strict=True)}
     params = {path: trial.params.get(path) for path in spec.space.params}
     return params | figures | {"run": trial.user_attrs.get("run"), "run_id": trial.user_attrs.get("mlflow_run")}

@@ -76,6 +76,7 @@ def spec(recipe: str = "binary", **fields: Any) -> TuneSpec:
         ({"sampler": "grid"}, "sampler grid: is for finite spaces, and params.loss.alpha is a range of floats"),
         ({"sampler": "tpee"}, "sampler: input should be 'tpe', 'random'"),
         ({"objectives": ["dsc_strict", "dsc_strict:min"]}, "objectives: dsc_strict appears twice"),
+        ({"gpus_per_trial": 1.5}, "gpus_per_trial 1.5: a worker uses one GPU; set cluster.workers for more"),
         ({"gpus_per_trial": 0}, "gpus_per_trial: input should be greater than 0"),
     ],
 )  # fmt: skip

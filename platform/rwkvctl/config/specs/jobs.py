@@ -226,6 +226,17 @@ class TuneSpec(JobSpec):
         return self.sampler or ("grid" if self.space.cover else "tpe")
 
     @model_validator(mode="after")
+    def _gpus_can_be_given(self) -> TuneSpec:
+        share = self.gpus_per_trial
+        if share is None or share == 1:
+            return self
+        if share > 1:
+            raise ValueError(f"gpus_per_trial {share:g}: a worker uses one GPU; set cluster.workers for more")
+        if (self.base.cluster.workers or 1) > 1:
+            raise ValueError(f"gpus_per_trial {share:g}: a share of a GPU is for trials of one worker")
+        return self
+
+    @model_validator(mode="after")
     def _grid_ends(self) -> TuneSpec:
         if self.sampler == "grid" and (endless := self.space.endless()) is not None:
             raise ValueError(
