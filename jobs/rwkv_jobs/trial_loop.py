@@ -54,7 +54,7 @@ class Loop:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if isinstance(error, KeyboardInterrupt):
+        if error is not None and not isinstance(error, head.HeadLost):
             self.save()
         for view in self.running:
             self.tracking.submit(view.syncer.close)
@@ -261,11 +261,9 @@ class Loop:
     def save(self) -> None:
         """Have the running trials write a checkpoint and end. They stay running in the study, and go on with it."""
         request = stop.asked(self.run_dir)
-        if not self.running or (request is not None and request.now):
-            return
         for view in self.running:
             stop.ask(view.folder)
-        until = time.monotonic() + SAVES_WITHIN
+        until = time.monotonic() + (0.0 if request is not None and request.now else SAVES_WITHIN)
         waited = [view.call for view in self.running]
         while waited and time.monotonic() < until:
             done = self.pool.ended(waited, LOOK_EVERY)

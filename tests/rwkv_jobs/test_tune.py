@@ -11,11 +11,13 @@ from typing import Any
 
 import optuna
 import pytest
+import torch
 from optuna.trial import TrialState
 
-from rwkv_jobs import tune
+from rwkv_jobs import trial, tune
 from rwkv_jobs.driver import drive
-from rwkvctl.base.errors import JobFailedError
+from rwkv_jobs.stepper import NotFinite
+from rwkvctl.base.errors import JobFailedError, UserError
 from rwkvctl.cli import assemble
 from rwkvctl.config.specs import load
 from rwkvctl.config.specs.jobs import TuneSpec
@@ -68,11 +70,11 @@ def test_trials_are_recorded_with_where_they_are_and_what_they_cost(shards: Path
     ):
         drive(spec, run_dir)
     trials = study_of(run_dir).trials
-    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 3 + [TrialState.FAIL]
+    assert [found.state for found in trials] == [TrialState.COMPLETE] * 3 + [TrialState.FAIL]
     assert "nowhere" in trials[3].user_attrs["why"]
     runs = {run.info.run_id: run for run in mlflow_runs(home)}
-    for number, trial in enumerate(trials):
-        found = trial.user_attrs
+    for number, one in enumerate(trials):
+        found = one.user_attrs
         assert found["run"] == f"sweep-{number:04d}"
         child = runs[found["mlflow_run"]]
         assert child.data.tags["mlflow.parentRunId"] == run_folder.mlflow_run_id(run_dir)
@@ -81,13 +83,23 @@ def test_trials_are_recorded_with_where_they_are_and_what_they_cost(shards: Path
     costs = {row["model.ccm_hidden_rate"]: row["macs_paper"] for row in rows}
     assert costs[2] > costs[1] > costs[None]
     assert {row["run"]: row["macs_paper"] for row in rows} == {
-        trial.user_attrs["run"]: trial.user_attrs["macs_paper"] for trial in trials[:3]
+        one.user_attrs["run"]: one.user_attrs["macs_paper"] for one in trials[:3]
     }
     lines = [line for line in said(run_dir) if line.startswith("trial ")]
     assert lines[0].startswith("trial 0 (model.ccm=True, model.ccm_hidden_rate=1): dsc_strict 0")
     assert " (best so far) | 1 of 4, about " in lines[0]
     assert "failed: model.encoder_weights /nowhere/w.pth: " in lines[3]
     assert lines[3].endswith(" | 3 of 4")
+
+
+def test_what_an_error_says_of_the_point():
+    with pytest.raises(RuntimeError) as full:
+        torch.empty(1 << 45, dtype=torch.uint8)
+    for error in (full.value, torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), MemoryError()):
+        assert trial.outcome_of(error) == trial.Outcome("infeasible", "out of memory", clean=False)
+    assert trial.outcome_of(NotFinite(3, "the loss", "lower the rate")).kind == "infeasible"
+    assert trial.outcome_of(UserError("x: wrong")) == trial.Outcome("failed", "x: wrong")
+    assert trial.outcome_of(KeyError("x")) == trial.Outcome("failed", "KeyError: 'x'", clean=False)
 
 
 @pytest.mark.slow
@@ -109,7 +121,7 @@ def test_a_network_over_a_bound_is_not_trained(shards: Path, tmp_path: Path):
     bound = {"figure": "parameters", "most": (sizes[2] + sizes[3]) / 2}
     spec = TuneSpec.model_validate(spec.model_dump(mode="json", by_alias=True) | {"constraints": [bound]})
     planned = plan(spec, 1)["first trials"]
-    assert [(trial["model.ccm_hidden_rate"], "over" in trial) for trial in planned] == [
+    assert [(point["model.ccm_hidden_rate"], "over" in point) for point in planned] == [
         (1, False), (2, False), (3, True), (4, True),
     ]  # fmt: skip
     run_dir = run_folder.create(spec, str(tmp_path))
