@@ -25,7 +25,7 @@ class Varied(Spec):
     when: Annotated[Conditions, Field(default_factory=dict)]
     """The parameter exists only where earlier ones have one of these values; elsewhere the base's value stands."""
 
-    @field_validator("when", mode="before")
+    @field_validator("when", mode="before", json_schema_input_type=dict[str, Any])
     @classmethod
     def _lists(cls, value: Any) -> Any:
         if not isinstance(value, dict):
