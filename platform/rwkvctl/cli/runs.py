@@ -33,6 +33,25 @@ def sync(
         print(f"registered {registered}")
 
 
+def front_page(uri: str, server: str) -> str:
+    """Where a server over a tracking URI shows the runs of the experiment that jobs use; its start page where there is
+    no such experiment yet, or it can't be asked."""
+    import contextlib
+
+    from rwkvctl.config.specs.parts import TrackingSpec
+    from rwkvctl.runs import experiment_view
+    from rwkvctl.runs.mlflow_client import connect, is_silent
+
+    with contextlib.suppress(Exception):  # of whatever a server can do; the address is of use all the same
+        if not is_silent(uri):
+            client = connect(uri)
+            found = client.get_experiment_by_name(TrackingSpec().experiment)
+            if found is not None:
+                experiment_view.dress(client, found.experiment_id)
+                return experiment_view.of_experiment(server, found.experiment_id)
+    return server
+
+
 def ui(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this machine.")] = 5000,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
@@ -48,9 +67,9 @@ def ui(
 
     uri = settings.load().tracking_uri
     if uri.startswith(("http://", "https://")):
-        print(f"the tracking server has its own UI: {uri}")
+        print(f"the tracking server has its own UI: {front_page(uri, uri)}")
         return
-    print(f"MLflow UI on http://{host}:{port} (Ctrl-C ends it)", flush=True)
+    print(f"MLflow UI: {front_page(uri, f'http://{host}:{port}')} (Ctrl-C ends it)", flush=True)
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")  # eight processes that nothing here needs
     command = [sys.executable, "-P", "-m", "mlflow", "ui", "--backend-store-uri", uri]
     command += ["--workers", "1"]  # of four, each imports all of MLflow

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rwkvctl.runs import mirror
+from rwkvctl.runs.folder import mlflow_address
 
 if TYPE_CHECKING:
     from rwkvctl.config.specs.study import StudySpec
@@ -43,6 +44,8 @@ def result(job: str, run_dir: Path, values: dict[str, Any]) -> None:
                 console.print(path, markup=False)
             for note in values["notes"]:
                 console.print(f"note: {note}", markup=False)
+    if (address := mlflow_address(run_dir)) is not None:
+        console.print(f"in MLflow: {address}", soft_wrap=True)
     if job in ("pretrain", "finetune"):
         console.print(f"model: {values['model_uri'] or values['model']}")
         console.print(f"next: rwkvctl evaluate {run_dir.name} --part test")

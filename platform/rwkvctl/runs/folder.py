@@ -33,7 +33,7 @@ from rwkvctl.config.specs import changes
 from rwkvctl.config.specs.jobs import JOBS, JobSpec, TrainingSpec
 from rwkvctl.config.specs.load import build, dump
 from rwkvctl.config.specs.parts import RESOLVED_AT_START
-from rwkvctl.runs import mirror
+from rwkvctl.runs import experiment_view, mirror
 from rwkvctl.runs.objects import Objects, Taken
 
 SPEC, JOURNAL, RESULT = "spec.yaml", "journal.jsonl", "result.json"
@@ -161,6 +161,19 @@ def mlflow_run_id(folder: Path) -> str | None:
         return json.loads((folder / "mlflow.json").read_text())["run_id"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def mlflow_address(folder: Path) -> str | None:
+    """Where a browser finds the run: on its tracking server, or on the one that `rwkvctl ui` starts over a database on
+    this machine. None before the first contact."""
+    try:
+        known = json.loads((folder / "mlflow.json").read_text())
+        uri, place = str(known["tracking_uri"]), (known["experiment_id"], known["run_id"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if uri.startswith(("http://", "https://")):
+        return experiment_view.of_run(uri, *place)
+    return f"{experiment_view.of_run(experiment_view.LOCAL, *place)} (after: rwkvctl ui)"
 
 
 def result(folder: Path) -> dict[str, Any] | None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 from rwkvctl.base import uris
 from rwkvctl.base.errors import UserError
 from rwkvctl.base.paths import home
+from rwkvctl.runs import experiment_view
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -74,7 +75,9 @@ def experiment_id(client: MlflowClient, tracking_uri: str, name: str) -> str:
     if found is None:
         try:
             location = _artifact_location(tracking_uri, name)
-            return when_free(client.create_experiment, name, artifact_location=location)
+            made = when_free(client.create_experiment, name, artifact_location=location)
+            when_free(experiment_view.dress, client, made)
+            return made
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise

@@ -234,6 +234,8 @@ class Syncer:
             experiment = experiment_id(self._client, self.tracking_uri, self.experiment)
             run_id = find_run(self._client, uid) or self._create_run(experiment, uid)
             stored = {"tracking_uri": self.tracking_uri, "uid": uid, "run_id": run_id, "offset": 0}
+        if "experiment_id" not in stored:
+            stored["experiment_id"] = self._client.get_run(stored["run_id"]).info.experiment_id
         if stored["offset"] > self._journal.stat().st_size:
             stored["offset"] = 0
         self._state = stored

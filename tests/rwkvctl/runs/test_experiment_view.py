@@ -1,0 +1,104 @@
+"""What a person sees who opens the tracking UI, in a real browser where there is one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from rwkvctl.runs import experiment_view, folder
+from rwkvctl.runs.journal import Journal
+from rwkvctl.runs.sync import sync_run
+
+PATIENCE = 300.0
+
+
+def run(place: Path, uri: str, dsc: float) -> Path:
+    with Journal(place / "journal.jsonl") as journal:
+        journal.params({"job": "finetune", "data.dataset": "clinicdb", "model.name": "rwkv_unet_xt"})
+        journal.params({"seed": 7, "optimizer.lr": 1e-4})
+        journal.metrics({experiment_view.PRIMARY: dsc, "train/loss": 1 - dsc}, step=10)
+        journal.event("end", status="FINISHED")
+    sync_run(place, uri)
+    return place
+
+
+def test_an_experiment_is_dressed_once_and_what_people_have_set_stays(tracking_uri: str, tmp_path: Path):
+    run(tmp_path / "run", tracking_uri, 0.5)
+    client = MlflowClient(tracking_uri)
+    experiment = client.get_experiment_by_name("rwkvctl")
+    assert experiment is not None
+    assert {key: experiment.tags.get(key) for key in experiment_view.TAGS} == experiment_view.TAGS
+    client.set_experiment_tag(experiment.experiment_id, "mlflow.experiment.primaryMetric.name", "train/loss")
+    experiment_view.dress(client, experiment.experiment_id)
+    tags = client.get_experiment(experiment.experiment_id).tags
+    assert tags["mlflow.experiment.primaryMetric.name"] == "train/loss"
+
+
+def test_the_address_of_a_run(tracking_uri: str, tmp_path: Path):
+    assert folder.mlflow_address(tmp_path) is None
+    place = run(tmp_path / "run", tracking_uri, 0.5)
+    run_id = folder.mlflow_run_id(place)
+    assert folder.mlflow_address(place) == f"http://127.0.0.1:5000/#/experiments/1/runs/{run_id} (after: rwkvctl ui)"
+    assert experiment_view.of_run("https://mlflow.lab/", "3", "ab") == "https://mlflow.lab/#/experiments/3/runs/ab"
+
+
+@pytest.fixture
+def ui(tracking_uri: str, tmp_path: Path) -> Iterator[str]:
+    """The link that `rwkvctl ui` prints, over a database with two runs."""
+    for number, dsc in enumerate((0.5, 0.8125)):
+        run(tmp_path / f"run{number}", tracking_uri, dsc)
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-P", "-m", "rwkvctl.cli.app", "ui", "--port", str(port)]
+    environment = os.environ | {"MLFLOW_TRACKING_URI": tracking_uri}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
+            break
+        except OSError:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+    yield line.removeprefix("MLflow UI: ").split()[0]
+    process.send_signal(signal.SIGTERM)
+    process.wait()
+    process.stdout.close()
+
+
+@pytest.mark.slow
+def test_a_browser_shows_the_runs_with_the_columns_that_matter(ui: str, tmp_path: Path):
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no Chromium here")
+    words = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'browser'}"]
+    words += ["--window-size=3600,900", "--virtual-time-budget=60000", "--dump-dom", ui]
+    page = ""
+    deadline = time.monotonic() + PATIENCE
+    while "run1" not in page and time.monotonic() < deadline:  # a busy server is late for virtual time
+        done = subprocess.run([browser, *words], capture_output=True, text=True, check=False, timeout=PATIENCE)
+        page = done.stdout
+    for seen in (
+        "run0",
+        "run1",
+        "clinicdb",
+        "rwkv_unet_xt",
+        "data.dataset",
+        "optimizer.lr",
+        "best_val/dsc_strict/mean",
+    ):
+        assert seen in page, seen
+    assert page.index("run1") < page.index("run0"), "the newest first"
