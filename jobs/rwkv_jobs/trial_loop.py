@@ -25,7 +25,7 @@ from rwkvctl.sweeps.study import OVER_BOUND, Study, Trial
 
 LOOK_EVERY = 0.2
 """Seconds between two looks at what the running trials have written."""
-SAVES_WITHIN = 60.0
+SAVES_WITHIN = 40.0
 """Seconds that the running trials have to write a checkpoint when the sweep is stopped."""
 TRACKED_WITHIN = 10.0
 """Seconds to wait for a trial's MLflow run before it is told without."""
@@ -260,10 +260,9 @@ class Loop:
 
     def save(self) -> None:
         """Have the running trials write a checkpoint and end. They stay running in the study, and go on with it."""
-        request = stop.asked(self.run_dir)
         for view in self.running:
             stop.ask(view.folder)
-        until = time.monotonic() + (0.0 if request is not None and request.now else SAVES_WITHIN)
+        until = time.monotonic() + SAVES_WITHIN
         waited = [view.call for view in self.running]
         while waited and time.monotonic() < until:
             done = self.pool.ended(waited, LOOK_EVERY)

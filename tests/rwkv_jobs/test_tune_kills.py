@@ -10,10 +10,12 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from rwkvctl.base.exit_codes import STOPPED
 from rwkvctl.cli import assemble
 from rwkvctl.runs import folder as run_folder
+from rwkvctl.runs import stop
 
-from .conftest import COMMON, Jobs, events, mlflow_runs
+from .conftest import COMMON, Jobs, events, mlflow_runs, wait_for_step
 
 TRIALS = 3
 SETTINGS = [*COMMON, "train.batch_size=2", "train.epochs=1", "cluster.launcher=process"]
@@ -83,3 +85,22 @@ def test_a_sweep_whose_driver_is_killed(moment: str, jobs: Jobs, shards: Path, t
     assert {row["run_id"] for row in table} == {run.info.run_id for run in runs}
     if moment == "in the training":
         assert [event["step"] > 0 for event in events(run_dir / "trials" / names[1], "plan")] == [False, True]
+
+
+@pytest.mark.slow
+def test_the_trials_of_a_sweep_that_is_stopped_write_a_checkpoint(jobs: Jobs, shards: Path):
+    own = [*SETTINGS, "train.epoch_steps=400", "train.checkpoint_steps=1000"]
+    spec = assemble.tune_spec(
+        "ccm_hidden", None, str(shards / "polyps"), {"variant": "xt"}, own, None, 1, 1, None, "sweep"
+    )
+    run_dir = run_folder.create(spec, str(jobs.runs))
+    trial = run_dir / "trials" / "sweep-0000"
+    stopped = jobs.start("tune", run_dir)
+    wait_for_step(trial, 1)
+    stop.ask(run_dir)
+    stopped.join()
+    assert stopped.exitcode == STOPPED
+    again = jobs.start("tune", run_dir)
+    again.join()
+    assert again.exitcode == 0
+    assert [event["step"] > 0 for event in events(trial, "plan")] == [False, True]
