@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
+import yaml
 from PIL import Image
 
 from rwkvctl.data.convert import synth
+from rwkvctl.data.convert.prepare import prepare
 
 from .conftest import COMMON, Jobs, mlflow_history, mlflow_runs, wait_for, wait_for_step
 
@@ -115,3 +117,31 @@ def tracked(jobs: Jobs, done: dict[str, Any]) -> None:
         assert child.info.status == "FINISHED"
         assert child.data.params["model.ccm_hidden_rate"] == str(row["model.ccm_hidden_rate"])
         assert any(key == "best_val/dsc_strict/mean" for key, _, _ in mlflow_history(jobs.home, child))
+
+
+@pytest.mark.slow
+def test_a_study_goes_from_nothing_to_its_table(jobs: Jobs, tmp_path: Path):
+    """The second start finds what the first has done, and trains the row that failed there."""
+    synth.write("clinicdb", tmp_path / "raw", n=16, size=40)
+    prepare("clinicdb", [tmp_path / "raw"], tmp_path / "shards", allow_partial=True)
+    rows = [{"label": f"rate {rate}", "set": {"model.ccm_hidden_rate": rate}} for rate in (1, 2)]
+    study: dict[str, Any] = {"title": "Mine", "datasets": ["clinicdb"], "num_classes": 1, "image_size": 32}
+    study["set"] = {"model.name": "rwkv_unet_xt", "data.workers": 0}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(study | {"rows": rows}))
+    words = ["study", "run", tmp_path / "mine.yaml", "--data", f"clinicdb={tmp_path / 'shards'}", "--epochs", 1]
+    words += ["--set", "train.batch_size=4", "--set", "train.validate_every=1"]
+    command = [sys.executable, "-P", "-m", "rwkvctl.cli.app", *map(str, words)]
+    for row in ["--row", "rate 1"], []:
+        done = subprocess.run([*command, *row], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        trained, evaluated, then = done.stdout.splitlines()
+        assert "trained in" in trained
+        assert "evaluated in" in evaluated
+        assert then == f"next: rwkvctl study report {tmp_path / 'mine.yaml'}"
+    found = rwkvctl("study", "report", tmp_path / "mine.yaml", "--out", tmp_path / "table")["rows"]
+    assert [row["scores"]["clinicdb"]["runs"] for row in found] == [1, 1]
+    assert "train.epochs 1, not" in found[0]["scores"]["clinicdb"]["differs"][0]
+    assert (tmp_path / "table" / "mine.md").exists()
+    [parent] = [run for run in mlflow_runs(jobs.home) if run.info.run_name == "study mine"]
+    children = [run for run in mlflow_runs(jobs.home) if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert len(children) >= 2

@@ -43,7 +43,7 @@ COMMANDS = [
     "model history", "model rollback", "model lineage", "model card", "model export", "model compare", "model erf",
     "model plot",
     "checkpoint", "checkpoint list", "checkpoint verify", "checkpoint gc",
-    "study", "study list", "study show", "study report",
+    "study", "study list", "study show", "study run", "study report",
     "runs", "run", "run list", "run show", "run logs", "run wait", "run stop", "run resume", "run rerun", "run rm",
     "run replay", "run compare", "run paired", "sync", "ui",
     "recipe", "recipe list", "recipe show", "recipe schema",

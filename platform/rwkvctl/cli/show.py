@@ -120,7 +120,9 @@ def comparison(rows: list[Figures], title: str) -> None:
 
 
 def study(spec: StudySpec, rows: list[Row]) -> None:
-    """A study's table: every figure of ours beside the paper's."""
+    """A study's table: every figure of ours beside the paper's, and what to know before one compares."""
+    from rwkvctl.reports import study_table
+
     table = Table(
         title=f"{spec.title}, {spec.image_size} px, DSC in %, HD95 in voxels, `official`", title_justify="left"
     )
@@ -137,11 +139,13 @@ def study(spec: StudySpec, rows: list[Row]) -> None:
         cells = [own[0], shown(row.paper.parameters, 2), own[1], shown(row.paper.macs, 2)]
         for dataset in spec.datasets:
             score = row.scores.get(dataset)
-            cells += [f"{score.dsc:.2f} (n={score.runs})" if score else "-", shown(row.paper.dsc.get(dataset), 2)]
+            cells += [study_table.spread(score, "dsc", "±"), shown(row.paper.dsc.get(dataset), 2)]
             if any(dataset in other.paper.hd95 for other in rows):
-                cells += [shown(score.hd95 if score else None, 2), shown(row.paper.hd95.get(dataset), 2)]
+                cells += [study_table.spread(score, "hd95", "±"), shown(row.paper.hd95.get(dataset), 2)]
         table.add_row(row.label, *cells)
     wide_console().print(table)
+    for note in study_table.notes(spec, rows):
+        wide_console().print(note, markup=False, soft_wrap=True)
 
 
 def shown(value: float | None, digits: int) -> str:

@@ -6,7 +6,7 @@ import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
@@ -20,15 +20,24 @@ if TYPE_CHECKING:
 
 DSC, HD95 = "test/dsc_official/mean", "test/hd95_vox_official/mean"
 """The paper's own convention, so that its column and ours can be compared."""
+BUDGET = ("train.epochs", "train.batch_size", "data.split")
+"""Fields beside a row's own by which runs are told apart: their means are not mixed."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """Means over the tracked runs of a row on one data set, DSC in %, HD95 in voxels."""
+    """Means and standard deviations over the tracked runs of a row on one data set, DSC in %, HD95 in voxels."""
 
     dsc: float
     hd95: float | None
     runs: int
+    dsc_deviation: float | None = None
+    """Null for one run."""
+    hd95_deviation: float | None = None
+    epochs: int | None = None
+    """The budget of these runs; those of a smaller one are left out."""
+    differs: tuple[str, ...] = ()
+    """What keeps the figures from being compared with the paper's: another budget, another split than the recipe's."""
 
 
 @dataclass(frozen=True)
@@ -76,17 +85,38 @@ def _score(study: StudySpec, row: RowSpec, dataset: str, versions: Sequence[Vers
     """The mean over all versions that were trained as the row says (its model, and what it sets) and evaluated."""
     wanted = flatten(row_spec(study, row, dataset).model_dump(mode="json"))
     paths = [path for path in wanted if path.startswith("model.")] + list(assignments(study, row))
-    found = [v.metrics for v in versions if DSC in v.metrics and _trained_as(v, dataset, wanted, paths)]
-    if not found:
+    fitting = [
+        (fields, version.metrics)
+        for version in versions
+        if DSC in version.metrics and (fields := _trained_as(version, dataset, wanted, paths)) is not None
+    ]
+    if not fitting:
         return None
-    hd95 = [metrics[HD95] for metrics in found if HD95 in metrics]
-    return Score(100 * fmean(metrics[DSC] for metrics in found), fmean(hd95) if hd95 else None, len(found))
+    budgets = [tuple(fields.get(path) for path in BUDGET) for fields, _ in fitting]
+    budget = max(set(budgets), key=lambda each: (each[0] or 0, budgets.count(each), str(each)))
+    found = [metrics for (_, metrics), each in zip(fitting, budgets, strict=True) if each == budget]
+    dsc, hd95 = ([metrics[name] for metrics in found if name in metrics] for name in (DSC, HD95))
+    differs = [f"{path} {own}, not {wanted.get(path)}" for path, own in zip(BUDGET, budget, strict=True)
+               if own != wanted.get(path)]  # fmt: skip
+    return Score(
+        dsc=100 * fmean(dsc),
+        hd95=fmean(hd95) if hd95 else None,
+        runs=len(found),
+        dsc_deviation=100 * stdev(dsc) if len(dsc) > 1 else None,
+        hd95_deviation=stdev(hd95) if len(hd95) > 1 else None,
+        epochs=budget[0],
+        differs=tuple(differs),
+    )
 
 
-def _trained_as(version: Version, dataset: str, wanted: Mapping[str, Any], paths: Sequence[str]) -> bool:
+def _trained_as(
+    version: Version, dataset: str, wanted: Mapping[str, Any], paths: Sequence[str]
+) -> dict[str, Any] | None:
+    """The flat spec of a version that was trained as a row says, else None."""
     try:
         spec = FinetuneSpec.model_validate_json(version.tags["spec"])
     except ValidationError:  # a pretraining's, or of another version of this program
-        return False
+        return None
     fields = flatten(spec.model_dump(mode="json"))
-    return spec.data.dataset == dataset and all(fields.get(path) == wanted.get(path) for path in paths)
+    same = spec.data.dataset == dataset and all(fields.get(path) == wanted.get(path) for path in paths)
+    return fields if same else None

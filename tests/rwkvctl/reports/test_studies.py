@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shlex
 from pathlib import Path
@@ -13,7 +14,7 @@ from rwkvctl.config.specs.jobs import FinetuneSpec
 from rwkvctl.config.specs.load import build, merge, parse_assignments, read_recipe
 from rwkvctl.config.specs.study import read_study, row_spec, study_names
 from rwkvctl.registry.versions import Version
-from rwkvctl.reports import studies
+from rwkvctl.reports import studies, study_table
 
 
 @pytest.mark.parametrize("name", study_names())
@@ -51,6 +52,42 @@ def test_a_report_has_sizes_at_once_and_the_mean_of_the_runs_that_fit():
     assert [row.scores for row in rows[:2]] == [{}, {}]
     score = rows[2].scores["synapse"]
     assert (round(score.dsc, 6), score.hd95, score.runs) == (81.0, 10.0, 2)
+
+
+def changed(spec: FinetuneSpec, **train: object) -> FinetuneSpec:
+    return spec.model_copy(update={"train": spec.train.model_copy(update=train)})
+
+
+def test_seeds_have_a_spread_and_budgets_are_not_mixed(tmp_path: Path):
+    study = read_study("ccm_hidden")
+    two = row_spec(study, study.rows[1], "synapse")
+    small = changed(two, epochs=2)
+    [_, row, *_] = rows = studies.report(
+        study, [version(small, 0.5), version(small.model_copy(update={"seed": 1}), 0.6)]
+    )
+    score = row.scores["synapse"]
+    assert (score.dsc, score.dsc_deviation, score.hd95_deviation) == (
+        pytest.approx(55),
+        pytest.approx(7.0711, abs=1e-3),
+        0,
+    )
+    assert (score.epochs, score.differs) == (2, (f"train.epochs 2, not {two.train.epochs}",))
+    paths = study_table.write(study, rows, "mine", tmp_path)
+    assert [path.name for path in paths] == ["mine.md", "mine.csv", "mine.tex", "mine.png"]
+    text = (tmp_path / "mine.md").read_text()
+    assert "| rate 2 | 17.13 | - | 11.110 | 11.11 | 55.00 ± 7.07 (2)* | 84.29 | 10.00 ± 0.00 (2)* | 8.85 |" in text
+    assert f"* not comparable with the paper: train.epochs 2, not {two.train.epochs}: all that were trained." in text
+    [line] = [row for row in csv.DictReader((tmp_path / "mine.csv").read_text().splitlines()) if row["row"] == "rate 2"]
+    assert (float(line["dsc"]), line["runs"], line["epochs"], line["paper_dsc"]) == (
+        pytest.approx(55),
+        "2",
+        "2",
+        "84.29",
+    )
+    assert r"55.00 $\pm$ 7.07 (2)* & 84.29" in (tmp_path / "mine.tex").read_text()
+    assert r"DSC synapse, \%" in (tmp_path / "mine.tex").read_text()
+    whole = studies.report(study, [version(small, 0.5), version(two, 0.8)])[1].scores["synapse"]
+    assert (whole.dsc, whole.runs, whole.dsc_deviation, whole.differs) == (pytest.approx(80), 1, None, ())
 
 
 def test_bad_studies_are_one_line(tmp_path: Path):
