@@ -137,7 +137,11 @@ def paired(
     print(f"{first} is better in {found.better} cases and worse in {found.worse}; Wilcoxon p {found.p:.2g}")
     if found.left_out:
         print(f"{found.left_out} cases are left out: one of the two has no {metric} there")
-    print({"undecided": "undecided: the interval contains 0"}.get(found.verdict(), f"{first} is {found.verdict()}"))
+    print(
+        {"undecided": "undecided: the interval contains 0, or p is not below 0.05"}.get(
+            found.verdict(), f"{first} is {found.verdict()}"
+        )
+    )
 
 
 def cases_of(run: str, storage: str) -> str:

@@ -46,8 +46,9 @@ class Paired:
     """Cases in which one of the two has no such score, as an HD95 without a contour."""
 
     def verdict(self) -> str:
-        """`better`, `worse` or `undecided`, of the first model: by whether the interval contains 0."""
-        if self.low <= 0 <= self.high:
+        """`better`, `worse` or `undecided`, of the first model. Decided only where both tests are: the interval does
+        not contain 0, and p is below 0.05; a few cases that differ much can move the mean alone."""
+        if self.low <= 0 <= self.high or self.p >= 1 - LEVEL:
             return "undecided"
         return "better" if (self.difference > 0) != smaller_is_better(self.metric) else "worse"
 

@@ -22,8 +22,11 @@ def scores(*values: float | None) -> Scores:
 def test_a_constant_lead_is_certain():
     found = paired("dsc_strict", scores(0.5, 0.75, 0.25, 1.0), scores(0.25, 0.5, 0.0, 0.75))
     assert (found.difference, found.low, found.high) == (0.25, 0.25, 0.25)
-    assert (found.cases, found.better, found.worse, found.verdict()) == (4, 4, 0, "better")
+    assert (found.cases, found.better, found.worse) == (4, 4, 0)
     assert found.p == stats.wilcoxon([0.25] * 4).pvalue == 0.125, "four cases cannot be more certain than that"
+    assert found.verdict() == "undecided"
+    six = paired("dsc_strict", scores(*[0.5] * 6), scores(*[0.25] * 6))
+    assert (six.p, six.verdict()) == (0.03125, "better")
 
 
 def test_the_same_scores_decide_nothing():
@@ -32,9 +35,10 @@ def test_the_same_scores_decide_nothing():
 
 
 def test_a_smaller_distance_is_better_and_a_case_without_one_is_left_out():
-    found = paired("hd95_mm_strict", scores(1.0, 2.0, None, 4.0), scores(3.0, 4.0, 5.0, None))
-    assert (found.cases, found.left_out, found.difference, found.verdict()) == (2, 2, -2.0, "better")
-    assert (found.better, found.worse) == (2, 0)
+    ours, theirs = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, None, 4.0], [3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 5.0, None]
+    found = paired("hd95_mm_strict", scores(*ours), scores(*theirs))
+    assert (found.cases, found.left_out, found.difference, found.verdict()) == (6, 2, -2.0, "better")
+    assert (found.better, found.worse) == (6, 0)
 
 
 def test_cases_must_be_the_same():
