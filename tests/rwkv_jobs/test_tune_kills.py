@@ -21,7 +21,7 @@ TRIALS = 3
 SETTINGS = [*COMMON, "train.batch_size=2", "train.epochs=1", "cluster.launcher=process"]
 STRIKE = """
 import signal as s
-from rwkv_jobs import trial_here, trial_loop
+from rwkv_jobs import trial_loop
 from rwkvctl.sweeps import study
 import optuna
 def die(): os.kill(os.getpid(), s.SIGKILL)
@@ -35,11 +35,8 @@ def strike(owner, name, count, after):
         return found
     setattr(owner, name, struck)
 """
-MOMENTS = {
-    "the point is drawn": "strike(study.Study, 'ask', 2, True)",
+MOMENTS = {  # each of another course of the sweep that goes on
     "between two parameters": "strike(optuna.Trial, 'suggest_int', 2, True)",
-    "the folder is made": "strike(trial_loop, 'view_of', 2, True)",
-    "the training begins": "strike(trial_here.Here, 'start', 2, True)",
     "in the training": """
 plain = trial_loop.Loop.follow
 def follow(self, view):
@@ -48,7 +45,6 @@ def follow(self, view):
 trial_loop.Loop.follow, trial_loop.LOOK_EVERY = follow, 0.001
 """,
     "trained, and not told": "strike(trial_loop.Loop, 'tell', 2, False)",
-    "the study is about to be told": "strike(optuna.Study, 'tell', 2, False)",
     "told, and not announced": "strike(trial_loop.Loop, 'say_ended', 2, False)",
     "all are told": "strike(study.Study, 'end', 1, False)",
 }
