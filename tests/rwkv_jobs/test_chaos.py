@@ -26,6 +26,6 @@ def test_a_training_is_the_same_under_ten_faults(tmp_path: Path):
     assert found["holds"]
     assert found["problems"] == []
     assert sum(kind["count"] for kind in found["kinds"].values()) == found["faults"] == 10
-    assert all(kind["median_seconds"] > 0 for kind in found["kinds"].values())
+    assert all(kind["median_seconds"] is not None for kind in found["kinds"].values())
     assert found["compared"]["samples"] == 4 * found["compared"]["steps"] == 4 * found["steps"]
     assert marked("UNDER_TEST", str(tmp_path)) == []
