@@ -88,7 +88,8 @@ def start(journal: Journal, spec: JobSpec, run_dir: Path) -> None:
     journal.event("message", text=f"run {run_dir.name} in {mirror.address(run_dir)}")
     open_yet = {key for key, value in fields.items() if value is None or (key, value) in UNRESOLVED}
     journal.params({key: value for key, value in fields.items() if key not in open_yet})
-    journal.tags({"rwkvctl.version": rwkvctl.__version__, "mlflow.source.git.commit": git_commit()})
+    source = {"mlflow.source.name": f"rwkvctl {spec.job}", "mlflow.source.git.commit": git_commit()}
+    journal.tags({"rwkvctl.version": rwkvctl.__version__, **source})
     journal.artifact(run_dir / run_folder.SPEC)
 
 

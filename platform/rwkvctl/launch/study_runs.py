@@ -43,6 +43,8 @@ class Cell:
     """As it is shown: `rate 1, synapse, seed 42`."""
     words: tuple[str, ...]
     """What a person would type after `rwkvctl` to train it."""
+    where: tuple[str, ...] = ()
+    """What its evaluation has after `--set`."""
 
     @property
     def evaluation(self) -> str:
@@ -102,7 +104,7 @@ def cell(stem: str, label: str, dataset: str, seed: int, own: list[str], choice:
     words = ["finetune", dataset, "--name", name]
     words += ["--data", choice.data[dataset]] if dataset in choice.data else []
     words += [word for each in [*own, *choice.where] for word in ("--set", each)]
-    return Cell(name, f"{label}, {dataset}, seed {seed}", tuple(words))
+    return Cell(name, f"{label}, {dataset}, seed {seed}", tuple(words), choice.where)
 
 
 def shown(value: Any) -> str:
@@ -168,7 +170,8 @@ class Runner:
         elif evaluated != "done":
             if evaluated is not None:
                 yield "clear", ["run", "rm", each.evaluation, "--yes"]
-            yield "evaluate", ["evaluate", each.name, "--part", "test", "--name", each.evaluation]
+            sets = [word for assignment in each.where for word in ("--set", assignment)]
+            yield "evaluate", ["evaluate", each.name, "--part", "test", "--name", each.evaluation, *sets]
 
     def state(self, name: str) -> str | None:
         """`done`, `running`, or how it ended; None where there is no such run."""
