@@ -134,10 +134,12 @@ with twin():
     assert ended(int(server))
 
 
-def test_the_death_of_a_nursery_is_that_of_its_workers(tmp_path: Path):
+def test_the_death_of_a_nursery_is_that_of_its_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "patient.py").write_text("import signal\ndef wait(beat): signal.pause()\n")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *filter(None, sys.path)]))
     agent = Agent(["json"])
     try:
-        agent.start("signal:pause", [{"rank": 0, "arguments": {}, "environment": {}}])
+        agent.start("patient:wait", [{"rank": 0, "arguments": {}, "environment": {}}])
         assert agent.nurse.process is not None
         deadline = time.monotonic() + PATIENCE
         while agent.poll()[0].pid is None and time.monotonic() < deadline:
