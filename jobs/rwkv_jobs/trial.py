@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import gc
 import json
-import statistics
-import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from rwkvctl.config.specs.jobs import FinetuneSpec
 from rwkvctl.config.specs.load import build
 from rwkvctl.config.specs.objectives import LATENCY, SCORES, SIZES
 from rwkvctl.data.store.manifest import Manifest
+from rwkvctl.models.latency import median_ms
 from rwkvctl.registry.release import SUMMARY
 from rwkvctl.runs import folder as run_folder
 from rwkvctl.runs import job_record, stop
@@ -112,7 +111,6 @@ def latency(run_dir: Path) -> dict[str, float]:
     return found
 
 
-@torch.inference_mode()
 def measure(spec: FinetuneSpec, run_dir: Path) -> None:
     """Leave the median time of the network for one image, on the device that trains it."""
     if (run_dir / SPEED).exists():
@@ -120,14 +118,7 @@ def measure(spec: FinetuneSpec, run_dir: Path) -> None:
     device, manifest = pick_device(), Manifest.load(spec.data.path or "")
     model = finetune.make_model(spec, manifest, run_dir).eval().to(device)
     image = torch.zeros(1, manifest.channels, spec.data.image_size, spec.data.image_size, device=device)
-    times = []
-    for _ in range(1 + TIMED_RUNS):
-        began = time.perf_counter()
-        model(image)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        times.append(1000 * (time.perf_counter() - began))
-    write_json(run_dir / SPEED, {LATENCY: round(statistics.median(times[1:]), 3)})
+    write_json(run_dir / SPEED, {LATENCY: round(median_ms(model, image, TIMED_RUNS, warm_up=1), 3)})
 
 
 def sent(outcome: Outcome) -> dict[str, Any]:

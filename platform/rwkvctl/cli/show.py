@@ -130,19 +130,12 @@ def study(spec: StudySpec, rows: list[Row]) -> None:
     columns = ["M", "M, paper", "G MACs", "G, paper"]
     for dataset in spec.datasets:
         columns += [f"DSC {dataset}", "paper"]
-        if any(dataset in row.paper.hd95 for row in rows):
+        if study_table.has_hd95(rows, dataset):
             columns += [f"HD95 {dataset}", "paper"]
     for heading in columns:
         table.add_column(heading, justify="right")
     for row in rows:
-        own = shown(row.parameters and row.parameters / 1e6, 2), shown(row.macs and row.macs / 1e9, 3)
-        cells = [own[0], shown(row.paper.parameters, 2), own[1], shown(row.paper.macs, 2)]
-        for dataset in spec.datasets:
-            score = row.scores.get(dataset)
-            cells += [study_table.spread(score, "dsc", "±"), shown(row.paper.dsc.get(dataset), 2)]
-            if any(dataset in other.paper.hd95 for other in rows):
-                cells += [study_table.spread(score, "hd95", "±"), shown(row.paper.hd95.get(dataset), 2)]
-        table.add_row(row.label, *cells)
+        table.add_row(*study_table.cells(spec, row, rows))
     wide_console().print(table)
     for note in study_table.notes(spec, rows):
         wide_console().print(note, markup=False, soft_wrap=True)

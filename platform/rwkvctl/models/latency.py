@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
 from rwkv_unet import fuse_for_inference
 from rwkvctl.models import bundle
@@ -33,13 +34,18 @@ def latency(folder: Path) -> Latency:
     model = fuse_for_inference(model).eval()
     height, width = training_size(info)
     image = example_image(info, batch=1, size=(height, width)).to(device)
-    seconds = []
-    with torch.inference_mode():
-        for _ in range(REPEATS + 3):
-            begun = time.perf_counter()
-            model(image)
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            seconds.append(time.perf_counter() - begun)
     name = torch.cuda.get_device_name() if device.type == "cuda" else "the CPU"
-    return Latency(1000 * statistics.median(seconds[3:]), f"{height} x {width}", name)
+    return Latency(median_ms(model, image, REPEATS, warm_up=3), f"{height} x {width}", name)
+
+
+@torch.inference_mode()
+def median_ms(model: nn.Module, image: Tensor, repeats: int, *, warm_up: int) -> float:
+    """Of so many passes of an image, (B, C, H, W) on the model's device, after those that are not counted."""
+    seconds = []
+    for _ in range(warm_up + repeats):
+        begun = time.perf_counter()
+        model(image)
+        if image.device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - begun)
+    return 1000 * statistics.median(seconds[warm_up:])

@@ -112,8 +112,11 @@ def data_facts(dataset: str) -> tuple[str, str, list[str]]:
 
 def scores_of(client: MlflowClient, version: ModelVersion) -> list[Score]:
     """The means of the parts that it was scored on, its own data only; with intervals where the cases were kept."""
+    from rwkvctl.training import paired
+
     values, _ = metrics_of(version.tags)
     found = []
+    tables: dict[str, str] = {}  # by part: each is fetched once
     for part in ("test", "val"):
         for metric in SHOWN:
             if (value := values.get(f"{part}/{metric}/mean")) is None:
@@ -121,11 +124,11 @@ def scores_of(client: MlflowClient, version: ModelVersion) -> list[Score]:
             note = measured.note_of(version.tags, f"{part}/{metric}/mean")
             interval: tuple[float, float] | tuple[None, None] = (None, None)
             try:
-                kept = cases.scores_of(client, version, metric, part)
+                if part not in tables:
+                    tables[part] = cases.table_of(client, version, metric, part)
+                kept = paired.case_scores(tables[part], metric, version.name)
                 if defined := [score for score in kept.values() if score is not None]:
-                    from rwkvctl.training.paired import interval as bootstrap
-
-                    interval = bootstrap(np.array(defined))
+                    interval = paired.interval(np.array(defined))
             except UserError:
                 pass  # its cases were not kept, or no gate may use them: then the mean stands alone
             found.append(Score(part, metric, value, note.cases if note else None, *interval))

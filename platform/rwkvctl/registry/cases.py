@@ -23,12 +23,18 @@ def scores_of(client: MlflowClient, version: ModelVersion, metric: str, part: st
     from rwkvctl.training.paired import case_scores
 
     where = f"{version.name} version {version.version}"
+    return case_scores(table_of(client, version, metric, part), metric, where)
+
+
+def table_of(client: MlflowClient, version: ModelVersion, metric: str, part: str) -> str:
+    """The text of the table that a metric of a version is the mean of; UserError as `scores_of`."""
+    where = f"{version.name} version {version.version}"
     remedy = f"rwkvctl evaluate models:/{version.name}/{version.version} --part {part}"
     measured.check_for_gate(version.tags, f"{part}/{metric}/mean", where, remedy)
     run_id = version.tags.get(f"{CASES_TAG}{part}")
     if run_id is None:
         raise UserError(f"{where}: the scores of its {part} cases were not kept; run: {remedy}")
-    return case_scores(table(client, run_id, part, where, remedy), metric, where)
+    return table(client, run_id, part, where, remedy)
 
 
 def table(client: MlflowClient, run_id: str, part: str, where: str, remedy: str) -> str:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from rwkvctl.base.errors import UserError
 from rwkvctl.registry import measured
 from rwkvctl.registry.measured import METRIC_TAG
-from rwkvctl.registry.versions import FINGERPRINT_TAG, metrics_of, suggest
+from rwkvctl.registry.versions import FINGERPRINT_TAG, metrics_of, run_of, suggest
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -86,7 +86,8 @@ def _metric(client: MlflowClient, version: ModelVersion, metric: str) -> tuple[f
         f"rwkvctl evaluate models:/{version.name}/{version.version}",
     )
     own, notes = metrics_of(version.tags)
-    of_run = _metrics_of_run(client, version)
+    run = run_of(client, version)
+    of_run = {} if run is None else run.data.metrics
     for name in (metric, f"test/{metric}/mean"):
         if odd := [note for note in notes if f"tag {METRIC_TAG}{name} " in note]:
             raise UserError(f"{where}: {odd[0]}")
@@ -104,17 +105,3 @@ def _metric(client: MlflowClient, version: ModelVersion, metric: str) -> tuple[f
             )
     near = suggest(metric, sorted({*own, *of_run}), command)
     raise UserError(f"{where} has no metric {metric!r}; {near}")
-
-
-def _metrics_of_run(client: MlflowClient, version: ModelVersion) -> dict[str, float]:
-    """What the training run of a version logged; nothing where `mlflow gc` has removed the run."""
-    from mlflow.exceptions import MlflowException
-
-    if not version.run_id:
-        return {}
-    try:
-        return dict(client.get_run(version.run_id).data.metrics)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        return {}

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from rwkvctl.base.errors import UserError
-from rwkvctl.registry.versions import ENCODER_TAG, PATH_TAG, WEIGHTS_TAG, aliases_of, find_version
+from rwkvctl.registry.versions import ENCODER_TAG, PATH_TAG, WEIGHTS_TAG, aliases_of, find_version, run_of
 from rwkvctl.runs.mlflow_client import connect
 
 if TYPE_CHECKING:
@@ -79,7 +78,8 @@ def origin(client: MlflowClient, version: ModelVersion, seen: tuple[str, ...]) -
     if PATH_TAG not in tags:
         return Origin(uri, run_id=version.run_id or "", note="not made by rwkvctl: no more is recorded")
     spec = as_mapping(tags.get("spec", ""))
-    of_run = tags_of_run(client, version.run_id)
+    run = run_of(client, version)
+    of_run = {} if run is None else run.data.tags
     begun = as_mapping(tags.get(ENCODER_TAG, ""))
     reference = str(begun.get("reference") or (spec.get("model") or {}).get("encoder_weights") or "")
     return Origin(
@@ -128,19 +128,6 @@ def with_weights(client: MlflowClient, sha256: str) -> ModelVersion | None:
 
 def kind_of(reference: str) -> str:
     return "weights that timm publishes" if reference == "pretrained" else "a run, a folder or a file; not registered"
-
-
-def tags_of_run(client: MlflowClient, run_id: str | None) -> Mapping[str, str]:
-    from mlflow.exceptions import MlflowException
-
-    if not run_id:
-        return {}
-    try:
-        return dict(client.get_run(run_id).data.tags)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        return {}
 
 
 def as_mapping(text: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rwkvctl.base.errors import UserError
 from rwkvctl.base.names import alias_problem
@@ -11,6 +12,9 @@ from rwkvctl.registry import rules as checks
 from rwkvctl.registry.aliases import move
 from rwkvctl.registry.versions import aliases_of, find_version
 from rwkvctl.runs.mlflow_client import connect
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 RULES_TAG = "rwkvctl.rules"
 """Of a registered model: the YAML that every promotion of it is held to."""
@@ -37,7 +41,7 @@ def promote(
     client = connect(tracking_uri)
     aliases = aliases_of(client, name)
     candidate = find_version(client, name, version)
-    wanted = [PromotionRules(gates=tuple(gates)), *([rules] if rules else []), *kept_on_server(name, tracking_uri)]
+    wanted = [PromotionRules(gates=tuple(gates)), *([rules] if rules else []), *kept_on_server(client, name)]
     found = [one for each in wanted for one in checks.check(client, each, candidate, aliases, tracking_uri)]
     if failed := [one.line for one in found if not one.holds]:
         several = f"{len(failed)} of {len(found)} rules are not kept: " if len(failed) > 1 else ""
@@ -47,9 +51,9 @@ def promote(
     return lines
 
 
-def kept_on_server(name: str, tracking_uri: str) -> list[PromotionRules]:
+def kept_on_server(client: MlflowClient, name: str) -> list[PromotionRules]:
     """The rules that a registered model has on its server, if it has any."""
-    text = text_on_server(name, tracking_uri)
+    text = str(client.get_registered_model(name).tags.get(RULES_TAG, ""))
     return [parse(text, f"rules of {name} on the tracking server")] if text else []
 
 

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rwkvctl.base.directions import smaller_is_better
 from rwkvctl.base.errors import JobFailedError, UserError
 from rwkvctl.config.specs.rules import Most, NotWorse, PromotionRules
 from rwkvctl.registry import cases, gates
@@ -57,7 +58,7 @@ def said(look: Callable[[], str]) -> Checked:
 
 def not_worse(client: MlflowClient, rule: NotWorse, candidate: ModelVersion, aliases: Mapping[str, int]) -> str:
     """By a paired comparison on the test cases of both; raises UserError if it may be worse."""
-    from rwkvctl.training.paired import paired, smaller_is_better
+    from rwkvctl.training.paired import paired
 
     if rule.than not in aliases:
         return f"{rule.metric}: no {rule.than} to compare with yet"

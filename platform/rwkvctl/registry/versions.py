@@ -18,6 +18,7 @@ from rwkvctl.runs.mlflow_client import connect
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
     from mlflow.entities.model_registry import ModelVersion
 
 WEIGHTS_TAG = "weights_sha256"
@@ -156,3 +157,17 @@ def find_version(client: MlflowClient, name: str, version: int) -> ModelVersion:
         known = ", ".join(map(str, numbers)) or "none"
         raise UserError(f"model {name!r} has no version {version}; it has {known}")
     return client.get_model_version(name, str(version))
+
+
+def run_of(client: MlflowClient, version: ModelVersion) -> Run | None:
+    """The run that made a version; None where it has none, or `mlflow gc` has removed it."""
+    from mlflow.exceptions import MlflowException
+
+    if not version.run_id:
+        return None
+    try:
+        return client.get_run(version.run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None

@@ -16,14 +16,13 @@ from typing import Any
 
 import yaml
 
+from rwkvctl.base.directions import smaller_is_better
 from rwkvctl.base.errors import UserError
 from rwkvctl.base.suggestions import did_you_mean
 from rwkvctl.config.specs.changes import flatten
 from rwkvctl.pictures import figures
 from rwkvctl.runs import folder as run_folder
 
-SMALLER = ("loss", "hd95", "seconds", "wait", "bytes", "grad", "rate", "lr")
-"""Parts of names of metrics of which less is better; of all others more is."""
 UNSAID = ("name", "storage", "cluster", "tracking")
 """Fields that say where and how a run went, not what it computes."""
 SEED = "seed"
@@ -59,10 +58,6 @@ class Facts:
     """Flat: path -> value."""
     metrics: dict[str, Series]
     state: str = ""
-
-
-def smaller_is_better(metric: str) -> bool:
-    return any(part in metric.lower() for part in SMALLER)
 
 
 def read(folder: Path) -> Facts:

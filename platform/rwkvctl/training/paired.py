@@ -16,12 +16,11 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+from rwkvctl.base.directions import smaller_is_better
 from rwkvctl.base.errors import UserError
 
 RESAMPLES = 9999
 LEVEL = 0.95
-SMALLER_IS_BETTER = ("hd95",)
-"""How the names of such figures begin."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +50,6 @@ class Paired:
         if self.low <= 0 <= self.high or self.p >= 1 - LEVEL:
             return "undecided"
         return "better" if (self.difference > 0) != smaller_is_better(self.metric) else "worse"
-
-
-def smaller_is_better(metric: str) -> bool:
-    return metric.startswith(SMALLER_IS_BETTER)
 
 
 def paired(metric: str, first: Mapping[str, float | None], second: Mapping[str, float | None]) -> Paired:

@@ -1,0 +1,14 @@
+"""Of which metrics less is better."""
+
+from __future__ import annotations
+
+SMALLER = ("loss", "hd95", "seconds", "wait", "bytes", "grad", "rate", "lr")
+"""Parts of their names; of all others more is better."""
+
+
+def smaller_is_better(metric: str) -> bool:
+    """
+    >>> smaller_is_better("test/hd95_mm_strict/mean"), smaller_is_better("dsc_strict")
+    (True, False)
+    """
+    return any(part in metric.lower() for part in SMALLER)
