@@ -45,7 +45,7 @@ COMMANDS = [
     "checkpoint", "checkpoint list", "checkpoint verify", "checkpoint gc",
     "study", "study list", "study show", "study run", "study report",
     "runs", "run", "run list", "run show", "run logs", "run wait", "run stop", "run resume", "run rerun", "run rm",
-    "run replay", "run compare", "run paired", "sync", "ui",
+    "run replay", "run compare", "run paired", "run export", "sync", "ui",
     "recipe", "recipe list", "recipe show", "recipe schema",
     "config", "config show", "config set", "config unset",
     "demo", "doctor", "chaos",

@@ -16,6 +16,15 @@ SECRET_KEYS = re.compile(
     r"passw|passphrase|passwd|secret|token|api[-_]?key|access[-_]?key|credential|signature|^(pwd|sig|auth|key)$", re.I
 )
 """Names in a query string whose values are secrets; a part of the name is enough (`sslpassword`, `X-Amz-Signature`)."""
+SECRET_NAMES = re.compile(
+    r"passw|passphrase|(?<![a-z])(pwd|secret|token|credentials?|auth|(api|access|private|secret)[-_. ]?key)(?![a-z])"
+)
+"""Names of parameters and tags whose values are secrets: `db_password` and `hf_token`, but not `tokenizer`."""
+SECRET_VALUES = re.compile(
+    r"\b(hf_[A-Za-z0-9]{20,}|gh[opsur]_[A-Za-z0-9]{20,}|AKIA[0-9A-Z]{16}|xox[abp]-[\w-]{20,}|sk-[\w-]{30,})"
+)
+"""Tokens that services have given a form of their own."""
+PLAIN = re.compile(r"[+-]?(\d+\.?\d*([eE][+-]?\d+)?|true|false|none|null)?", re.IGNORECASE)
 MASK = "***"
 
 _PASSWORD = r":(?!\d+[/?#])(?:[^\s'\"?]*(?=@)|[^\s'\"]*?(?=@))"  # digits before a slash are a port
@@ -31,6 +40,18 @@ def has_secret(uri: str) -> bool:
 def mask(text: str) -> str:
     """A URI, or a text with URIs in it, with `***` for every secret, also where a path was made of one (`s3:/x`)."""
     return _QUERY.sub(_masked_value, _USER.sub(_masked_user, text)) if ":/" in text else text
+
+
+def mask_value(name: str, value: str) -> str:
+    """The value of a parameter or a tag, which anyone may have written, without the secrets that can be told as such.
+
+    >>> mask_value("hf_token", "abc"), mask_value("max_tokens", "196"), mask_value("note", "see s3://me:pw@host/b")
+    ('***', '196', 'see s3://me:***@host/b')
+    """
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
+    if SECRET_NAMES.search(words) and ("passw" in words or not PLAIN.fullmatch(value)):
+        return MASK if value else value
+    return mask(SECRET_VALUES.sub(MASK, value))
 
 
 def _masked_user(found: re.Match[str]) -> str:

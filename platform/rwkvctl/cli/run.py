@@ -1,5 +1,5 @@
-"""`rwkvctl run list | show | logs | wait | stop | resume | rerun | rm | replay | compare | paired`: one noun for every
-run, here or on a cluster."""
+"""`rwkvctl run list | show | logs | wait | stop | resume | rerun | rm | replay | compare | paired | export`: one
+noun for every run, here or on a cluster."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rwkvctl.cli import run_compare
+from rwkvctl.cli import run_compare, run_export
 
 if TYPE_CHECKING:
     from rwkvctl.runs.state import RunState
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True)
 app.command()(run_compare.compare)
 app.command()(run_compare.paired)
+app.command()(run_export.export)
 
 Run = Annotated[str, typer.Argument(metavar="RUN", help="Name, path or MLflow id of a run.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
