@@ -144,6 +144,7 @@ def score(spec: EvaluateSpec, run_dir: Path) -> None:
     """What every worker runs."""
     with worker(spec.cluster) as me, Recorder(me, run_dir) as recorder:
         manifest, data, info = data_of(spec, run_dir / "model")
+        recorder.reads(manifest, data.split, spec.part)
         model = fuse_for_inference(bundle.load(run_dir / "model", device=me.device)[0])
         precision = precision_of(info, me.device)
         if manifest.task == "classification":

@@ -103,6 +103,7 @@ def train(spec: FinetuneSpec, run_dir: Path) -> None:
             ema.module if ema else None,
         )
         recorder.restore(state)
+        recorder.reads(manifest, spec.data.split, *(["train", "val"] if spec.train.validate_every else ["train"]))
         recorder.params(described := describe(model, manifest, spec.data.image_size))
         recorder.event(
             "plan", epochs=spec.train.epochs, steps_per_epoch=loader.steps_per_epoch, step=state.position.step

@@ -18,9 +18,11 @@ from rwkvctl.base.errors import JobFailedError, TransientError, UserError, expla
 from rwkvctl.base.object_store import StoreError
 from rwkvctl.config.specs.changes import few
 from rwkvctl.config.specs.jobs import TrainingSpec
+from rwkvctl.data.store.manifest import Manifest
 from rwkvctl.launch.workers import RESTART
 from rwkvctl.runs import folder as run_folder
 from rwkvctl.runs import mirror
+from rwkvctl.runs.data_inputs import DataInput
 from rwkvctl.runs.journal import Journal
 from rwkvctl.runs.lease import LeaseLost, RunLease
 from rwkvctl.runs.reconcile import reconcile
@@ -106,6 +108,15 @@ class Recorder:
                 "with another number of workers, train.batch_norm=local computes something else"
             )
         self.journal.params({BATCH_NORM_IMAGES: images})
+
+    def reads(self, manifest: Manifest, split: str | None, *parts: str) -> None:
+        """Name parts of a data set as what the run reads."""
+        split = split or manifest.default_split
+        for part in parts if self.active else ():
+            samples = len(manifest.ids(split, part))
+            self.journal.data(
+                DataInput(manifest.dataset, manifest.fingerprint, split, part, str(manifest.location), samples)
+            )
 
     def artifact(self, path: Path, artifact_path: str) -> None:
         if self.active:

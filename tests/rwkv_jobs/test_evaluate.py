@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from mlflow import MlflowClient
 
 from rwkv_jobs import evaluate
 from rwkv_jobs.entry import guarded
@@ -20,6 +21,7 @@ from rwkvctl.data.feed.cases import iter_cases
 from rwkvctl.data.store.manifest import Manifest
 from rwkvctl.models import bundle
 from rwkvctl.models.inference import segment_image
+from rwkvctl.registry import measured
 from rwkvctl.runs import folder as run_folder
 from rwkvctl.runs.journal import Journal
 from rwkvctl.runs.sync import Syncer
@@ -193,13 +195,23 @@ def test_a_gate_counts_the_models_own_test_part_and_says_what_was_trained_on(
     assert result(own)["measured"]["trained_on"] == 0
     [version] = show("net", uri)
     assert version.metrics == {}
-    assert sum(key.startswith("elsewhere.") and key.endswith("/test/dsc_strict/mean") for key in version.tags) == 1
+    client = MlflowClient(uri, registry_uri=uri)
+    [(_, elsewhere)] = measured.of_other_data(client.get_model_version("net", "1").tags)
+    assert "test/dsc_strict/mean" in elsewhere.values
     with pytest.raises(ValueError, match="measured on other data only"):
         promote("net", 1, "champion", gates=["dsc_strict>=0"], tracking_uri=uri)
     assert note_scores(own, uri) == ["models:/net/1"]
     [version] = show("net", uri)
     assert version.metrics["test/dsc_strict/mean"] == result(own)["mean"]["dsc_strict"]
-    assert json.loads(version.tags["measured.test"])["cases"] == 2
+    found = client.get_model_version("net", "1")
+    assert json.loads(found.tags["scores.test"])["measured"]["cases"] == 2
+    assert len(found.tags) <= 10
+    [run] = [run for run in mlflow_runs(jobs.home) if run.info.run_name == "own"]
+    [data] = run.inputs.dataset_inputs
+    assert (data.dataset.name, data.tags[0].value) == (f"polyps/{result(own)['measured']['split']}/test", "testing")
+    assert json.loads(data.dataset.profile)["num_rows"] == 2
+    models_of = client.get_run(run.info.run_id).inputs.model_inputs
+    assert [each.model_id for each in models_of] == [version.tags["logged_model"]]
     assert promote("net", 1, "champion", gates=["dsc_strict>=0"], tracking_uri=uri)
 
 

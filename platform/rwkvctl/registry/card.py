@@ -14,8 +14,8 @@ import numpy as np
 
 from rwkvctl.base.errors import UserError
 from rwkvctl.registry import cases, measured
-from rwkvctl.registry.lineage import Origin, as_mapping, lines, origin, resolve
-from rwkvctl.registry.versions import metrics_of
+from rwkvctl.registry.lineage import Origin, lines, origin, resolve
+from rwkvctl.registry.tags import fields, mapping
 from rwkvctl.runs.mlflow_client import connect
 
 if TYPE_CHECKING:
@@ -77,14 +77,14 @@ def card(reference: str, tracking_uri: str) -> Card:
 
 
 def of_version(client: MlflowClient, version: ModelVersion) -> Card:
-    tags = version.tags
+    tags = fields(version.tags)
     dataset = tags.get("dataset", "")
     title, licence, classes = data_facts(dataset)
     scores = scores_of(client, version)
     return Card(
         model=f"models:/{version.name}/{version.version}",
         created=time.strftime("%Y-%m-%d", time.gmtime(version.creation_timestamp / 1000)),
-        network=as_mapping(tags.get("model", "")),
+        network=mapping(tags.get("model", "")),
         classes=as_list(tags.get("classes", "")) or classes,
         image_size=as_number(tags.get("image_size", "")),
         dataset=dataset,
@@ -114,7 +114,7 @@ def scores_of(client: MlflowClient, version: ModelVersion) -> list[Score]:
     """The means of the parts that it was scored on, its own data only; with intervals where the cases were kept."""
     from rwkvctl.training import paired
 
-    values, _ = metrics_of(version.tags)
+    values, _ = measured.metrics_of(version.tags)
     found = []
     tables: dict[str, str] = {}  # by part: each is fetched once
     for part in ("test", "val"):

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
-CASES_TAG = "cases."
-"""With the part: the MLflow run of the evaluation."""
 TABLE = "cases.csv"
 
 
@@ -31,10 +29,10 @@ def table_of(client: MlflowClient, version: ModelVersion, metric: str, part: str
     where = f"{version.name} version {version.version}"
     remedy = f"rwkvctl evaluate models:/{version.name}/{version.version} --part {part}"
     measured.check_for_gate(version.tags, f"{part}/{metric}/mean", where, remedy)
-    run_id = version.tags.get(f"{CASES_TAG}{part}")
-    if run_id is None:
+    found = measured.scores(version.tags, f"{part}/{metric}/mean")
+    if found is None or found.run_id is None:
         raise UserError(f"{where}: the scores of its {part} cases were not kept; run: {remedy}")
-    return table(client, run_id, part, where, remedy)
+    return table(client, found.run_id, part, where, remedy)
 
 
 def table(client: MlflowClient, run_id: str, part: str, where: str, remedy: str) -> str:

@@ -17,7 +17,8 @@ import yaml
 from rwkvctl.base.errors import UserError
 from rwkvctl.base.paths import cache_dir
 from rwkvctl.models import bundle
-from rwkvctl.registry.versions import PATH_TAG, WEIGHTS_TAG, aliases_of, find_version, suggest, versions_of
+from rwkvctl.registry.tags import PATH_TAG, WEIGHTS_TAG
+from rwkvctl.registry.versions import aliases_of, find_version, suggest, versions_of
 from rwkvctl.runs.mlflow_client import connect
 
 if TYPE_CHECKING:
@@ -46,10 +47,11 @@ def downloaded(uri: str, tracking_uri: str) -> Path:
     kept = cache_dir() / "models" / f"{run_id}-{version.tags.get(WEIGHTS_TAG, '')[:12]}"
 
     def fetch(folder: str) -> str:
-        return client.download_artifacts(run_id, path, folder)
+        place = client.get_model_version_download_uri(version.name, str(version.version))
+        return _fetch(f"{place.rstrip('/')}/{path}", folder, tracking_uri)
 
     if not (kept / bundle.INFO_NAME).exists():
-        _download(uri, fetch, kept, f"run {run_id} no longer has them (`mlflow gc` deletes a run's files)")
+        _download(uri, fetch, kept, f"MLflow no longer has them (was the logged model of run {run_id} deleted?)")
     return kept
 
 

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 
 from rwkvctl.base.errors import UserError
 from rwkvctl.registry import measured
-from rwkvctl.registry.measured import METRIC_TAG
-from rwkvctl.registry.versions import FINGERPRINT_TAG, metrics_of, run_of, suggest
+from rwkvctl.registry.measured import metrics_of
+from rwkvctl.registry.tags import FINGERPRINT_TAG
+from rwkvctl.registry.versions import run_of, suggest
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -89,7 +90,7 @@ def _metric(client: MlflowClient, version: ModelVersion, metric: str) -> tuple[f
     run = run_of(client, version)
     of_run = {} if run is None else run.data.metrics
     for name in (metric, f"test/{metric}/mean"):
-        if odd := [note for note in notes if f"tag {METRIC_TAG}{name} " in note]:
+        if odd := [note for note in notes if f"tag {measured.tag_of(name)} " in note]:
             raise UserError(f"{where}: {odd[0]}")
         if name in own:
             note = measured.check_for_gate(version.tags, name, where, command)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from rwkvctl.base.errors import UserError
-from rwkvctl.registry.versions import ENCODER_TAG, PATH_TAG, WEIGHTS_TAG, aliases_of, find_version, run_of
+from rwkvctl.registry.tags import ENCODER, PATH_TAG, WEIGHTS_TAG, fields, mapping
+from rwkvctl.registry.versions import aliases_of, find_version, run_of
 from rwkvctl.runs.mlflow_client import connect
 
 if TYPE_CHECKING:
@@ -74,13 +74,13 @@ def resolve(client: MlflowClient, reference: str) -> ModelVersion:
 
 
 def origin(client: MlflowClient, version: ModelVersion, seen: tuple[str, ...]) -> Origin:
-    uri, tags = f"{REGISTERED}{version.name}/{version.version}", version.tags
+    uri, tags = f"{REGISTERED}{version.name}/{version.version}", fields(version.tags)
     if PATH_TAG not in tags:
         return Origin(uri, run_id=version.run_id or "", note="not made by rwkvctl: no more is recorded")
-    spec = as_mapping(tags.get("spec", ""))
+    spec = mapping(tags.get("spec", ""))
     run = run_of(client, version)
     of_run = {} if run is None else run.data.tags
-    begun = as_mapping(tags.get(ENCODER_TAG, ""))
+    begun = mapping(tags.get(ENCODER, ""))
     reference = str(begun.get("reference") or (spec.get("model") or {}).get("encoder_weights") or "")
     return Origin(
         model=uri,
@@ -128,14 +128,6 @@ def with_weights(client: MlflowClient, sha256: str) -> ModelVersion | None:
 
 def kind_of(reference: str) -> str:
     return "weights that timm publishes" if reference == "pretrained" else "a run, a folder or a file; not registered"
-
-
-def as_mapping(text: str) -> dict[str, Any]:
-    try:
-        found = json.loads(text)
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def lines(origin: Origin, indent: str = "") -> list[str]:

@@ -1,16 +1,16 @@
 """What scores were measured on, and which of a version's scores promotion gates may look at.
 
-A gate compares what a model scores on the data, the split and the cases that it was meant to be judged by. So every
-score of a version is kept with a note: the tag `metric.test/dsc_strict/mean` with `measured.test`. Scores on other
-data or another split are kept under `elsewhere.<dataset>-<fingerprint>/<split>/test/dsc_strict/mean`, which gates
-ignore.
+A gate compares what a model scores on the data, the split and the cases that it was meant to be judged by. So the
+scores of a part are kept with a note, in one tag `scores.test`; those on other data or another split in a tag
+`elsewhere.<dataset>-<fingerprint>/<split>/test`, which gates ignore.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
-import re
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -18,9 +18,9 @@ from pydantic import ValidationError
 from rwkvctl.base.errors import UserError
 from rwkvctl.config.specs.base import Spec
 from rwkvctl.models.bundle import BundleInfo
+from rwkvctl.runs.data_inputs import DataInput
 
-METRIC_TAG = "metric."
-MEASURED_TAG = "measured."
+SCORES_TAG = "scores."
 ELSEWHERE_TAG = "elsewhere."
 LONGEST_KEY = 250
 
@@ -40,6 +40,21 @@ class Measured(Spec):
     code: str = ""
     """Version and git commit of the program."""
 
+    @property
+    def data(self) -> DataInput:
+        """As MLflow knows it."""
+        return DataInput(self.dataset, self.fingerprint, self.split, self.part)
+
+
+class Scores(Spec):
+    """The content of a tag."""
+
+    measured: Measured
+    values: dict[str, float]
+    """By the name that tracking has them by, `test/dsc_strict/mean`."""
+    run_id: str | None = None
+    """The MLflow run that keeps the scores of every case."""
+
 
 def own(measured: Measured, info: BundleInfo) -> bool:
     """Whether these are the model's own data and split."""
@@ -51,16 +66,19 @@ def split_of(info: BundleInfo) -> str:
     return str(info.extra.get("split") or "")
 
 
-def tags(info: BundleInfo, measured: Measured, values: Mapping[str, float]) -> dict[str, str]:
-    """Scores, named `<part>/...`, as tags of a version, with the note of what they were measured on."""
-    note = measured.model_dump_json()
+def data_of(info: BundleInfo, part: str) -> DataInput:
+    """A part of the data that a model was trained on, as MLflow knows it."""
+    return DataInput(info.dataset, info.fingerprint, split_of(info), part)
+
+
+def tags(
+    info: BundleInfo, measured: Measured, values: Mapping[str, float], run_id: str | None = None
+) -> dict[str, str]:
+    """Scores, named `<part>/...`, as a tag of a version, with the note of what they were measured on."""
     if own(measured, info):
-        return own_tags(measured.part, note, values)
+        return {f"{SCORES_TAG}{measured.part}": as_text(measured, values, run_id)}
     place = f"{measured.dataset[:60]}-{measured.fingerprint[:8]}/{measured.split[:40]}"
-    found = {f"{ELSEWHERE_TAG}{place}/{key}": repr(float(value)) for key, value in values.items()}
-    return {key[:LONGEST_KEY]: value for key, value in found.items()} | {
-        f"{MEASURED_TAG}{place}/{measured.part}"[:LONGEST_KEY]: note
-    }
+    return {f"{ELSEWHERE_TAG}{place}/{measured.part}"[:LONGEST_KEY]: as_text(measured, values, run_id)}
 
 
 def training_tags(info: BundleInfo, values: Mapping[str, float], code: str) -> dict[str, str]:
@@ -76,22 +94,45 @@ def training_tags(info: BundleInfo, values: Mapping[str, float], code: str) -> d
             code=code,
         )
         inside = {key: value for key, value in values.items() if key.partition("/")[0] == part}
-        found |= own_tags(part, note.model_dump_json(), inside)
+        found[f"{SCORES_TAG}{part}"] = as_text(note, inside)
     return found
 
 
-def own_tags(part: str, note: str, values: Mapping[str, float]) -> dict[str, str]:
-    scores = {f"{METRIC_TAG}{key}"[:LONGEST_KEY]: repr(float(value)) for key, value in values.items()}
-    return scores | {f"{MEASURED_TAG}{part}": note}
+def as_text(measured: Measured, values: Mapping[str, float], run_id: str | None = None) -> str:
+    """Strict JSON, which has no NaN: pydantic reads its name as the number."""
+    plain = {key: float(value) if math.isfinite(value) else str(value) for key, value in values.items()}
+    return json.dumps({"measured": as_fields(measured), "values": plain} | ({"run_id": run_id} if run_id else {}))
+
+
+def scores(tags: Mapping[str, str], metric: str) -> Scores | None:
+    """The scores of the part that a metric is of; None where there are none that can be read."""
+    text = tags.get(tag_of(metric))
+    try:
+        return None if text is None else Scores.model_validate_json(text)
+    except ValidationError:
+        return None
+
+
+def tag_of(metric: str) -> str:
+    return f"{SCORES_TAG}{metric.partition('/')[0]}"
+
+
+def metrics_of(tags: Mapping[str, str]) -> tuple[dict[str, float], list[str]]:
+    """The metrics of a version on its own data, and a line for each tag that was edited to what cannot be read."""
+    metrics: dict[str, float] = {}
+    notes: list[str] = []
+    for key in sorted(key for key in tags if key.startswith(SCORES_TAG)):
+        if (found := scores(tags, key.removeprefix(SCORES_TAG))) is not None:
+            metrics |= found.values
+        else:
+            notes.append(f"tag {key} is {tags[key][:40]!r}, no scores: ignored; rwkvctl evaluate writes it again")
+    return metrics, notes
 
 
 def note_of(tags: Mapping[str, str], metric: str) -> Measured | None:
     """The note beside a version's metric; None where there is none that can be read."""
-    text = tags.get(f"{MEASURED_TAG}{metric.partition('/')[0]}")
-    try:
-        return None if text is None else Measured.model_validate_json(text)
-    except ValidationError:
-        return None
+    found = scores(tags, metric)
+    return None if found is None else found.measured
 
 
 def check_for_gate(tags: Mapping[str, str], metric: str, where: str, remedy: str) -> Measured:
@@ -117,11 +158,17 @@ def check_for_gate(tags: Mapping[str, str], metric: str, where: str, remedy: str
 
 def elsewhere(tags: Mapping[str, str], metric: str) -> list[str]:
     """The places (`<dataset>-<fingerprint>/<split>`) in which a version has this metric of other data."""
-    ending = re.compile(rf"{re.escape(ELSEWHERE_TAG)}(.+?)/{re.escape(metric)}")
-    return sorted(match[1] for key in tags if (match := ending.fullmatch(key)))
+    return sorted(place for place, found in of_other_data(tags) if metric in found.values)
+
+
+def of_other_data(tags: Mapping[str, str]) -> Iterator[tuple[str, Scores]]:
+    """Scores on other data or another split, by place."""
+    for key in sorted(key for key in tags if key.startswith(ELSEWHERE_TAG)):
+        with contextlib.suppress(ValidationError):
+            yield key.removeprefix(ELSEWHERE_TAG).rpartition("/")[0], Scores.model_validate_json(tags[key])
 
 
 def as_fields(measured: Measured) -> dict[str, Any]:
-    """For `summary.json`."""
+    """As JSON has it."""
     found: dict[str, Any] = json.loads(measured.model_dump_json())
     return found

@@ -1,15 +1,14 @@
 """A model folder as a version of a registered model.
 
-A version is an MLflow model that is run from a code file (`registry.pyfunc_model`) over a model folder; it is kept with
-the run that made it. Its tags say where it comes from (spec, data fingerprint, git commit, MACs) and how good it is,
-with what that was measured on (`registry.measured`). Every function takes the tracking URI; none changes MLflow's
-global settings.
+A version is an MLflow model that is run from a code file (`registry.pyfunc_model`) over a model folder; its files are
+those of a logged model (`registry.logged`), so they outlive the run that made it. Its tags (`registry.tags`) say where
+it comes from, and how good it is with what that was measured on (`registry.measured`). Every function takes the
+tracking URI; none changes MLflow's global settings.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import tempfile
 from collections.abc import Mapping
@@ -20,16 +19,19 @@ from rwkvctl.base.errors import UserError
 from rwkvctl.base.lineage import code_version
 from rwkvctl.base.names import model_name_problem
 from rwkvctl.models import bundle
-from rwkvctl.registry import measured
+from rwkvctl.registry import logged, measured
 from rwkvctl.registry.card import describe
-from rwkvctl.registry.cases import CASES_TAG
 from rwkvctl.registry.measured import Measured
-from rwkvctl.registry.versions import ENCODER_TAG, FINGERPRINT_TAG, PATH_TAG, SPLIT_TAG, WEIGHTS_TAG, versions_of
+from rwkvctl.registry.tags import ENCODER, FINGERPRINT_TAG, LOGGED, PATH_TAG, SPLIT_TAG, WEIGHTS_TAG, fields, packed
+from rwkvctl.registry.versions import versions_of
 from rwkvctl.runs import journal
 from rwkvctl.runs.mlflow_client import connect, find_run
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
+BEST = "best_val/"
+"""How a training's metrics begin that are of the weights in its model folder."""
 
 
 def register(
@@ -61,16 +63,21 @@ def register(
     for made in versions_of(client, name):
         if made.run_id == run_id and made.tags.get(WEIGHTS_TAG) == info.weights_sha256:
             return int(made.version)
-    path = f"model-{info.weights_sha256[:12]}"
+    of_run = client.get_run(run_id)
     with tempfile.TemporaryDirectory() as folder:
         _save_pyfunc(Path(folder) / "model", bundle_folder, info)
-        client.log_artifacts(run_id, str(Path(folder) / "model"), path)
+        model = logged.logged(client, of_run, info, Path(folder) / "model")
+    best = [key for key in of_run.data.metrics if key.startswith(BEST)]
+    logged.scored(client, run_id, model.model_id, best, measured.data_of(info, "val"))
+    own = {PATH_TAG: f"artifacts/{Path(bundle_folder).name}", LOGGED: model.model_id}
     made = client.create_model_version(
         name,
-        source=f"{_artifact_root(client, run_id)}/{path}",
+        source=model.artifact_location,  # `models:/m-...` is looked up at MLflow's global address
         run_id=run_id,
-        tags=_version_tags(info, path, Path(bundle_folder).name, tags or {}, metrics or {}),
+        tags=_version_tags(info, own, tags or {}, metrics or {}),
+        model_id=model.model_id,
     )
+    logged.made_version(client, model.model_id, name, int(made.version))
     describe(client, client.get_model_version(name, str(made.version)))
     return int(made.version)
 
@@ -81,20 +88,27 @@ def record_scores(
     where: Measured,
     *,
     run_id: str | None = None,
+    has_cases: bool = True,
     tracking_uri: str,
 ) -> list[str]:
     """Note scores, and what they were measured on, on every version that has the weights of a model folder; with the
-    MLflow run that keeps the scores of every case. Returns the URIs of the versions."""
+    MLflow run that measured them, which keeps the scores of every case if it `has_cases`. Returns the URIs of the
+    versions."""
     info = bundle.read_info(bundle_folder)
     client = connect(tracking_uri)
     found = list(client.search_model_versions(f"tags.`{WEIGHTS_TAG}` = '{info.weights_sha256}'"))
-    tags = measured.tags(info, where, values)
-    if run_id is not None and measured.own(where, info):
-        tags[f"{CASES_TAG}{where.part}"] = run_id
+    tags = measured.tags(info, where, values, run_id if has_cases else None)
     for version in found:
         for key, value in tags.items():
             client.set_model_version_tag(version.name, str(version.version), key, value)
         describe(client, client.get_model_version(version.name, str(version.version)))
+    models = {fields(version.tags).get(LOGGED) for version in found} - {None}
+    if run_id is not None:
+        of_run = client.get_run(run_id)
+        names = sorted(values.keys() & of_run.data.metrics)
+        for model_id in sorted(map(str, models)):
+            logged.used(client, of_run, model_id)
+            logged.scored(client, run_id, model_id, names, where.data)
     return [f"models:/{version.name}/{version.version}" for version in found]
 
 
@@ -107,10 +121,6 @@ def _run_id(client: MlflowClient, run: str | os.PathLike[str]) -> str:
         return found
     _or_user_error(client.get_run, str(run), message=f"{run}: neither a run directory nor the id of an MLflow run")
     return str(run)
-
-
-def _artifact_root(client: MlflowClient, run_id: str) -> str:
-    return client.get_run(run_id).info.artifact_uri.rstrip("/")
 
 
 def _ensure_model(client: MlflowClient, name: str) -> None:
@@ -137,12 +147,11 @@ def _save_pyfunc(path: Path, bundle_folder: str | os.PathLike[str], info: bundle
 
 
 def _version_tags(
-    info: bundle.BundleInfo, path: str, folder: str, tags: Mapping[str, Any], metrics: Mapping[str, float]
+    info: bundle.BundleInfo, own: Mapping[str, Any], tags: Mapping[str, Any], metrics: Mapping[str, float]
 ) -> dict[str, str]:
-    own: dict[str, Any] = {
+    found: dict[str, Any] = {
         WEIGHTS_TAG: info.weights_sha256,
         FINGERPRINT_TAG: info.fingerprint,
-        PATH_TAG: f"{path}/artifacts/{folder}",
         SPLIT_TAG: measured.split_of(info),
         "dataset": info.dataset,
         "classes": info.classes,
@@ -151,13 +160,8 @@ def _version_tags(
         "image_size": info.image_size,
     }
     if "encoder" in info.extra:
-        own[ENCODER_TAG] = info.extra["encoder"]
-    scores = measured.training_tags(info, metrics, code_version())
-    return {key: _text(value) for key, value in {**own, **tags, **scores}.items()}
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
+        found[ENCODER] = info.extra["encoder"]
+    return packed({**found, **own, **tags}) | measured.training_tags(info, metrics, code_version())
 
 
 def _or_user_error(call: Any, *args: Any, message: str) -> Any:

@@ -65,9 +65,14 @@ def note_scores(run_dir: Path, tracking_uri: str) -> list[str]:
     summary: dict[str, Any] = json.loads((run_dir / SUMMARY).read_text())
     where = Measured.model_validate(summary["measured"])
     values = metrics.tracked(summary, where.part)
-    kept = (run_dir / "artifacts" / where.part / TABLE).exists()  # a classification has no cases
-    run_id = run_folder.mlflow_run_id(run_dir) if kept else None
-    return record_scores(run_dir / "model", values, where, run_id=run_id, tracking_uri=tracking_uri)
+    return record_scores(
+        run_dir / "model",
+        values,
+        where,
+        run_id=run_folder.mlflow_run_id(run_dir),
+        has_cases=(run_dir / "artifacts" / where.part / TABLE).exists(),  # a classification has none
+        tracking_uri=tracking_uri,
+    )
 
 
 def release_later(run_dir: Path, tracking_uri: str) -> str | None:

@@ -14,6 +14,7 @@ from rwkvctl.base.errors import JobFailedError, UserError
 from rwkvctl.config.specs.rules import Most, NotWorse, PromotionRules
 from rwkvctl.registry import cases, gates
 from rwkvctl.registry.download import downloaded
+from rwkvctl.registry.tags import fields
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -94,9 +95,9 @@ def costs(most: Most, candidate: ModelVersion, folder: Callable[[], Path]) -> It
     """Parameters and MACs as the training noted them; size and latency of the model itself."""
     for name, tag, bound in (("parameters", "parameters", most.parameters), ("macs", "macs_paper", most.macs)):
         if bound is not None:
-            value = candidate.tags.get(tag, "")
+            value = fields(candidate.tags).get(tag, "")
             known = value.isdigit()
-            line = f"{name} {int(value):,}" if known else f"{name}: not known of this version (it has no tag {tag})"
+            line = f"{name} {int(value):,}" if known else f"{name}: not known of this version"
             yield bounded(line, float(value) if known else float("inf"), bound, f"{bound:,.0f}")
     if most.megabytes is not None:
         from rwkvctl.models.bundle import WEIGHTS_NAME

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from rwkvctl.base.errors import UserError
 from rwkvctl.base.suggestions import did_you_mean
-from rwkvctl.registry.measured import METRIC_TAG
+from rwkvctl.registry.measured import ELSEWHERE_TAG, SCORES_TAG, metrics_of
+from rwkvctl.registry.tags import PATH_TAG, fields
 from rwkvctl.runs.mlflow_client import connect
 
 if TYPE_CHECKING:
@@ -21,12 +22,6 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
     from mlflow.entities.model_registry import ModelVersion
 
-WEIGHTS_TAG = "weights_sha256"
-FINGERPRINT_TAG = "fingerprint"
-PATH_TAG = "rwkvctl.bundle"  # Where the model folder lies among the run's artifacts.
-SPLIT_TAG = "split"
-ENCODER_TAG = "encoder"
-"""What the encoder's weights began with: `reference` and `sha256`."""
 LOCK = "rwkvctl.lock."
 """How the names of registered models begin that are locks, and no models (see `aliases`)."""
 
@@ -42,6 +37,7 @@ class Version:
     created: int
     """ms since 1970."""
     tags: dict[str, str]
+    """And what is in its details."""
     metrics: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     """What is odd about it, a line each."""
@@ -79,7 +75,7 @@ def show(name: str, tracking_uri: str) -> list[Version]:
 def all_versions(tracking_uri: str) -> list[Version]:
     """Every version of every registered model that has the spec of its training in its tags."""
     client = connect(tracking_uri)
-    return [_version(version, {}) for version in _search(client, None) if "spec" in version.tags]
+    return [_version(version, {}) for version in _search(client, None) if "spec" in fields(version.tags)]
 
 
 def versions_of(client: MlflowClient, name: str) -> list[ModelVersion]:
@@ -110,23 +106,10 @@ def _version(found: ModelVersion, aliases: Mapping[str, int]) -> Version:
         run_id=found.run_id or "",
         aliases=sorted(alias for alias, target in aliases.items() if target == number),
         created=found.creation_timestamp,
-        tags={key: value for key, value in found.tags.items() if not key.startswith(METRIC_TAG)},
+        tags={k: v for k, v in fields(found.tags).items() if not k.startswith((SCORES_TAG, ELSEWHERE_TAG))},
         metrics=metrics,
         notes=notes,
     )
-
-
-def metrics_of(tags: Mapping[str, str]) -> tuple[dict[str, float], list[str]]:
-    """The metrics among a version's tags, and a line for each that is no number."""
-    metrics: dict[str, float] = {}
-    notes: list[str] = []
-    for key, value in tags.items():
-        if key.startswith(METRIC_TAG):
-            try:
-                metrics[key.removeprefix(METRIC_TAG)] = float(value)
-            except ValueError:
-                notes.append(f"tag {key} is {value[:40]!r}, not a number: ignored; rwkvctl evaluate writes it again")
-    return metrics, notes
 
 
 def model_names(client: MlflowClient) -> list[str]:

@@ -8,6 +8,7 @@ training nothing. Lines look like this; `t` is the time in ms, which makes sendi
     {"t": 2, "kind": "params", "values": {"lr": 0.001}}
     {"t": 3, "kind": "tags", "values": {"git": "1f3c..."}}
     {"t": 4, "kind": "metrics", "step": 10, "values": {"train/loss": 0.7}}
+    {"t": 5, "kind": "data", "dataset": "clinicdb", "split": "official", "part": "train", "samples": 490, ...}
     {"t": 5, "kind": "artifact", "path": "overlays/0.png", "artifact_path": "overlays"}
     {"t": 6, "kind": "event", "event": "end", "status": "FINISHED"}
 """
@@ -29,6 +30,7 @@ from typing import Any
 from rwkvctl.base.errors import UserError
 from rwkvctl.base.object_store import StoreError
 from rwkvctl.runs import mirror
+from rwkvctl.runs.data_inputs import DataInput
 from rwkvctl.runs.lease import RunLease
 from rwkvctl.runs.objects import Taken
 from rwkvctl.runs.stored_journal import StoredJournal
@@ -64,6 +66,7 @@ class Journal:
         self._steps: dict[str, set[int]] = {}
         self._params: dict[str, Any] = {}
         self._tags: dict[str, str] = {}
+        self._data: set[str] = set()
         self.run_dir.mkdir(parents=True, exist_ok=True)
         cut_torn_line(self.path)
         in_store = mirror.of(self.run_dir)
@@ -121,6 +124,12 @@ class Journal:
         named = full.relative_to(self.run_dir) if inside else full
         self._write("artifact", path=named.as_posix(), artifact_path=artifact_path)
 
+    def data(self, data: DataInput) -> None:
+        """Name data that the run reads, once for each part."""
+        if data.name not in self._data:
+            self._data.add(data.name)
+            self._write("data", **data.as_fields())
+
     def event(self, event: str, **fields: Any) -> None:
         """Note what happened: `start`, `epoch`, `checkpoint`, `message`, ... and `end`, whose `status` is the run's
         (`FINISHED`, `FAILED` or `KILLED`). A `start` after an `end` sets the run going again.
@@ -177,6 +186,8 @@ class Journal:
                 self._params |= entry["values"]
             elif entry["kind"] == "tags":
                 self._tags |= entry["values"]
+            elif entry["kind"] == "data":
+                self._data.add(data_of(entry).name)
         return run_uid(self.path) if entries else ""
 
     def _remember_metrics(self, values: Mapping[str, float], step: int) -> None:
@@ -198,6 +209,11 @@ def read(path: str | os.PathLike[str], offset: int = 0, limit: int | None = None
             entries.append(_decode(line, path, offset))
             offset += len(line)
     return entries, offset
+
+
+def data_of(entry: Mapping[str, Any]) -> DataInput:
+    """The data that an entry names."""
+    return DataInput(**{key: value for key, value in entry.items() if key not in ("t", "kind")})
 
 
 def run_uid(path: str | os.PathLike[str]) -> str:

@@ -23,6 +23,7 @@ from rwkvctl.base.errors import JobFailedError, UserError
 from rwkvctl.base.files import write_json
 from rwkvctl.base.uris import mask
 from rwkvctl.runs import journal
+from rwkvctl.runs.data_inputs import DataInput
 from rwkvctl.runs.mlflow_client import RUN_TAG, connect, experiment_id, find_run, is_silent, when_free
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class _Pending:
     metrics: list[tuple[str, float, int, int]] = field(default_factory=list)  # key, value, time in ms, step
     params: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
+    data: list[DataInput] = field(default_factory=list)
     artifacts: dict[tuple[str, str], None] = field(default_factory=dict)  # (path, artifact_path), in order
     status: str = ""
     ended: int = 0
@@ -297,6 +299,8 @@ class Syncer:
             when_free(client.log_batch, run_id, params=params[start : start + 100])
         for start in range(0, len(metrics), 1000):
             when_free(client.log_batch, run_id, metrics=metrics[start : start + 1000])
+        if pending.data:
+            when_free(client.log_inputs, run_id, [data.as_input() for data in pending.data])
         for path, artifact_path in pending.artifacts:
             self._upload(path, artifact_path)
         self._set_status(pending)
@@ -392,6 +396,8 @@ def _sort(entries: list[dict[str, Any]]) -> _Pending:
             pending.params |= {_key(k): str(v) for k, v in entry["values"].items()}
         elif kind == "tags":
             pending.tags |= {_key(k): v for k, v in entry["values"].items()}
+        elif kind == "data":
+            pending.data.append(journal.data_of(entry))
         elif kind == "artifact":
             pending.artifacts[entry["path"], entry["artifact_path"]] = None
         elif kind == "event" and entry["event"] == "start":

@@ -16,10 +16,11 @@ from mlflow.exceptions import MlflowException
 
 from rwkvctl.base.errors import UserError
 from rwkvctl.models import bundle, inference
+from rwkvctl.registry import measured
 from rwkvctl.registry.download import downloaded
 from rwkvctl.registry.measured import Measured
 from rwkvctl.registry.promote import promote
-from rwkvctl.registry.register import register
+from rwkvctl.registry.register import record_scores, register
 from rwkvctl.registry.versions import Model, all_versions, list_models, show
 from rwkvctl.runs.journal import Journal
 
@@ -41,6 +42,41 @@ def test_version_says_where_it_comes_from(tracking_uri: str, tmp_path: Path) -> 
     assert version.tags["fingerprint"] == "f00d" * 16
     assert json.loads(version.tags["model"])["name"] == "rwkv_unet_t"
     assert list_models(tracking_uri) == [Model("rwkv_unet_phantom", 1, 1, {})]
+
+
+def test_mlflow_has_the_model_with_its_scores_by_data_set(tracking_uri: str, tmp_path: Path) -> None:
+    """The version's page shows all of its tags; the model is linked with its run, its data and its evaluation."""
+    run = synced_run(tmp_path / "run", tracking_uri, **{"best_val/dsc_strict/mean": 0.75, "train/loss": 0.1})
+    folder = model_folder(tmp_path / "model")
+    tags = {"git_commit": "1f3c", "spec": {"lr": 1e-3}, "macs_paper": 123, "parameters": 7, "run": "mine"}
+    values = {f"val/dsc_strict/{name}": 0.5 for name in ("mean", "polyp", *map(str, range(30)))}
+    assert register(run, folder, "net", tags, metrics=values, tracking_uri=tracking_uri) == 1
+    evaluation = synced_run(tmp_path / "evaluation", tracking_uri, **{DSC: 0.8})
+    [run_id, evaluation_id] = [json.loads((each / "mlflow.json").read_text())["run_id"] for each in (run, evaluation)]
+    for _ in range(2):  # cut short and done again
+        record_scores(
+            folder,
+            {DSC: 0.8},
+            Measured(**OWN),
+            run_id=evaluation_id,
+            tracking_uri=tracking_uri,  # type: ignore[arg-type]
+        )
+    client = MlflowClient(tracking_uri, registry_uri=tracking_uri)
+    version = client.get_model_version("net", "1")
+    assert len(version.tags) <= 10
+    assert set(version.tags) >= {"scores.val", "scores.test", "weights_sha256"}
+    [model] = client.search_logged_models([client.get_run(run_id).info.experiment_id])
+    assert (model.source_run_id, str(model.status), model.name) == (run_id, "READY", "rwkv_unet_t")
+    assert json.loads(model.tags["mlflow.modelVersions"]) == [{"name": "net", "version": "1"}]
+    assert model.params["model.num_classes"] == "2"
+    place = ("phantom/random-41", "f00d" * 3)
+    assert {(m.key, m.value, m.run_id, m.dataset_name, m.dataset_digest) for m in model.metrics} == {
+        ("best_val/dsc_strict/mean", 0.75, run_id, f"{place[0]}/val", place[1]),
+        (DSC, 0.8, evaluation_id, f"{place[0]}/test", place[1]),
+    }
+    assert [each.model_id for each in client.get_run(run_id).outputs.model_outputs] == [model.model_id]
+    assert [each.model_id for each in client.get_run(evaluation_id).inputs.model_inputs] == [model.model_id]
+    assert len(client.get_metric_history(evaluation_id, DSC)) == 1
 
 
 def test_resumed_job_registers_nothing_new(tracking_uri: str, tmp_path: Path) -> None:
@@ -175,9 +211,10 @@ def test_scores_of_other_data_or_another_split_open_no_gate(
     assert version.metrics == {DSC: 0.61}
     found = Measured(**(OWN | where))  # type: ignore[arg-type]
     place = f"{found.dataset}-{found.fingerprint[:8]}/{found.split}"
-    assert version.tags[f"elsewhere.{place}/{DSC}"] == "0.97"
-    note = json.loads(version.tags[f"measured.{place}/test"])
-    assert (note["cases"], note["split"]) == (12, where.get("split", "random-41"))
+    client = MlflowClient(two_versions, registry_uri=two_versions)
+    [(elsewhere, other)] = measured.of_other_data(client.get_model_version("net", "1").tags)
+    assert (elsewhere, other.values) == (place, {DSC: 0.97})
+    assert (other.measured.cases, other.measured.split) == (12, where.get("split", "random-41"))
     with pytest.raises(UserError, match=r"dsc_strict = 0\.61 is not >= 0\.9"):
         promote("net", 1, "champion", gates=["dsc_strict>=0.9"], tracking_uri=two_versions)
     with pytest.raises(UserError, match="has no metric"):
@@ -205,18 +242,16 @@ def test_cases_that_were_trained_on_open_no_gate(
         promote("net", 1, "champion", gates=["dsc_strict>=0.1"], tracking_uri=two_versions)
 
 
-def test_a_metric_without_a_note_or_that_is_no_number_opens_no_gate(two_versions: str, registry_of_two: Path) -> None:
+@pytest.mark.parametrize("edited", ["0.99", json.dumps({"values": {DSC: 0.99}}), '{"values": {"x": "good"}}'])
+def test_scores_that_were_edited_to_what_cannot_be_read_open_no_gate(
+    two_versions: str, registry_of_two: Path, edited: str
+) -> None:
     client = MlflowClient(two_versions, registry_uri=two_versions)
-    client.set_model_version_tag("net", "1", f"metric.{DSC}", "0.99")  # by hand
-    with pytest.raises(
-        UserError, match=r"it is not recorded what .* was measured on, so no gate can use it; run: rwkvctl eval"
-    ):
-        promote("net", 1, "champion", gates=["dsc_strict>=0.1"], tracking_uri=two_versions)
-    client.set_model_version_tag("net", "1", f"metric.{DSC}", "good")
+    client.set_model_version_tag("net", "1", "scores.test", edited)  # by hand
     newest, oldest = show("net", two_versions)
     assert (newest.notes, oldest.metrics) == ([], {})
-    assert oldest.notes == [f"tag metric.{DSC} is 'good', not a number: ignored; rwkvctl evaluate writes it again"]
-    with pytest.raises(UserError, match=r"net version 1: tag metric\.test/dsc_strict/mean is 'good', not a number"):
+    assert oldest.notes == [f"tag scores.test is {edited[:40]!r}, no scores: ignored; rwkvctl evaluate writes it again"]
+    with pytest.raises(UserError, match=r"net version 1: tag scores\.test is .*, no scores: ignored; rwkvctl eval"):
         promote("net", 1, "champion", gates=["dsc_strict>=0.1"], tracking_uri=two_versions)
     scored(two_versions, registry_of_two / "model1", 0.7)
     assert promote("net", 1, "champion", gates=["dsc_strict>=0.1"], tracking_uri=two_versions)
@@ -270,24 +305,28 @@ def test_another_programs_mlflow_model_says_what_it_is(two_versions: str, tmp_pa
         downloaded("models:/forest/1", two_versions)
 
 
-def test_a_version_whose_run_is_gone_is_one_line(tracking_uri: str, tmp_path: Path) -> None:
+def test_a_version_outlives_its_run_but_not_its_logged_model(tracking_uri: str, tmp_path: Path) -> None:
     run = synced_run(tmp_path / "run", tracking_uri, **{DSC: 0.7})
     register(run, model_folder(tmp_path / "model"), "net", tracking_uri=tracking_uri)
     client = MlflowClient(tracking_uri, registry_uri=tracking_uri)
-    run_id = client.get_model_version("net", "1").run_id
+    version = client.get_model_version("net", "1")
+    run_id = version.run_id
     artifacts = Path(client.get_run(run_id).info.artifact_uri.removeprefix("file://"))
     client.delete_run(run_id)
     client._tracking_client.store._hard_delete_run(run_id)  # as `mlflow gc` does, with the files
-    shutil.rmtree(artifacts)
-    [version] = show("net", tracking_uri)
-    assert version.run_id == run_id
+    shutil.rmtree(artifacts, ignore_errors=True)
+    [shown] = show("net", tracking_uri)
+    assert shown.run_id == run_id
+    assert bundle.load(downloaded("models:/net/1", tracking_uri))[1].dataset == "phantom"
+    with pytest.raises(UserError, match="net version 1 has no metric 'dsc_strict'"):
+        promote("net", 1, "champion", gates=["dsc_strict>=0.1"], tracking_uri=tracking_uri)
+    shutil.rmtree(version.source.removeprefix("file://"))
+    shutil.rmtree(tmp_path / "home" / "cache")
     with pytest.raises(
         UserError, match=rf"models:/net/1: cannot download the files of this version \(.*run {run_id}"
     ) as it:
         downloaded("models:/net/1", tracking_uri)
     assert len(str(it.value)) < 300
-    with pytest.raises(UserError, match="net version 1 has no metric 'dsc_strict'"):
-        promote("net", 1, "champion", gates=["dsc_strict>=0.1"], tracking_uri=tracking_uri)
 
 
 def test_unknown_version_is_not_promoted(two_versions: str) -> None:
