@@ -10,20 +10,18 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import rwkvctl
 from rwkv_jobs.launch import torchrun_rank
 from rwkv_jobs.progress import Progress
 from rwkv_jobs.stopping import watched
 from rwkvctl.base.errors import UserError
 from rwkvctl.base.exit_codes import STOPPED
 from rwkvctl.base.files import write_json
-from rwkvctl.base.lineage import git_commit
 from rwkvctl.config.specs.changes import flatten
 from rwkvctl.config.specs.jobs import JobSpec, PredictSpec, TuneSpec
 from rwkvctl.config.specs.parts import RESOLVED_AT_START
 from rwkvctl.launch import preflight
 from rwkvctl.runs import folder as run_folder
-from rwkvctl.runs import job_record, mirror, stop
+from rwkvctl.runs import job_record, mirror, provenance, stop
 from rwkvctl.runs.journal import Journal, say
 from rwkvctl.runs.lease import LeaseLost, RunLease
 from rwkvctl.runs.reconcile import reconciled
@@ -88,8 +86,7 @@ def start(journal: Journal, spec: JobSpec, run_dir: Path) -> None:
     journal.event("message", text=f"run {run_dir.name} in {mirror.address(run_dir)}")
     open_yet = {key for key, value in fields.items() if value is None or (key, value) in UNRESOLVED}
     journal.params({key: value for key, value in fields.items() if key not in open_yet})
-    source = {"mlflow.source.name": f"rwkvctl {spec.job}", "mlflow.source.git.commit": git_commit()}
-    journal.tags({"rwkvctl.version": rwkvctl.__version__, **source})
+    provenance.record(journal, run_dir, spec.job)
     journal.artifact(run_dir / run_folder.SPEC)
 
 

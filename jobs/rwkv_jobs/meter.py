@@ -63,8 +63,7 @@ class Meter:
             "train/seconds_per_step": elapsed / (self.steps + 1),
             "train/data_wait": self.waited / elapsed,
             "train/peak_memory_bytes": peak_memory(self.me.device),
-            "system/cpu_utilization_percentage": psutil.cpu_percent(),
-            "system/system_memory_usage_percentage": psutil.virtual_memory().percent,
+            **of_machine(),
         }
         if self.flops_at_peak:
             values["train/mfu"] = self.flops_at_peak * images / elapsed
@@ -89,9 +88,26 @@ def peak_memory(device: torch.device) -> float:
     return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
 
 
+def of_machine() -> dict[str, float]:
+    """What MLflow's monitors of a machine would say of rank 0's, under their names; the network's since it booted."""
+    memory, network = psutil.virtual_memory(), psutil.net_io_counters()
+    return {
+        "system/cpu_utilization_percentage": psutil.cpu_percent(),
+        "system/system_memory_usage_percentage": memory.percent,
+        "system/system_memory_usage_megabytes": memory.used / 1e6,
+        "system/network_receive_megabytes": network.bytes_recv / 1e6,
+        "system/network_transmit_megabytes": network.bytes_sent / 1e6,
+    }
+
+
 def of_gpu(device: torch.device) -> dict[str, float]:
     """How busy the GPU is, where NVIDIA's library is installed."""
+    free, total = torch.cuda.mem_get_info(device)
+    used = {"system/gpu_memory_usage_megabytes": (total - free) / 1e6}
     try:
-        return {"system/gpu_utilization_percentage": float(torch.cuda.utilization(device))}
+        return used | {
+            "system/gpu_utilization_percentage": float(torch.cuda.utilization(device)),
+            "system/gpu_power_usage_watts": torch.cuda.power_draw(device) / 1000,
+        }
     except (ModuleNotFoundError, RuntimeError):
-        return {}
+        return used

@@ -16,6 +16,8 @@ SOURCES = {".py", ".yaml", ".h", ".cpp", ".cu"}
 """Endings of the files that decide what a job does; compiled ones differ between machines that run the same code."""
 
 COMMIT_VARIABLE = "RWKVCTL_COMMIT"
+COMMAND_VARIABLE = "RWKVCTL_COMMAND"
+"""The command line that a job was started by."""
 
 _identities: dict[tuple[tuple[str, int, int, int], ...], str] = {}
 
@@ -72,6 +74,11 @@ def git_commit() -> str:
 def git_dirty() -> bool:
     """Whether the sources of a git checkout differ from its commit."""
     return bool(git("status", "--porcelain", "--untracked-files=no"))
+
+
+def in_checkout() -> bool:
+    """Whether this code runs from a git checkout."""
+    return bool(git("rev-parse", "HEAD"))
 
 
 def git(*arguments: str) -> str:

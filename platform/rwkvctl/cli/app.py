@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import sys
 
 import typer
 
 from rwkvctl.base.errors import JobFailedError, UserError, explain
 from rwkvctl.base.exit_codes import FAILED, INTERRUPTED
+from rwkvctl.base.lineage import COMMAND_VARIABLE
 from rwkvctl.base.processes import isolate_children
 from rwkvctl.base.uris import mask
 from rwkvctl.cli import chaos, checkpoint, config, data, demo, doctor, jobs, model, recipe, run, runs, study
@@ -39,9 +42,15 @@ app.command()(chaos.chaos)
 app.command()(demo.demo)
 
 
+def remember_command() -> None:
+    """Let the jobs that this process starts know the command line, without secrets."""
+    os.environ[COMMAND_VARIABLE] = shlex.join(["rwkvctl", *(mask(word) for word in sys.argv[1:])])
+
+
 def main() -> None:
     """Run the command line; `rwkvctl.base.exit_codes` says what it ends with."""
     isolate_children()
+    remember_command()
     try:
         app()
     except UserError as error:

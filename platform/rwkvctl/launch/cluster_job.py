@@ -21,7 +21,7 @@ from rwkvctl.config.specs.jobs import JobSpec
 from rwkvctl.launch import ship
 from rwkvctl.launch.job_server import JobInfo, JobServer, Unreachable
 from rwkvctl.launch.token import send_token_if_there_is_one
-from rwkvctl.runs import job_record
+from rwkvctl.runs import job_record, mirror, provenance
 from rwkvctl.runs.folder import command, resume_command
 
 LOST_AFTER = 600.0
@@ -48,6 +48,8 @@ def submit(spec: JobSpec, run_dir: Path, address: str, *, detached: bool) -> str
         logging.getLogger(name).setLevel(logging.WARNING)
     submission_id = f"{run_dir.name}-{secrets.token_hex(3)}"
     environment = ship.runtime_env(spec, submission_id)
+    provenance.note_diff(run_dir)
+    mirror.send(run_dir, provenance.DIFF)
     job_record.submitted(run_dir, address=address, submission_id=submission_id, detached=detached)
     try:
         JobSubmissionClient(address).submit_job(

@@ -47,6 +47,7 @@ def runtime_env(spec: JobSpec, submission_id: str) -> dict[str, object]:
         job_record.SPEC_VARIABLE: base64.b64encode(dump(spec).encode()).decode(),
         job_record.SUBMISSION: submission_id,
         lineage.COMMIT_VARIABLE: lineage.git_commit(),
+        lineage.COMMAND_VARIABLE: os.environ.get(lineage.COMMAND_VARIABLE, ""),
         "PYTHONSAFEPATH": "1",
         "RWKVCTL_STORAGE": spec.storage or "",  # so that runs have the same names there
         "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS),

@@ -5,11 +5,12 @@ From the runs' folders alone: no server is asked, so that a thousand runs take s
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,31 +57,51 @@ class Facts:
     run: str
     spec: dict[str, Any]
     """Flat: path -> value."""
-    metrics: dict[str, Series]
-    state: str = ""
+    journal: bytes
+    series: dict[str, Series | None] = field(default_factory=dict)
+    """The metrics that were asked for."""
+
+    def metric(self, name: str) -> Series | None:
+        """A metric, or None: only lines that have it are parsed, a tenth of most journals."""
+        if name not in self.series:
+            points = [(entry["step"], value) for entry in self.entries(f"{json.dumps(name, ensure_ascii=False)}: ")
+                      if (value := number(entry["values"].get(name))) is not None]  # fmt: skip
+            self.series[name] = Series(points) if points else None
+        return self.series[name]
+
+    def names(self) -> set[str]:
+        """Of all its metrics."""
+        return {name for entry in self.entries("") for name in entry["values"]}
+
+    def entries(self, text: str) -> Iterator[dict[str, Any]]:
+        """The journal's lines of metrics with a text in them; one that is being written, or torn, is none."""
+        if (sought := text.encode()) not in self.journal:
+            return
+        for line in self.journal.splitlines():
+            if sought in line and b'"kind": "metrics"' in line:
+                with contextlib.suppress(ValueError):
+                    entry = json.loads(line)
+                    if isinstance(entry.get("values"), dict) and isinstance(entry.get("step"), int):
+                        yield entry
+
+
+def number(value: Any) -> float | None:
+    """A metric's value as the journal has it: NaN and infinities are text."""
+    try:
+        return None if value is None else float(value)
+    except (ValueError, TypeError):
+        return None
 
 
 def read(folder: Path) -> Facts:
-    """UserError for a folder whose spec or journal cannot be read."""
+    """UserError for a folder whose spec cannot be read."""
     try:
         fields = yaml.load((folder / run_folder.SPEC).read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
         spec = flatten(fields)
     except (OSError, yaml.YAMLError, AttributeError) as error:
         raise UserError(f"{folder / run_folder.SPEC}: cannot be read ({' '.join(str(error).split())[:80]})") from None
-    metrics: dict[str, Series] = {}
-    state = ""
     path = folder / run_folder.JOURNAL
-    for line in path.read_bytes().splitlines() if path.exists() else ():
-        if b'"kind": "metrics"' in line:
-            try:
-                entry = json.loads(line)
-                for key, value in entry["values"].items():
-                    metrics.setdefault(key, Series()).points.append((entry["step"], float(value)))
-            except (ValueError, KeyError, TypeError):  # a line that is being written, or torn
-                continue
-        elif b'"event": "end"' in line:
-            state = str(json.loads(line).get("status", ""))
-    return Facts(folder.name, spec, metrics, state)
+    return Facts(folder.name, spec, path.read_bytes() if path.exists() else b"")
 
 
 def read_all(folders: Iterable[Path]) -> list[Facts]:
@@ -96,16 +117,23 @@ def expand(folder: Path) -> list[Path]:
 def chosen(facts: Sequence[Facts], metrics: Sequence[str]) -> list[str]:
     """The metrics that are asked for, `dsc_strict` standing for its mean on the test or the validation part; by default
     one of `PREFERRED`. UserError with near matches for one that no run has."""
-    known = sorted({name for each in facts for name in each.metrics})
+
+    def has(name: str) -> bool:
+        return any(each.metric(name) is not None for each in facts)
+
+    def known() -> list[str]:
+        return sorted(set().union(*(each.names() for each in facts)))
+
     wanted = []
     for name in metrics:
         meant = [name, *(f"{part}/{name}/mean" for part in ("test", "best_val", "val"))]
-        if not set(meant) & set(known):
-            raise UserError(f"--metric {name}: none of the runs has it; {did_you_mean(name, known)}")
-        wanted.append(next(each for each in meant if each in known))
+        if (found := next(filter(has, meant), None)) is None:
+            raise UserError(f"--metric {name}: none of the runs has it; {did_you_mean(name, known())}")
+        wanted.append(found)
     if wanted:
         return wanted
-    return [next(name for name in PREFERRED if name in known)] if set(PREFERRED) & set(known) else known[:1]
+    preferred = next(filter(has, PREFERRED), None)
+    return [preferred] if preferred else known()[:1]
 
 
 def differing(facts: Sequence[Facts]) -> list[str]:
@@ -141,7 +169,7 @@ def rows(facts: Sequence[Facts], metrics: Sequence[str], step: int | None = None
         Row(
             each.run,
             {path: text(each.spec.get(path)) for path in fields},
-            {name: values(each.metrics.get(name), name, step) for name in metrics},
+            {name: values(each.metric(name), name, step) for name in metrics},
         )
         for each in facts
     ]
@@ -176,7 +204,7 @@ def spread(facts: Sequence[Facts], metrics: Sequence[str], step: int | None = No
             continue
         row = Row(f"{len(members)} runs", dict(zip(fields, key, strict=True)), {})
         for name in metrics:
-            best = [values(each.metrics.get(name), name, step)["best"] for each in members]
+            best = [values(each.metric(name), name, step)["best"] for each in members]
             known = [value for value in best if value is not None]
             row.values[name] = {
                 "best": statistics.fmean(known) if known else None,
@@ -192,7 +220,7 @@ def draw(facts: Sequence[Facts], metrics: Sequence[str], out: Path) -> None:
     with figures.written(out, width=7, height=3.2 * len(metrics)) as figure:
         for axis, name in zip(figure.subplots(len(metrics), squeeze=False)[:, 0], metrics, strict=True):
             for each in facts:
-                points = each.metrics.get(name, Series()).points
+                points = (each.metric(name) or Series()).points
                 steps, heights = [step for step, _ in points], [value for _, value in points]
                 axis.plot(steps, heights, label=each.run, linewidth=1, marker="o" if len(points) == 1 else None)
             axis.set(xlabel="step", ylabel=name)

@@ -36,7 +36,16 @@ from rwkvctl.runs.objects import Taken
 from rwkvctl.runs.stored_journal import StoredJournal
 
 JOURNAL_NAME = "journal.jsonl"
-MEASURED = ("images_per_second", "seconds_per_step", "data_wait", "peak_memory_bytes", "percentage", "mfu")
+MEASURED = (
+    "images_per_second",
+    "seconds_per_step",
+    "data_wait",
+    "peak_memory_bytes",
+    "percentage",
+    "megabytes",
+    "watts",
+    "mfu",
+)
 """How the names of metrics end that are the machine's, and differ from one time to the next."""
 
 

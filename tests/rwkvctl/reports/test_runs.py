@@ -127,7 +127,7 @@ def test_values_that_are_not_finite_and_torn_lines_do_no_harm(storage: Path):
     folder = run(storage, "odd", 1e-4, 0, [0.5, math.nan])
     with (folder / "journal.jsonl").open("ab") as file:
         file.write(b'{"t": 1, "kind": "metrics", "st')
-    series = reports.read(folder).metrics[DSC]
+    series = reports.read(folder).metric(DSC)
     assert series.best(smaller=False) == (10, 0.5)
     assert math.isnan(series.last()[1])
 
