@@ -23,6 +23,7 @@ from rwkvctl.launch import preflight
 from rwkvctl.runs import folder as run_folder
 from rwkvctl.runs import job_record, mirror, provenance, stop
 from rwkvctl.runs.journal import Journal, say
+from rwkvctl.runs.journal_mirrors import JournalMirrors
 from rwkvctl.runs.lease import LeaseLost, RunLease
 from rwkvctl.runs.reconcile import reconciled
 from rwkvctl.runs.sync import Syncer
@@ -31,7 +32,7 @@ from rwkvctl.runs.uploader import followed
 ORPHANS_END_WITHIN = 40.0
 """Seconds after which a worker of another machine that was cut off has lost its lease."""
 FIRST_SENT_AFTER = 10.0
-"""Seconds until the first turn of sending to MLflow, whose import must not hold up the workers' start."""
+"""Seconds until the journal is first sent to MLflow and its mirrors, whose imports must not hold up the workers."""
 UNRESOLVED = [(f"train.{field}", "auto") for field in RESOLVED_AT_START]
 WORKER_FUNCTIONS = {"pretrain": "train", "finetune": "train", "evaluate": "score"}
 """What torchrun's other ranks run of a job."""
@@ -71,6 +72,7 @@ def check(job: ModuleType, spec: JobSpec, run_dir: Path) -> None:
     unless nobody is there to read why."""
     try:
         preflight.check(spec)
+        preflight.check_mirrors(spec)
         job.check(spec, run_dir)
     except UserError:
         told = not job_record.read(run_dir).get("detached")
@@ -92,10 +94,12 @@ def start(journal: Journal, spec: JobSpec, run_dir: Path) -> None:
 
 @contextmanager
 def tracked(spec: JobSpec, run_dir: Path) -> Iterator[Syncer]:
-    """Send the journal to MLflow while the block runs, and how it ended."""
+    """Send the journal to MLflow and to its mirrors while the block runs, and how it ended."""
     syncer = Syncer(run_dir, spec.tracking.uri or "", spec.tracking.experiment, parent=spec.tracking.parent)
     sweep = isinstance(spec, TuneSpec)
+    mirrors = JournalMirrors(run_dir, spec.tracking.mirrors or ())
     syncer.start(delay=0.0 if sweep else FIRST_SENT_AFTER)
+    mirrors.start(delay=FIRST_SENT_AFTER)
     if sweep:  # its trials look for its MLflow run
         syncer.settle(5.0 if (spec.tracking.uri or "").startswith("http") else 120.0)
     status: str | None = "FAILED"
@@ -116,6 +120,7 @@ def tracked(spec: JobSpec, run_dir: Path) -> Iterator[Syncer]:
     finally:
         if status is not None:
             end(run_dir, status, reason, spec)
+        mirrors.close()
         syncer.close()
 
 

@@ -57,7 +57,7 @@ class Loop:
         if error is not None and not isinstance(error, head.HeadLost):
             self.save()
         for view in self.running:
-            self.tracking.submit(view.syncer.close)
+            self.tracking.submit(view.close_tracking)
         self.tracking.shutdown(wait=True)
 
     def run(self) -> None:
@@ -123,7 +123,7 @@ class Loop:
         if told is None and not view.pruned:
             return view
         list(view.validations())
-        view.syncer.start()
+        view.track()
         self.left -= 1
         self.tell(view, told or Outcome("stopped"))
         return None
@@ -143,7 +143,7 @@ class Loop:
         fields = view.spec.model_dump(mode="json", by_alias=True)
         view.call = self.pool.start(view.runner, fields, view.folder, timed=timed)
         if view.deaths == 0:
-            view.syncer.start()
+            view.track()
 
     # Following -------------------------------------------------------------------------------------------------
 
@@ -230,7 +230,7 @@ class Loop:
             scores = {name: value for name, value in found.figures.items() if name != "run"}
             notes |= {"figures": scores, "macs_paper": scores["macs_paper"], "parameters": scores["parameters"]}
         self.study.note(view.trial, **notes)
-        self.tracking.submit(view.syncer.close)
+        self.tracking.submit(view.close_tracking)
 
     def compared(self, trial: Trial, values: list[float]) -> str:
         """` (best so far)`, or which is, for one objective."""

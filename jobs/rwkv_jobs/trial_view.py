@@ -18,6 +18,7 @@ from rwkvctl.config.specs.sweep import trial_spec
 from rwkvctl.models.sizes import sizes_of
 from rwkvctl.runs import folder as run_folder
 from rwkvctl.runs import journal
+from rwkvctl.runs.journal_mirrors import JournalMirrors
 from rwkvctl.runs.sync import Syncer
 from rwkvctl.sweeps.study import Trial
 
@@ -31,6 +32,7 @@ class View:
     spec: FinetuneSpec
     folder: Path
     syncer: Syncer
+    mirrors: JournalMirrors
     runner: Any = None
     call: Any = None
     deaths: int = 0
@@ -65,6 +67,16 @@ class View:
         ]
         return known if all(value is not None for value in known) else None  # type: ignore[return-value]
 
+    def track(self) -> None:
+        """Begin to send the trial's journal to MLflow and to its mirrors."""
+        self.syncer.start()
+        self.mirrors.start()
+
+    def close_tracking(self) -> None:
+        """Send the rest."""
+        self.mirrors.close()
+        self.syncer.close()
+
     @property
     def sizes(self) -> dict[str, float]:
         """Parameters and MACs of its network."""
@@ -94,6 +106,7 @@ def base_of(spec: TuneSpec, run_dir: Path) -> FinetuneSpec:
             "experiment": spec.tracking.experiment,
             "parent": run_folder.mlflow_run_id(run_dir),
             "register_as": "",
+            "mirrors": list(spec.tracking.mirrors or ()),
         },
     }
     return build(FinetuneSpec, merge(spec.base.model_dump(mode="json", by_alias=True), own), "trial")
@@ -108,4 +121,5 @@ def view_of(spec: TuneSpec, base: FinetuneSpec, run_dir: Path, trial: Trial, poi
         own = run_folder.keep_resolved(run_folder.read_spec(folder), own)  # type: ignore[assignment]
     run_folder.write_spec(folder, own)
     syncer = Syncer(folder, spec.tracking.uri or "", spec.tracking.experiment, parent=run_dir)
-    return View(trial, point, own, folder, syncer)
+    mirrors = JournalMirrors(folder, spec.tracking.mirrors or ())
+    return View(trial, point, own, folder, syncer, mirrors)

@@ -22,7 +22,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_worker_niceness", "0")  # at Ray's 15, a worker on a busy machine hardly gets to run
 PATIENCE = 900.0
 """Seconds until a test gives up on an event: a machine that is busy with other things is slow, not broken."""
-VARIABLES = ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "RWKVCTL_DATA_ROOT", "RWKVCTL_STORAGE")
+VARIABLES = ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "RWKVCTL_DATA_ROOT", "RWKVCTL_STORAGE", "RWKVCTL_MIRRORS")
 TINY = {
     # 12 polyps, 24 slices of hearts or 24 textures to train on: three steps an epoch.
     "finetune": ["model.name=rwkv_unet_xt", "train.epochs=2", "train.batch_size=4"],

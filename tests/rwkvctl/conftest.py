@@ -14,7 +14,7 @@ from rwkvctl.data.convert.prepare import prepare
 from rwkvctl.data.convert.synth import phantom
 from rwkvctl.data.store.manifest import Manifest
 
-VARIABLES = ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "RWKVCTL_DATA_ROOT", "RWKVCTL_STORAGE")
+VARIABLES = ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "RWKVCTL_DATA_ROOT", "RWKVCTL_STORAGE", "RWKVCTL_MIRRORS")
 
 
 @pytest.fixture(autouse=True)

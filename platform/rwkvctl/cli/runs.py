@@ -11,11 +11,13 @@ def sync(
     run: Annotated[str, typer.Argument(help="Name, path or MLflow id of a run.")],
     to: Annotated[str | None, typer.Option(help="Tracking server or database; by default that of the run.")] = None,
 ) -> None:
-    """Send what a run has written in its journal to MLflow, and register its model; nothing is doubled."""
+    """Send what a run has written in its journal to MLflow and its mirrors, and register its model; nothing is
+    doubled."""
     from rwkvctl.config import settings
+    from rwkvctl.config.specs.parts import check_mirrors
     from rwkvctl.registry.release import release_later
     from rwkvctl.runs import folder as run_folder
-    from rwkvctl.runs import mirror
+    from rwkvctl.runs import journal_mirrors, mirror
     from rwkvctl.runs.stored_journal import refresh
     from rwkvctl.runs.sync import or_failed, sync_run
 
@@ -24,10 +26,17 @@ def sync(
     refresh(folder)
     mirror.pull(folder)
     tracking = run_folder.read_spec(folder).tracking
+    names = tracking.mirrors if tracking.mirrors is not None else check_mirrors(machine.mirrors or "")
+    journal_mirrors.check(names)
     uri = to or tracking.uri or machine.tracking_uri
     sent = sync_run(folder, uri, tracking.experiment)
     with or_failed(folder.name, uri):
         registered = release_later(folder, uri)
+    mirrors = journal_mirrors.JournalMirrors(folder, names)
+    if not mirrors.write_all():
+        print(f"{folder.name}: {' and '.join(names)} are written by the run itself, which is still running")
+    elif shown := [name for name in names if name not in mirrors.failed]:
+        print(f"{folder.name}: {' and '.join(shown)} up to date in {folder}")
     print(f"{folder.name}: MLflow run {sent.run_id} at {uri}: {sent.metrics} metrics, {sent.artifacts} artifacts")
     if registered is not None:
         print(f"registered {registered}")

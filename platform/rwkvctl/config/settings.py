@@ -17,6 +17,7 @@ from rwkvctl.base.errors import UserError
 from rwkvctl.base.files import write_bytes
 from rwkvctl.base.paths import config_file, home
 from rwkvctl.config.specs.base import Address, Spec, describe, problems
+from rwkvctl.config.specs.parts import check_mirrors
 from rwkvctl.config.specs.places import check_address, check_folder, check_storage
 
 ENVIRONMENT = {
@@ -26,6 +27,7 @@ ENVIRONMENT = {
     "storage": "RWKVCTL_STORAGE",
     "cache_dir": "RWKVCTL_CACHE",
     "cache_gb": "RWKVCTL_CACHE_GB",
+    "mirrors": "RWKVCTL_MIRRORS",
 }
 PATHS = ("data_root", "storage", "cache_dir")
 
@@ -45,6 +47,8 @@ class Settings(Spec):
     """Where shards and runs of object stores are kept on this machine."""
     cache_gb: Annotated[float, Field(gt=0)] = 100
     """Gigabytes that shards may take; the longest unused ones are deleted first."""
+    mirrors: str | None = None
+    """Where runs are shown beside MLflow: `tensorboard`, `wandb`, or both with a comma between; null is nowhere."""
     gpus_per_node: Annotated[int, Field(ge=0)] | None = None
     """Workers per node of a cluster; null asks the cluster."""
     queue: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.,-]*$")] | None = None
@@ -61,6 +65,11 @@ class Settings(Spec):
     _address = field_validator("address")(check_address)
     _storage = field_validator("storage")(check_storage)
     _cache = field_validator("cache_dir")(check_folder)
+
+    @field_validator("mirrors")
+    @classmethod
+    def _mirrors(cls, value: str | None) -> str | None:
+        return ",".join(check_mirrors(value)) or None if value else None
 
 
 def load() -> Settings:

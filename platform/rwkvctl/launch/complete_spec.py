@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from rwkvctl.base.errors import UserError
 from rwkvctl.config import settings
 from rwkvctl.config.specs.jobs import JobSpec, TrainingSpec
+from rwkvctl.config.specs.parts import check_mirrors
 from rwkvctl.registry.references import is_weights_file
 
 AnySpec = TypeVar("AnySpec", bound=JobSpec)
@@ -54,10 +55,13 @@ def on_machine(spec: AnySpec, machine: settings.Settings) -> AnySpec:
         "address": spec.cluster.address or (machine.address if spec.cluster.launcher == "ray" else None),
         "gpus_per_node": machine.gpus_per_node if own is None else own,
     }
+    tracking = {"uri": spec.tracking.uri or machine.tracking_uri}
+    if spec.tracking.mirrors is None:  # none at all is said, too
+        tracking["mirrors"] = check_mirrors(machine.mirrors or "")
     return spec.model_copy(
         update={
             "cluster": spec.cluster.model_copy(update=cluster),
-            "tracking": spec.tracking.model_copy(update={"uri": spec.tracking.uri or machine.tracking_uri}),
+            "tracking": spec.tracking.model_copy(update=tracking),
             "storage": settings.absolute(spec.storage or machine.storage),
         }
     )

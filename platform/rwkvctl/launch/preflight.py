@@ -14,6 +14,7 @@ from rwkvctl.config.specs.jobs import FinetuneSpec, JobSpec, PretrainSpec, Train
 from rwkvctl.config.specs.parts import ClusterSpec
 from rwkvctl.config.specs.sweep import check_space, trial_spec
 from rwkvctl.registry.release import registered_name
+from rwkvctl.runs import journal_mirrors
 
 if TYPE_CHECKING:
     from torch import nn
@@ -199,10 +200,17 @@ def check_storage(spec: JobSpec) -> None:
         raise UserError(f"storage {spec.storage}: a sweep cannot be kept in an object store; give --set storage=FOLDER")
 
 
+def check_mirrors(spec: JobSpec) -> None:
+    """What the run is to be shown in is installed."""
+    journal_mirrors.check(spec.tracking.mirrors or ())
+
+
 def check(spec: JobSpec, *, networks: bool = True) -> None:
     """Everything above, for any job; without `networks` those of a sweep are not built."""
     check_cluster(spec.cluster)
     check_storage(spec)
+    if not (spec.cluster.address or "").startswith(("http://", "https://")):  # whose driver looks for itself
+        check_mirrors(spec)
     if isinstance(spec, PretrainSpec | FinetuneSpec):
         check_training(spec)
     if isinstance(spec, TuneSpec):

@@ -21,6 +21,7 @@ from rwkvctl.runs import job_record, mirror
 
 SECRETS = re.compile(
     r"RAY_AUTH_TOKEN|MLFLOW_TRACKING_(TOKEN|USERNAME|PASSWORD|INSECURE_TLS)|MLFLOW_S3_ENDPOINT_URL|PGPASSWORD|HF_TOKEN"
+    r"|WANDB_(API_KEY|BASE_URL|ENTITY|MODE|PROJECT)"
     r"|AWS_(?!PROFILE$|CONFIG_FILE$|SHARED_CREDENTIALS_FILE$|WEB_IDENTITY_TOKEN_FILE$)\w+"
 )
 """Variables that go along with a job where they are set here; those that name a file of this machine do not."""

@@ -29,7 +29,7 @@ from rwkvctl.config import settings
 from rwkvctl.runs.objects import Entry, Objects, Taken
 
 RECORD = ".mirror.json"
-APART = {"checkpoints", "journal", "journal.jsonl", "lease.json", "trials", "ray"}
+APART = {"checkpoints", "journal", "journal.jsonl", "lease.json", "trials", "ray", "tensorboard", "wandb"}
 """Names in a run's folder that are brought to the store in another way, or not at all."""
 OF_THIS_MACHINE = {"mlflow.json", "job.json", "output.log", "stop.json"}
 """About this start of the run, or how far its driver has come; none of it is worth keeping once another one began."""

@@ -21,7 +21,11 @@ def test_defaults_need_nothing_and_write_nothing(home: Path):
 
 @pytest.mark.parametrize(("key", "variable"), settings.ENVIRONMENT.items())
 def test_the_environment_wins_over_the_file(key: str, variable: str, monkeypatch: pytest.MonkeyPatch):
-    own = {"cache_gb": ("7", "0.5"), "address": ("file:1", "environment:2")}
+    own = {
+        "cache_gb": ("7", "0.5"),
+        "address": ("file:1", "environment:2"),
+        "mirrors": ("tensorboard", "wandb"),
+    }
     in_file, in_environment = own.get(key, ("/from/file", "/from/environment"))
     kind = type(getattr(settings.load(), key) or "")
     settings.save(key, in_file)
@@ -66,6 +70,7 @@ def test_absolute(path: str, absolute: str):
         ("cache_dir", "s3://bucket/cache", r"cache_dir: must be a folder of this machine, not a URL"),
         ("cache_dir", "gs://bucket", r"cache_dir: must be a folder"),
         ("address", "head", r"address: must be HOST:PORT"),
+        ("mirrors", "tensorboard,wand", r"mirrors: 'wand' is none of tensorboard, wandb"),
         ("address", "head:99999", r"address: must be HOST:PORT"),
     ],
 )

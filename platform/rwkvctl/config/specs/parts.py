@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, AliasChoices, Field, field_validator
+from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, field_validator
 
 from rwkvctl.base.names import model_name_problem
 from rwkvctl.config.specs.base import Address, Spec
@@ -221,6 +221,19 @@ class ClusterSpec(Spec):
         return node_range(self.nodes)[1]
 
 
+MIRRORS = ("tensorboard", "wandb")
+"""What a run's journal can be shown in beside MLflow."""
+
+
+def check_mirrors(value: Any) -> Any:
+    """`tensorboard,wandb`, or a list, as a list without repetitions; ValueError for anything else."""
+    names = [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+    for name in names if isinstance(names, list | tuple) else []:
+        if name not in MIRRORS:
+            raise ValueError(f"{str(name)[:40]!r} is none of {', '.join(MIRRORS)}")
+    return tuple(dict.fromkeys(names)) if isinstance(names, list | tuple) else names
+
+
 class TrackingSpec(Spec):
     """Where metrics and models go."""
 
@@ -229,6 +242,8 @@ class TrackingSpec(Spec):
     experiment: Annotated[str, Field(min_length=1, max_length=500)] = "rwkvctl"
     parent: str | None = None
     """MLflow run id of the run that this one belongs to."""
+    mirrors: Annotated[tuple[Literal["tensorboard", "wandb"], ...] | None, BeforeValidator(check_mirrors)] = None
+    """Where the run is shown beside MLflow: tensorboard (event files in its folder), wandb; null takes the setting."""
     register_as: str | None = None
     """Name of the registered model; null derives it from the data set or the encoder, empty registers nothing."""
 
