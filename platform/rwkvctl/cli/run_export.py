@@ -41,5 +41,3 @@ def export(
     running = f", {done.running} of them still running: export them again when they have ended" if done.running else ""
     print(f"{out}: {done.runs} runs, {done.points} points, {done.files} files, {done.bytes / 1e6:.1f} MB{running}")
     print(f"fetched now: {done.fetched_files} files, {done.fetched_bytes / 1e6:.1f} MB")
-    if done.logged_models:
-        print(f"note: {done.logged_models} logged models of other programs are no files of a run and stay in MLflow")

@@ -10,7 +10,6 @@ import hashlib
 import json
 import re
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -28,7 +27,7 @@ from rwkvctl.runs.sync import first_line
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import FileInfo, LoggedModel, Metric, Run
+    from mlflow.entities import DatasetInput, FileInfo, LoggedModel, Metric, Run
     from mlflow.store.artifact.artifact_repo import ArtifactRepository
 
 PAGE_POINTS = 10_000
@@ -63,8 +62,6 @@ class Exported:
     bytes: int = 0
     fetched_files: int = 0
     fetched_bytes: int = 0
-    logged_models: int = 0
-    """That MLflow keeps beside these runs' files, and that are not exported."""
 
 
 def wanted(references: Iterable[str], storage: str, tracking_uri: str) -> list[Wanted]:
@@ -125,7 +122,7 @@ def export(chosen: Iterable[Wanted], out: Path, say: Say = lambda text: None) ->
     with export_folder.opened(out) as folder:
         for each in chosen:
             try:
-                _export(each, folder, done, say)
+                _export(each, folder, say)
             except (UserError, JobFailedError):
                 raise
             except OSError as error:
@@ -150,7 +147,7 @@ def _failed(tracking_uri: str, error: Exception) -> JobFailedError:
     return JobFailedError(f"MLflow at {mask(tracking_uri)[:80]}: {first_line(error)}; {again}")
 
 
-def _export(each: Wanted, folder: ExportFolder, done: Exported, say: Say) -> None:
+def _export(each: Wanted, folder: ExportFolder, say: Say) -> None:
     client = connect(each.tracking_uri)
     source = Source(client, each.tracking_uri, folder)
     ids = [_experiment(client, each.experiment)] if each.experiment is not None else None
@@ -160,9 +157,8 @@ def _export(each: Wanted, folder: ExportFolder, done: Exported, say: Say) -> Non
     try:
         for page in runs:
             source.know(page)
-            for models in pool.map(source.fetch, page):
+            for _ in pool.map(source.fetch, page):
                 count += 1
-                done.logged_models += models
                 if time.monotonic() - told > TELL_EVERY:
                     told = time.monotonic()
                     say(f"{count} runs, {sum(folder.fetched) / 1e6:.1f} MB fetched")
@@ -246,18 +242,29 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
+@dataclass(frozen=True)
+class Place:
+    """A logged model: where its files are, and what is different when they may be."""
+
+    model_id: str
+    location: str
+    changed: str
+
+
 @dataclass
 class Experiment:
-    """What its runs' points have to do with MLflow's logged models."""
+    """What its runs and their points have to do with MLflow's logged models."""
 
     name: str
     points: dict[str, dict[tuple[str, int, int], list[Where]]] = field(default_factory=dict)
     """By run, and by key, step and time."""
-    models: Counter[str] = field(default_factory=Counter)
-    """How many a run has made."""
+    models: dict[str, list[Place]] = field(default_factory=dict)
+    """Those that a run has made."""
 
     def add(self, model: LoggedModel) -> None:
-        self.models[model.source_run_id or ""] += 1
+        changed = f"{model.status} {model.last_updated_timestamp}"
+        place = Place(model.model_id, model.artifact_location, changed)
+        self.models.setdefault(model.source_run_id or "", []).append(place)
         for each in model.metrics or []:
             where = (model.model_id, each.dataset_name, each.dataset_digest)
             at = (each.key, each.step, each.timestamp)
@@ -280,16 +287,21 @@ class Source:
             for model in self._models(each):
                 self.experiments[each].add(model)
 
-    def fetch(self, run: Run) -> int:
-        """All of a run that is not in the folder yet; returns how many logged models MLflow keeps beside it."""
+    def fetch(self, run: Run) -> None:
+        """All of a run that is not in the folder yet."""
         info = run.info
-        if not re.fullmatch(r"[\w-]{1,64}", info.run_id):
-            raise UserError(f"MLflow at {mask(self.tracking_uri)[:80]}: {info.run_id[:40]!r} is not the id of a run")
+        experiment = self.experiments[info.experiment_id]
+        models = experiment.models.get(info.run_id, [])
+        for name in (info.run_id, *(model.model_id for model in models)):
+            if not re.fullmatch(r"[\w-]{1,64}", name):
+                raise UserError(f"MLflow at {mask(self.tracking_uri)[:80]}: {name[:40]!r} is no id of a run or a model")
         final = info.status in ENDED
         stamp = _digest([info.status, info.start_time, info.end_time]) if final else ""
         points = self._points(run, stamp)
-        self._artifacts(run, stamp)
-        experiment = self.experiments[info.experiment_id]
+        self._files(info.run_id, info.artifact_uri, f"artifacts/{info.run_id}", stamp)
+        for model in models:
+            own = stamp and _digest([stamp, model.changed])
+            self._files(info.run_id, model.location, f"models/{model.model_id}", own)
         tags, params = run.data.tags, run.data.params
         self.folder.record(
             {
@@ -302,12 +314,13 @@ class Source:
                 "parent_run_id": tags.get(PARENT),
                 "params": {key: mask_value(key, value) for key, value in sorted(params.items())},
                 "tags": {key: mask_value(key, value) for key, value in sorted(tags.items())},
+                "models": [model.model_id for model in models],
+                "datasets": [of_dataset(each) for each in run.inputs.dataset_inputs] if run.inputs else [],
                 "points": points,
                 "final": final,
                 "tracking_uri": mask(self.tracking_uri),
             }
         )
-        return experiment.models[info.run_id]
 
     def _points(self, run: Run, stamp: str) -> int:
         """Every point of a run, unless they are here; returns how many there are."""
@@ -343,13 +356,13 @@ class Source:
             if token == before:
                 raise JobFailedError(f"MLflow run {run_id}: the history of {key!r} comes to no end")
 
-    def _artifacts(self, run: Run, stamp: str) -> None:
+    def _files(self, run_id: str, location: str, folder: str, stamp: str) -> None:
+        """The files of a run, or of a model that it has made."""
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-        run_id = run.info.run_id
-        repository = get_artifact_repository(run.info.artifact_uri, tracking_uri=self.tracking_uri)
+        repository = get_artifact_repository(location, tracking_uri=self.tracking_uri)
         for found in listed(repository, run_id):
-            name = f"artifacts/{run_id}/{found.path}"
+            name = f"{folder}/{found.path}"
             if self.folder.whole(name, stamp, found.file_size):
                 continue
             with self.folder.incoming() as path:
@@ -388,6 +401,12 @@ def with_models(points: Iterable[Metric], known: dict[tuple[str, int, int], list
         places = known.get((point.key, point.step, point.timestamp), []) if point.model_id is None else []
         found += [Metric(point.key, point.value, point.timestamp, point.step, *where) for where in places] or [point]
     return found
+
+
+def of_dataset(found: DatasetInput) -> dict[str, str | None]:
+    """Of the data that a run has read: name, digest, and for what."""
+    context = next((tag.value for tag in found.tags if tag.key == "mlflow.data.context"), None)
+    return {"name": found.dataset.name, "digest": found.dataset.digest, "context": context}
 
 
 def listed(repository: ArtifactRepository, run_id: str) -> Iterator[FileInfo]:

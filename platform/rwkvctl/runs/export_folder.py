@@ -1,7 +1,7 @@
 """A folder that runs are exported to.
 
 DIR/
-  runs.parquet, metrics.parquet, artifacts/<run id>/...
+  runs.parquet, metrics.parquet, artifacts/<run id>/..., models/<logged model's id>/...
   manifest.json   every one of these files with its SHA-256 and size
   .export/        what the next export goes on from: a journal of what is here, whole, and the points of each run
 

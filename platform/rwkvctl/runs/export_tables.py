@@ -25,6 +25,8 @@ RUNS = pa.schema(
         ("parent_run_id", pa.string()),
         ("params", pa.map_(pa.string(), pa.string())),
         ("tags", pa.map_(pa.string(), pa.string())),
+        ("models", pa.list_(pa.string())),
+        ("datasets", pa.list_(pa.struct([(name, pa.string()) for name in ("name", "digest", "context")]))),
         ("points", pa.int64()),
         ("final", pa.bool_()),
         ("tracking_uri", pa.string()),

@@ -17,7 +17,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 
 from rwkvctl.base.errors import JobFailedError, UserError
 from rwkvctl.runs import export as exports
@@ -275,16 +275,26 @@ def test_a_sweep_comes_with_its_trials_and_a_study_with_its_runs(
     assert by_id.out.startswith(f"{tmp_path / 'third'}: 2 runs")
 
 
-def test_points_say_which_model_and_data_they_belong_to(uri: str, tmp_path: Path) -> None:
+def test_logged_models_come_along_and_points_say_which_model_and_data_they_belong_to(uri: str, tmp_path: Path) -> None:
     client, run = MlflowClient(uri), ids(uri)[0]
     experiment = client.get_run(run).info.experiment_id
     model = client.create_logged_model(experiment, name="m", source_run_id=run)
+    (tmp_path / "weights").write_bytes(b"w" * 999)
+    client.log_model_artifact(model.model_id, str(tmp_path / "weights"))
+    client.finalize_logged_model(model.model_id, "READY")
+    data = DatasetInput(Dataset("acdc", "f00d", "local", "{}"), [InputTag("mlflow.data.context", "training")])
+    client.log_inputs(run, datasets=[data])
     client.log_metric(run, "dsc", 0.5, step=3, model_id=model.model_id, dataset_name="acdc", dataset_digest="f00d")
     done = export([Wanted(uri, (run,))], tmp_path / "out")
     points = pd.read_parquet(tmp_path / "out" / "metrics.parquet").set_index("key")
     assert list(points.loc["dsc", ["model_id", "dataset_name", "dataset_digest"]]) == [model.model_id, "acdc", "f00d"]
     assert points.model_id["odd"].isna().all()
-    assert done.logged_models == 1
+    [row] = pd.read_parquet(tmp_path / "out" / "runs.parquet").itertuples()
+    assert list(row.models) == [model.model_id]
+    assert list(row.datasets) == [{"name": "acdc", "digest": "f00d", "context": "training"}]
+    assert (tmp_path / "out" / "models" / model.model_id / "weights").read_bytes() == b"w" * 999
+    assert done.files == 5
+    assert export([Wanted(uri, (run,))], tmp_path / "out").fetched_files == 0
 
 
 def test_no_secret_leaves(uri: str, tmp_path: Path) -> None:
