@@ -28,6 +28,7 @@ from rwkvctl.data.store.manifest import Manifest
 from rwkvctl.data.store.shard_check import check_shards
 from rwkvctl.models import bundle, same_data
 from rwkvctl.registry import measured, references
+from rwkvctl.registry.cases import TABLE
 from rwkvctl.registry.release import SUMMARY, note_scores
 from rwkvctl.runs import sync
 from rwkvctl.runs.journal import say
@@ -158,6 +159,7 @@ def score(spec: EvaluateSpec, run_dir: Path) -> None:
             summary = scores.summary
             if me.is_main:
                 write_cases(folder, scores)
+                recorder.artifact(folder / TABLE, spec.part)  # sent before the scores are noted, for their intervals
         if me.is_main:
             where = measured_on(spec, manifest, data.split or manifest.default_split, info)
             recorder.metrics(tracked(summary, spec.part), 0)

@@ -47,6 +47,7 @@ from rwkvctl.launch import preflight
 from rwkvctl.models import build as networks
 from rwkvctl.models import bundle
 from rwkvctl.registry import encoder_weights, references
+from rwkvctl.registry.cases import TABLE
 from rwkvctl.registry.release import SUMMARY
 from rwkvctl.runs.journal import say
 from rwkvctl.runs.samples_seen import SamplesSeen
@@ -255,6 +256,7 @@ def finish(
     if scores is not None:
         summary["val"] = scores.summary
         write_cases(run_dir / "artifacts" / "val", scores)
+        recorder.artifact(run_dir / "artifacts" / "val" / TABLE, "val")
         recorder.metrics(scores.metrics("best_val"), int(best.name.split("-")[1]))
     trained = networks.trained(spec)
     description = {"name": trained.name, "num_classes": networks.outputs(manifest.classes), **trained.overrides()}

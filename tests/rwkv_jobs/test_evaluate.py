@@ -213,6 +213,10 @@ def test_a_gate_counts_the_models_own_test_part_and_says_what_was_trained_on(
     models_of = client.get_run(run.info.run_id).inputs.model_inputs
     assert [each.model_id for each in models_of] == [version.tags["logged_model"]]
     assert promote("net", 1, "champion", gates=["dsc_strict>=0"], tracking_uri=uri)
+    assert guarded("evaluate", str(new(jobs, "again", models / "polyps")), []) == 0
+    card = client.get_model_version("net", "1").description
+    [row] = [line for line in card.splitlines() if line.startswith("| test | dsc_strict |")]
+    assert re.fullmatch(r"\| test \| dsc_strict \| [\d.]+ \| [\d.]+ to [\d.]+ \| 2 \|", row), row
 
 
 @pytest.mark.parametrize(

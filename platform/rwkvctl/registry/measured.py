@@ -81,7 +81,7 @@ def tags(
     return {f"{ELSEWHERE_TAG}{place}/{measured.part}"[:LONGEST_KEY]: as_text(measured, values, run_id)}
 
 
-def training_tags(info: BundleInfo, values: Mapping[str, float], code: str) -> dict[str, str]:
+def training_tags(info: BundleInfo, values: Mapping[str, float], run_id: str, code: str) -> dict[str, str]:
     """The same for what a training measured on its own data, such as `val/...`; no case of `val` is trained on."""
     found: dict[str, str] = {}
     for part in sorted({key.partition("/")[0] for key in values}):
@@ -94,7 +94,7 @@ def training_tags(info: BundleInfo, values: Mapping[str, float], code: str) -> d
             code=code,
         )
         inside = {key: value for key, value in values.items() if key.partition("/")[0] == part}
-        found[f"{SCORES_TAG}{part}"] = as_text(note, inside)
+        found[f"{SCORES_TAG}{part}"] = as_text(note, inside, run_id)
     return found
 
 

@@ -74,7 +74,8 @@ def register(
         name,
         source=model.artifact_location,  # `models:/m-...` is looked up at MLflow's global address
         run_id=run_id,
-        tags=_version_tags(info, own, tags or {}, metrics or {}),
+        tags=_version_tags(info, {**own, **(tags or {})})
+        | measured.training_tags(info, metrics or {}, run_id, code_version()),
         model_id=model.model_id,
     )
     logged.made_version(client, model.model_id, name, int(made.version))
@@ -146,9 +147,7 @@ def _save_pyfunc(path: Path, bundle_folder: str | os.PathLike[str], info: bundle
     )
 
 
-def _version_tags(
-    info: bundle.BundleInfo, own: Mapping[str, Any], tags: Mapping[str, Any], metrics: Mapping[str, float]
-) -> dict[str, str]:
+def _version_tags(info: bundle.BundleInfo, tags: Mapping[str, Any]) -> dict[str, str]:
     found: dict[str, Any] = {
         WEIGHTS_TAG: info.weights_sha256,
         FINGERPRINT_TAG: info.fingerprint,
@@ -161,7 +160,7 @@ def _version_tags(
     }
     if "encoder" in info.extra:
         found[ENCODER] = info.extra["encoder"]
-    return packed({**found, **own, **tags}) | measured.training_tags(info, metrics, code_version())
+    return packed({**found, **tags})
 
 
 def _or_user_error(call: Any, *args: Any, message: str) -> Any:

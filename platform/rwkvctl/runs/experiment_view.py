@@ -32,6 +32,41 @@ LOCAL = "http://127.0.0.1:5000"
 """Where `rwkvctl ui` serves a database of this machine, unless it is told another port."""
 KEY = "rwkvctl"
 VIEW_TAG = f"mlflow.sharedViewState.{KEY}"
+CURVES = ("train/loss", "train/lr", "val/dsc_strict/mean")
+"""What an experiment's charts begin with."""
+SCORES = ("dsc_strict", "dsc_official", "hd95_vox_strict", "hd95_vox_official", "hd95_mm_strict", "hd95_mm_official")
+"""Of the best weights a run has one value each, which its table shows better: their charts are folded up."""
+
+
+def curve(metric: str) -> dict[str, Any]:
+    """A chart with the metric's curve of every run."""
+    return {
+        "type": "LINE",
+        "uuid": f"{KEY}-{metric}",
+        "metricSectionId": KEY,
+        "deleted": False,
+        "isGenerated": True,
+        "metricKey": metric,
+        "displayName": metric,
+        "runsCountToCompare": 10,
+        "lineSmoothness": 0,
+        "xAxisKey": "step",
+        "xAxisScaleType": "linear",
+        "scaleType": "linear",
+        "range": {},
+        "selectedXAxisMetricKey": "",
+        "yAxisKey": "metric",
+        "yAxisExpressions": [],
+        "ignoreOutliers": False,
+        "useGlobalXaxisKey": True,
+        "useGlobalLineSmoothing": True,
+    }
+
+
+def section(uuid: str, name: str, *, unfolded: bool) -> dict[str, Any]:
+    return {"uuid": uuid, "name": name, "display": unfolded, "isReordered": True}
+
+
 VIEW: dict[str, Any] = {
     "searchFilter": "",
     "orderByKey": "attributes.start_time",
@@ -39,6 +74,18 @@ VIEW: dict[str, Any] = {
     "startTime": "ALL",
     "lifecycleFilter": "Active",
     "selectedColumns": list(COLUMNS),
+    "compareRunCharts": [curve(metric) for metric in CURVES],
+    "compareRunSections": [
+        section(KEY, "training", unfolded=True),
+        section(f"{KEY}-train", "train", unfolded=True),
+        section(f"{KEY}-val", "val/dsc_strict", unfolded=True),
+        *(
+            section(f"{KEY}-{part}-{score}", f"{part}/{score}", unfolded=False)
+            for part in ("best_val", "test")
+            for score in SCORES
+        ),
+    ],
+    "isAccordionReordered": True,
 }
 TAGS = {
     VIEW_TAG: json.dumps(VIEW),
@@ -64,4 +111,4 @@ def of_experiment(server: str, experiment: str) -> str:
 
 def of_run(server: str, experiment: str, run_id: str) -> str:
     """The address of one run."""
-    return f"{server.rstrip('/')}/#/experiments/{quote(experiment)}/runs/{quote(run_id)}"
+    return f"{server.rstrip('/')}/#/experiments/{quote(experiment)}/runs/{quote(run_id)}?workflowType=machine_learning"

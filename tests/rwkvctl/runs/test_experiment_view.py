@@ -49,8 +49,14 @@ def test_the_address_of_a_run(tracking_uri: str, tmp_path: Path):
     assert folder.mlflow_address(tmp_path) is None
     place = run(tmp_path / "run", tracking_uri, 0.5)
     run_id = folder.mlflow_run_id(place)
-    assert folder.mlflow_address(place) == f"http://127.0.0.1:5000/#/experiments/1/runs/{run_id} (after: rwkvctl ui)"
-    assert experiment_view.of_run("https://mlflow.lab/", "3", "ab") == "https://mlflow.lab/#/experiments/3/runs/ab"
+    assert (
+        folder.mlflow_address(place)
+        == f"http://127.0.0.1:5000/#/experiments/1/runs/{run_id}?workflowType=machine_learning (after: rwkvctl ui)"
+    )
+    assert (
+        experiment_view.of_run("https://mlflow.lab/", "3", "ab")
+        == "https://mlflow.lab/#/experiments/3/runs/ab?workflowType=machine_learning"
+    )
 
 
 @pytest.fixture
