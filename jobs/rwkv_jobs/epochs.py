@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from timm.utils import ModelEmaV3
@@ -31,6 +32,15 @@ def train_loader(spec: TrainingSpec, augment: Any, manifest: Manifest, me: Worke
         epoch_steps=spec.train.epoch_steps,
         micro_batch=spec.train.micro_batch,
     )
+
+
+def read_decoded(spec: TrainingSpec, loader: TrainLoader, say: Callable[[str], None]) -> None:
+    """Have the samples of segmentation decoded once, if the training passes over them again or is one of several."""
+    steps = spec.train.epochs * loader.steps_per_epoch
+    if steps > loader.schedule.steps_per_pass or spec.tracking.parent is not None:
+        said = loader.keep_decoded(lambda: mark("data"))
+        if said:
+            say(said)
 
 
 def advance(position: Position, batch_size: int, steps_per_epoch: int) -> bool:

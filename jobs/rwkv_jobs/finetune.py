@@ -23,6 +23,7 @@ from rwkv_jobs.epochs import (
     improves,
     log_is_due,
     moving_average,
+    read_decoded,
     train_loader,
     validation_is_due,
 )
@@ -94,6 +95,7 @@ def train(spec: FinetuneSpec, run_dir: Path) -> None:
         set_arithmetic(spec.train.deterministic, me.device)
         manifest = Manifest.load(spec.data.path or "")
         loader = train_loader(spec, spec.augment, manifest, me)
+        read_decoded(spec, loader, recorder.say)
         model = make_model(spec, manifest, run_dir).to(me.device).to(memory_format=torch.channels_last)
         ema = moving_average(spec, model)
         state = TrainState(

@@ -27,6 +27,7 @@ ENVIRONMENT = {
     "storage": "RWKVCTL_STORAGE",
     "cache_dir": "RWKVCTL_CACHE",
     "cache_gb": "RWKVCTL_CACHE_GB",
+    "decoded_gb": "RWKVCTL_DECODED_GB",
     "mirrors": "RWKVCTL_MIRRORS",
 }
 PATHS = ("data_root", "storage", "cache_dir")
@@ -47,6 +48,8 @@ class Settings(Spec):
     """Where shards and runs of object stores are kept on this machine."""
     cache_gb: Annotated[float, Field(gt=0)] = 100
     """Gigabytes that shards may take; the longest unused ones are deleted first."""
+    decoded_gb: Annotated[float, Field(ge=0)] = 10
+    """Gigabytes that decoded training samples may take in `cache_dir`; 0 keeps none."""
     mirrors: str | None = None
     """Where runs are shown beside MLflow: `tensorboard`, `wandb`, or both with a comma between; null is nowhere."""
     gpus_per_node: Annotated[int, Field(ge=0)] | None = None

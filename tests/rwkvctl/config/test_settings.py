@@ -23,6 +23,7 @@ def test_defaults_need_nothing_and_write_nothing(home: Path):
 def test_the_environment_wins_over_the_file(key: str, variable: str, monkeypatch: pytest.MonkeyPatch):
     own = {
         "cache_gb": ("7", "0.5"),
+        "decoded_gb": ("7", "0.5"),
         "address": ("file:1", "environment:2"),
         "mirrors": ("tensorboard", "wandb"),
     }

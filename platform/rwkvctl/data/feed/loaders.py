@@ -6,18 +6,19 @@ randomness is a function of (seed, epoch, position), so any number of ranks and 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 from rwkvctl.base.errors import UserError
 from rwkvctl.config.specs.augment import SegmentationAugment
-from rwkvctl.data.feed import order
+from rwkvctl.data.feed import decoded, order
 from rwkvctl.data.feed.loader_processes import data_loader, plain_errors, shut_down
 from rwkvctl.data.feed.samples import (
     Augment,
     Batch,
     ClassificationSamples,
     Samples,
+    SegmentationSamples,
     UnlabeledSamples,
     dataset_for,
     size_of,
@@ -68,7 +69,19 @@ class TrainLoader:
             dataset: Samples = UnlabeledSamples(reader, seed, size_of(image_size), augment)
         else:
             dataset = dataset_for(manifest, reader, size_of(image_size), augment, seed)
+        self._dataset = dataset
+        self._ids, self._manifest = ids, manifest
         self._loader = data_loader(dataset, self._batches, workers)
+
+    def keep_decoded(self, progress: Callable[[], None] = lambda: None) -> str:
+        """Read segmentation's samples from the decoded ones that this machine keeps, see `decoded.keep`; before the
+        first epoch. No batch is another. Returns a line for the log, perhaps empty."""
+        if not isinstance(self._dataset, SegmentationSamples):
+            return ""
+        self._dataset.decoded, said = decoded.keep(
+            self._manifest, self._reader, self._ids, self._dataset.size, progress=progress
+        )
+        return said
 
     @property
     def steps_per_epoch(self) -> int:

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from rwkvctl.base.errors import UserError
 from rwkvctl.config.specs.augment import ClassificationAugment, SegmentationAugment
 from rwkvctl.data.feed import order, transforms
+from rwkvctl.data.feed.decoded import Decoded, stored_pair
 from rwkvctl.data.feed.views import two_views
 from rwkvctl.data.store.manifest import Manifest
 from rwkvctl.data.store.reader import Reader
@@ -71,13 +72,18 @@ def one_thread() -> Iterator[None]:
 
 
 class SegmentationSamples(Samples):
+    """`decoded`: where samples may lie decoded; they are the same as from the shards."""
+
+    decoded: Decoded | None = None
+
     def __init__(self, reader: Reader, seed: int, size: tuple[int, int], augment: SegmentationAugment | None):
         super().__init__(reader, seed)
         self.size, self.augment = size, augment
 
     def load(self, position: int, rng: np.random.Generator) -> Item:
         transform = transforms.segmentation_train(self.size, self.augment)
-        image, mask = self.reader.image(position, least=self.size), self.reader.mask(position)
+        found = self.decoded.pair(position) if self.decoded else None
+        image, mask = found or stored_pair(self.reader, position, self.size)
         return *transform(image, mask, rng), self.reader.key(position)
 
 

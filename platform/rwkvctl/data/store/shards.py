@@ -68,7 +68,7 @@ class ShardFiles:
         path = self.root / shard.name
         if self.uri is None:
             return path
-        if _mark_used(path):
+        if mark_used(path):
             return path
         with files.locked(path):
             if not path.exists():
@@ -90,8 +90,8 @@ def cache_root() -> Path:
     return Path(settings.load().cache_dir) / "shards"
 
 
-def _mark_used(path: Path) -> bool:
-    """Note in the time of access, which file systems do not keep themselves, that a shard is used; False: not here."""
+def mark_used(path: Path) -> bool:
+    """Note in the time of access, which file systems do not keep themselves, that a file is used; False: not here."""
     try:
         os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
     except PermissionError:  # somebody else's file
@@ -120,10 +120,10 @@ def _fetch(uri: str, path: Path, shard: Shard, limit: int) -> None:
             part.unlink()
 
 
-def make_room(cache: Path, size: int, limit: int) -> None:
-    """Delete the longest unused shards of the cache until `size` bytes more are within its limit."""
+def make_room(cache: Path, size: int, limit: int, pattern: str = "*/*.tar") -> None:
+    """Delete the longest unused files of the cache, by default shards, until `size` bytes more are within its limit."""
     with files.locked(cache / "room"):
-        kept = sorted((status.st_atime_ns, status.st_size, path) for path, status in _shards_below(cache))
+        kept = sorted((status.st_atime_ns, status.st_size, path) for path, status in _files_below(cache, pattern))
         excess = sum(entry[1] for entry in kept) + size - limit
         for _, freed, path in kept:
             if excess <= 0:
@@ -132,8 +132,8 @@ def make_room(cache: Path, size: int, limit: int) -> None:
             excess -= freed
 
 
-def _shards_below(cache: Path) -> Iterator[tuple[Path, os.stat_result]]:
-    for path in cache.glob("*/*.tar"):
+def _files_below(cache: Path, pattern: str) -> Iterator[tuple[Path, os.stat_result]]:
+    for path in cache.glob(pattern):
         with contextlib.suppress(FileNotFoundError):  # another process makes room, too
             yield path, path.stat()
 
