@@ -9,6 +9,10 @@ With one objective the number of those that dominate a trial is its rank, and th
 halving (ASHA), of which the best third go on. With more, fewer trials dominate any one, hence the power: of points
 drawn evenly from a square, a third have fewer than n / 9 others that dominate them. What no other dominates is never
 stopped, so the front as it stands at a rung goes on whole.
+
+All that supposes that who is behind at a rung stays behind. Where learning curves cross it is not so, and the sweep
+finds out: a rung stops nothing before FINISHED trials have come to their end, and only as long as it would have stopped
+no more than a fifth of those that are the front now.
 """
 
 from __future__ import annotations
@@ -22,6 +26,12 @@ Values = Sequence[float]
 ETA = 3
 RUNGS = (Fraction(2, 27), Fraction(2, 9), Fraction(2, 3))
 """Parts of a training. Earlier, noise and the speed of training tell more of a trial than what it will come to."""
+
+
+FINISHED = 9
+"""Trials that have come to their end before any is stopped."""
+LOST = Fraction(1, 5)
+"""Part of the front that a rung may have taken for dominated."""
 
 
 def dominates(a: Values, b: Values) -> bool:
@@ -39,6 +49,16 @@ def is_stopped(own: Values, others: Iterable[Values]) -> bool:
     others = list(others)
     above = sum(dominates(other, own) for other in others)
     return above >= max(1, (len(others) + 1) / ETA ** len(own))
+
+
+def is_right(ends: Sequence[tuple[Values, Values]]) -> bool:
+    """Whether a rung may stop trials, by what those that came to their end had there, and had at the end."""
+    if len(ends) < FINISHED:
+        return False
+    there = [at_rung for at_rung, _ in ends]
+    best = front([at_end for _, at_end in ends])
+    lost = sum(is_stopped(there[i], there[:i] + there[i + 1 :]) for i in best)
+    return lost <= LOST * len(best)
 
 
 def front(values: Sequence[Values]) -> list[int]:

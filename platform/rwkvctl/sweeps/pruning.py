@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import optuna
+from optuna.trial import TrialState
 
 from rwkvctl.config.specs.jobs import TuneSpec
 from rwkvctl.sweeps import pareto
@@ -47,7 +48,8 @@ def falls_behind(spec: TuneSpec, trial: optuna.Trial, epoch: int, last: int, val
 
 
 def is_dominated(spec: TuneSpec, trial: optuna.Trial, epoch: int, last: int) -> bool:
-    """Whether this validation is the first at or behind a rung, and enough other trials had better ones there."""
+    """Whether this validation is the first at or behind a rung, enough other trials had better ones there, and the rung
+    has been right of those that came to their end."""
     own = trial.user_attrs[RUNGS]
     before = max((int(known) for known in own if int(known) < epoch), default=0)
     passed = [rung for rung in pareto.rungs(last) if before < rung <= epoch]
@@ -58,10 +60,13 @@ def is_dominated(spec: TuneSpec, trial: optuna.Trial, epoch: int, last: int) -> 
     def losses(values: list[float]) -> list[float]:
         return [sign * value for sign, value in zip(signs, values, strict=True)]
 
-    others = []
+    others, ends = [], []
     for other in trial.study.get_trials(deepcopy=False):
         found = other.user_attrs.get(RUNGS, {}) if other.number != trial.number else {}
         reached = [int(known) for known in found if int(known) >= passed[-1]]
-        if reached:
-            others.append(losses(found[str(min(reached))]))
-    return pareto.is_stopped(losses(own[str(epoch)]), others)
+        if not reached:
+            continue
+        others.append(losses(found[str(min(reached))]))
+        if other.state == TrialState.COMPLETE:
+            ends.append((others[-1], losses(found[str(max(reached))])))
+    return pareto.is_stopped(losses(own[str(epoch)]), others) and pareto.is_right(ends)
