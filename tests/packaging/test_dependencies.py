@@ -59,7 +59,15 @@ def test_the_platform_imports_what_it_declares():
     found = imported([*MODEL, *PLATFORM])
     assert declared - found - set(NOT_IMPORTED_BY_US) == set(), "declared and imported by nothing"
     optional = names(
-        [*EXTRAS["baselines"], *EXTRAS["onnx"], *EXTRAS["s3"], *EXTRAS["gs"], *EXTRAS["postgres"], *EXTRAS["wandb"]]
+        [
+            *EXTRAS["baselines"],
+            *EXTRAS["onnx"],
+            *EXTRAS["s3"],
+            *EXTRAS["gs"],
+            *EXTRAS["postgres"],
+            *EXTRAS["dashboard"],
+            *EXTRAS["wandb"],
+        ]
     )
     assert found - declared - optional == set(), "imported and not declared"
     assert optional - found <= set(NOT_IMPORTED_BY_US), "declared and imported by nothing"

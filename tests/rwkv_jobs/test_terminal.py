@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import pty
 import signal
@@ -11,12 +12,14 @@ import subprocess
 import sys
 import termios
 import threading
+import urllib.request
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from rwkvctl.cli import assemble
 from rwkvctl.runs import folder as run_folder
+from rwkvctl.sweeps.study import Study
 
 from .conftest import PATIENCE, Jobs, events, mlflow_runs, wait_for, wait_for_step
 
@@ -128,21 +131,37 @@ def alive(pid: int) -> bool:
 
 
 @pytest.mark.slow
-def test_a_ui_that_is_killed_leaves_nothing(jobs: Jobs, tmp_path: Path):
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    terminal = Terminal([sys.executable, "-P", "-m", "rwkvctl.cli.app", "ui", "--port", str(port)], tmp_path)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_ui_that_is_ended_or_killed_leaves_nothing(number: signal.Signals, jobs: Jobs, tmp_path: Path):
+    """MLflow, and Optuna's dashboard beside it."""
+    pytest.importorskip("optuna_dashboard")
+    spec = assemble.tune_spec("ccm_hidden", None, str(jobs.shards / "polyps"), {}, [], None, 2, 1, None, "seen")
+    Study(spec, run_folder.create(spec, str(jobs.runs))).ask()  # type: ignore[arg-type]
+    ports = [free_port(), free_port()]
+    ui = ["ui", "--port", str(ports[0]), "--study-port", str(ports[1])]
+    terminal = Terminal([sys.executable, "-P", "-m", "rwkvctl.cli.app", *ui], tmp_path)
 
-    def answers() -> Any:
-        with socket.socket() as client:
-            return client.connect_ex(("127.0.0.1", port)) == 0
+    def answering() -> list[int]:
+        return [port for port in ports if is_answered(port)]
 
     try:
-        wait_for(answers, "UI", PATIENCE)
+        wait_for(lambda: answering() == ports, "both", PATIENCE)
+        with urllib.request.urlopen(f"http://127.0.0.1:{ports[1]}/api/studies", timeout=PATIENCE) as answer:
+            assert [study["study_name"] for study in json.load(answer)["study_summaries"]] == ["seen"]
         processes = session(terminal.pid)
-        os.kill(terminal.pid, signal.SIGTERM)
-        assert terminal.wait() == 130
+        os.kill(terminal.pid, number)
+        assert terminal.wait() == (130 if number == signal.SIGTERM else -number)
     finally:
         terminal.kill()
-    wait_for(lambda: not [pid for pid in processes if alive(pid)] and not answers(), "end of all processes", PATIENCE)
+    assert f"Optuna dashboard: http://127.0.0.1:{ports[1]}/dashboard/studies/1 (sweep seen)" in terminal.output
+    wait_for(lambda: not [pid for pid in processes if alive(pid)] and not answering(), "end of all processes", PATIENCE)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+def is_answered(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0

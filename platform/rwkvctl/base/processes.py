@@ -48,31 +48,52 @@ def isolate_children() -> None:
     os.environ["PYTHONSAFEPATH"] = "1"
 
 
-def run_group(command: list[str]) -> int:
+def run_group(command: list[str], *beside: list[str]) -> int:
     """Run a command with all processes that it starts, and end them all when a stop signal comes; its exit code,
-    130 when it was stopped."""
+    130 when it was stopped. Commands `beside` it run as long as it does, or less. Nothing outlives this process, not
+    even if it is killed."""
     stopped = threading.Event()
+    children: list[subprocess.Popen[bytes]] = []
+
+    def tell_all() -> None:
+        for child in children:
+            signal_group(child.pid, signal.SIGTERM)
 
     def stop(number: int, _: FrameType | None) -> None:
         stopped.set()
-        signal_group(child.pid, signal.SIGTERM)
+        tell_all()
 
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
-        child = subprocess.Popen(command, start_new_session=True, preexec_fn=unblock_stop_signals)
+        for one in (command, *beside):
+            children.append(subprocess.Popen(one, start_new_session=True, preexec_fn=unblock_stop_signals))
         previous = on_stop(stop)
+        undertaker = bury_after_this_process([child.pid for child in children])
     finally:
         unblock_stop_signals()
     try:
-        code = child.wait()
+        code = children[0].wait()
     finally:
+        tell_all()
         deadline = time.monotonic() + GRACE
-        while group_lives(child.pid) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        signal_group(child.pid, signal.SIGKILL)
+        for child in children:
+            while (child.poll() is None or group_lives(child.pid)) and time.monotonic() < deadline:
+                time.sleep(0.05)
+            signal_group(child.pid, signal.SIGKILL)
+            child.wait()
+        undertaker.kill()
+        undertaker.communicate()
         for number, handler in previous.items():
             signal.signal(number, handler)
     return INTERRUPTED if stopped.is_set() else code
+
+
+def bury_after_this_process(groups: list[int]) -> subprocess.Popen[bytes]:
+    """A shell that waits until this process is gone, which closes the pipe between them, and kills the groups."""
+    script = ['read _; kill -9 "$@"', "sh", *(f"-{group}" for group in groups)]
+    return subprocess.Popen(
+        ["/bin/sh", "-c", *script], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
+    )
 
 
 def unblock_stop_signals() -> None:

@@ -62,10 +62,16 @@ def front_page(uri: str, server: str) -> str:
 
 
 def ui(
+    sweep: Annotated[
+        str | None,
+        typer.Argument(metavar="[SWEEP]", help="Sweep for Optuna's dashboard; by default the newest."),
+    ] = None,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this machine.")] = 5000,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    study_port: Annotated[int, typer.Option(min=1, max=65535, help="Port of Optuna's dashboard.")] = 8080,
 ) -> None:
-    """Open the MLflow UI on this machine's tracking database (a remote server has its own)."""
+    """Open the MLflow UI on this machine's tracking database (a remote server has its own), and Optuna's dashboard on
+    the study of a sweep, where it is installed."""
     import os
     import sys
 
@@ -74,16 +80,50 @@ def ui(
     from rwkvctl.base.processes import run_group
     from rwkvctl.config import settings
 
-    uri = settings.load().tracking_uri
+    machine = settings.load()
+    uri = machine.tracking_uri
     if uri.startswith(("http://", "https://")):
-        print(f"the tracking server has its own UI: {front_page(uri, uri)}")
+        print(f"the tracking server has its own UI: {front_page(uri, uri)}", flush=True)
+        dashboard = dashboard_of(sweep, machine.storage, host, study_port) if sweep is not None else []
+        if dashboard and run_group(dashboard) == INTERRUPTED:
+            raise KeyboardInterrupt
         return
+    dashboard = dashboard_of(sweep, machine.storage, host, study_port)
     print(f"MLflow UI: {front_page(uri, f'http://{host}:{port}')} (Ctrl-C ends it)", flush=True)
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")  # eight processes that nothing here needs
     command = [sys.executable, "-P", "-m", "mlflow", "ui", "--backend-store-uri", uri]
     command += ["--workers", "1"]  # of four, each imports all of MLflow
-    code = run_group([*command, "--host", host, "--port", str(port)])
+    code = run_group([*command, "--host", host, "--port", str(port)], *([dashboard] if dashboard else []))
     if code == INTERRUPTED:
         raise KeyboardInterrupt
     if code:
         raise UserError(f"mlflow ui ended with code {code}: is port {port} in use? give another --port")
+
+
+def dashboard_of(sweep: str | None, storage: str, host: str, port: int) -> list[str]:
+    """The command that shows a sweep's study in Optuna's dashboard, whose address is printed; of none that was named,
+    the newest that has a study. Empty where there is none, or no dashboard: that is told if there is something to see.
+
+    Raises:
+        UserError: the sweep that was named has no study, or it cannot be opened.
+    """
+    import importlib.util
+    import sys
+
+    from rwkvctl.base.errors import UserError
+    from rwkvctl.sweeps import studies
+
+    try:
+        found = studies.newest(storage) if sweep is None else studies.named(sweep, storage)
+    except UserError as error:
+        if sweep is not None:
+            raise
+        print(f"no Optuna dashboard: {error}")
+        return []
+    if found is None:
+        return []
+    if importlib.util.find_spec("optuna_dashboard") is None:
+        print(f"the study of sweep {found.folder.name} has a UI of its own: pip install 'rwkvctl[dashboard]'")
+        return []
+    print(f"Optuna dashboard: http://{host}:{port}/dashboard/studies/{found.number} (sweep {found.folder.name})")
+    return [sys.executable, "-P", "-m", "rwkvctl.sweeps.dashboard", str(found.folder), host, str(port)]
