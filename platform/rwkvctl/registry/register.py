@@ -19,7 +19,7 @@ from rwkvctl.base.errors import UserError
 from rwkvctl.base.lineage import code_version
 from rwkvctl.base.names import model_name_problem
 from rwkvctl.models import bundle
-from rwkvctl.registry import logged, measured
+from rwkvctl.registry import input_example, logged, measured
 from rwkvctl.registry.card import describe
 from rwkvctl.registry.measured import Measured
 from rwkvctl.registry.tags import ENCODER, FINGERPRINT_TAG, LOGGED, PATH_TAG, SPLIT_TAG, WEIGHTS_TAG, fields, packed
@@ -145,6 +145,8 @@ def _save_pyfunc(path: Path, bundle_folder: str | os.PathLike[str], info: bundle
         pip_requirements=[f"rwkvctl=={importlib.metadata.version('rwkvctl')}"],
         metadata={"dataset": info.dataset, "classes": info.classes},
     )
+    if info.kind == "segmentation":
+        input_example.add(path, info)
 
 
 def _version_tags(info: bundle.BundleInfo, tags: Mapping[str, Any]) -> dict[str, str]:

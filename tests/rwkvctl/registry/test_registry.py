@@ -388,3 +388,14 @@ def test_nothing_of_a_version_is_a_pickle(tracking_uri: str, tmp_path: Path) -> 
     files = sorted(str(path.relative_to(source)) for path in source.rglob("*") if path.is_file())
     assert "artifacts/model/weights.safetensors" in files
     assert not [name for name in files if name.endswith((".pkl", ".pickle", ".pt", ".pth"))]
+
+
+@pytest.mark.parametrize("kind", ["rgb8", "float"])
+def test_the_models_own_example_is_a_request_that_it_answers(tracking_uri: str, tmp_path: Path, kind: str) -> None:
+    folder = Path(registered(tmp_path, tracking_uri, kind).removeprefix("file://"))
+    info = mlflow.models.Model.load(str(folder)).saved_input_example_info
+    request = json.loads((folder / info["serving_input_path"]).read_text())
+    assert json.loads((folder / info["artifact_path"]).read_text()) == request["inputs"]
+    [mask] = mlflow.pyfunc.load_model(str(folder)).predict(request["inputs"])
+    content = base64.b64decode(mask)
+    assert content.startswith(b"\x89PNG" if kind == "rgb8" else b"\x93NUMPY")

@@ -1,0 +1,43 @@
+"""A first request to a registered model: a blank image of its size, as `registry.pyfunc_model` takes it.
+
+MLflow would make it by running the model, which costs seconds of every training.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+
+from rwkvctl.models.bundle import BundleInfo
+
+PLAIN, SERVING = "input_example.json", "serving_input_example.json"
+"""Where MLflow's pages and `mlflow models` look for it."""
+
+
+def add(model: Path, info: BundleInfo) -> None:
+    """Put an example into the folder of an MLflow model of a segmentation model."""
+    from mlflow.models import Model
+
+    (model / PLAIN).write_text(json.dumps([example(info)]))
+    (model / SERVING).write_text(json.dumps({"inputs": [example(info)]}, indent=2))
+    made = Model.load(str(model))
+    made.saved_input_example_info = {"artifact_path": PLAIN, "serving_input_path": SERVING, "type": "json_object"}
+    made.save(str(model / "MLmodel"))
+
+
+def example(info: BundleInfo) -> str:
+    """The base64 of a PNG of black, or of the `.npy` of one slice of zeros."""
+    height, width = (info.image_size, info.image_size) if isinstance(info.image_size, int) else info.image_size
+    if info.image_kind == "rgb8":
+        import cv2
+
+        done, content = cv2.imencode(".png", np.zeros((height, width, 3), np.uint8))
+        assert done
+        return base64.b64encode(content.tobytes()).decode()
+    buffer = io.BytesIO()
+    np.save(buffer, np.zeros((1, height, width), np.float32), allow_pickle=False)
+    return base64.b64encode(buffer.getvalue()).decode()
