@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rwkvctl.base.errors import UserError
+from rwkvctl.cli import model_exchange
 
 if TYPE_CHECKING:
     from rwkvctl.reports.compare import Figures
 
 app = typer.Typer(no_args_is_help=True)
+app.command()(model_exchange.push)
+app.command()(model_exchange.pull)
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 

@@ -26,6 +26,8 @@ if TYPE_CHECKING:  # what a folder says of its model is read without torch
 
 WEIGHTS_NAME = "weights.safetensors"
 INFO_NAME = "model.json"
+HUB_WEIGHTS_NAME = "model.safetensors"
+"""What the weights are called in the Hugging Face hub's form of a model folder, see `registry.hub_form`."""
 
 Kind = Literal["segmentation", "classifier"]
 
@@ -104,7 +106,7 @@ def save(folder: str | os.PathLike[str], state_dict: Mapping[str, Tensor], info:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
         save_file(tensors, new / WEIGHTS_NAME, metadata={"format": "pt"})
         info = info.model_copy(update={"weights_sha256": sha256_file(new / WEIGHTS_NAME)})
-        write_json(new / INFO_NAME, info.model_dump(mode="json", by_alias=True))
+        write_info(new, info)
         with (new / WEIGHTS_NAME).open("rb") as file:
             os.fsync(file.fileno())
         if folder.exists():
@@ -115,6 +117,10 @@ def save(folder: str | os.PathLike[str], state_dict: Mapping[str, Tensor], info:
         shutil.rmtree(new, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
     return info
+
+
+def write_info(folder: Path, info: BundleInfo) -> None:
+    write_json(folder / INFO_NAME, info.model_dump(mode="json", by_alias=True))
 
 
 def read_info(folder: str | os.PathLike[str]) -> BundleInfo:
@@ -151,15 +157,21 @@ def load(
         model.load_state_dict(weights, strict=True)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{folder}: {WEIGHTS_NAME} does not fit the model of {INFO_NAME}: {reason}") from None
+        raise UserError(f"{weights_path(folder)}: does not fit the model of {INFO_NAME}: {reason}") from None
     return model.to(device).eval(), info
+
+
+def weights_path(folder: str | os.PathLike[str]) -> Path:
+    """The file of weights of a model folder, in either of its forms."""
+    own, hub = Path(folder) / WEIGHTS_NAME, Path(folder) / HUB_WEIGHTS_NAME
+    return hub if hub.exists() and not own.exists() else own
 
 
 def read_weights(folder: str | os.PathLike[str], info: BundleInfo) -> dict[str, Tensor]:
     """The verified weights of a model folder, on the CPU."""
     from safetensors.torch import load_file
 
-    path = Path(folder) / WEIGHTS_NAME
+    path = weights_path(folder)
     if not path.exists():
         raise UserError(f"{path}: no such file: the model folder is incomplete, get it again")
     if (found := sha256_file(path)) != info.weights_sha256:

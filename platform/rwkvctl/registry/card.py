@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rwkvctl.base.errors import UserError
+from rwkvctl.models.bundle import BundleInfo
 from rwkvctl.registry import cases, measured
 from rwkvctl.registry.lineage import Origin, lines, origin, resolve
 from rwkvctl.registry.tags import fields, mapping
@@ -53,6 +54,7 @@ class Card:
 
     model: str
     created: str
+    """When it was registered; empty for a model that is not."""
     network: dict[str, Any]
     classes: list[str]
     image_size: Any
@@ -97,6 +99,38 @@ def of_version(client: MlflowClient, version: ModelVersion) -> Card:
         scores=scores,
         limits=limits_of(version, scores),
         origin=origin(client, version, seen=()),
+    )
+
+
+def of_bundle(info: BundleInfo, name: str, parameters: int) -> Card:
+    """Of a model that is not registered: its scores and its training are not known."""
+    title, licence, _ = data_facts(info.dataset)
+    begun = info.extra.get("encoder") or {}
+    encoder = Origin(str(begun.get("reference", "")), weights=str(begun.get("sha256", ""))) if begun else None
+    return Card(
+        model=name,
+        created="",
+        network=info.model,
+        classes=info.classes,
+        image_size=info.image_size,
+        dataset=info.dataset,
+        title=title,
+        licence=licence,
+        fingerprint=info.fingerprint,
+        split=measured.split_of(info),
+        parameters=parameters,
+        macs=None,
+        scores=[],
+        limits=["Its scores are not recorded here."],
+        origin=Origin(
+            name,
+            weights=info.weights_sha256,
+            run=str(info.extra.get("run", "")),
+            dataset=info.dataset,
+            fingerprint=info.fingerprint,
+            split=measured.split_of(info),
+            encoder=encoder,
+        ),
     )
 
 
@@ -157,23 +191,29 @@ def as_json(card: Card) -> str:
     return json.dumps(asdict(card), indent=2, default=str)
 
 
-def as_markdown(card: Card, *, spec: bool = True) -> str:
-    """Under 5,000 characters without the spec."""
+def as_markdown(card: Card, *, spec: bool = True, head: str | None = None, use: str | None = None) -> str:
+    """Under 5,000 characters without the spec.
+
+    head, use: what to say in place of the YAML head and of the command that uses the model.
+    """
     name = card.model.removeprefix("models:/")
-    head = {
-        "library_name": "rwkvctl",
-        "pipeline_tag": "image-segmentation",
-        "tags": ["rwkv-unet", "medical-imaging", *([card.dataset] if card.dataset else [])],
-    }
+    if head is None:
+        fields = {
+            "library_name": "rwkvctl",
+            "pipeline_tag": "image-segmentation",
+            "tags": ["rwkv-unet", "medical-imaging", *([card.dataset] if card.dataset else [])],
+        }
+        head = "".join(f"{key}: {json.dumps(value)}\n" for key, value in fields.items())
     data = f"{card.title} (`{card.dataset}`)" if card.title else f"`{card.dataset or 'unknown'}`"
     size = "not recorded" if card.parameters is None else f"{card.parameters:,} parameters"
     macs = "" if card.macs is None else f", {card.macs / 1e9:.3f} GMACs an image (the paper's convention)"
+    registered = f", registered {card.created}" if card.created else ""
     parts = [
-        "---\n" + "".join(f"{key}: {json.dumps(value)}\n" for key, value in head.items()) + "---",
+        f"---\n{head}---",
         f"# {name}",
-        f"{card.network.get('name', 'A network')}, registered {card.created}: {size}{macs}.",
+        f"{card.network.get('name', 'A network')}{registered}: {size}{macs}.",
         f"## Intended use\n\n{INTENDED}",
-        f"    rwkvctl predict {card.model} IMAGES --out masks/",
+        use or f"    rwkvctl predict {card.model} IMAGES --out masks/",
         "## Data\n\n"
         f"{data}, split `{card.split or 'unknown'}`, fingerprint `{card.fingerprint[:12] or 'unknown'}`. "
         f"Licence of the data: {card.licence or 'not known to rwkvctl; ask its owner'}. "

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from rwkvctl.base.errors import UserError
-from rwkvctl.registry.tags import ENCODER, PATH_TAG, WEIGHTS_TAG, fields, mapping
+from rwkvctl.registry.tags import ENCODER, PATH_TAG, PULLED_FROM, PULLED_REVISION, WEIGHTS_TAG, fields, mapping
 from rwkvctl.registry.versions import aliases_of, find_version, run_of
 from rwkvctl.runs.mlflow_client import connect
 
@@ -96,8 +97,16 @@ def origin(client: MlflowClient, version: ModelVersion, seen: tuple[str, ...]) -
         program=of_run.get("rwkvctl.version", ""),
         spec=spec,
         encoder=before(client, reference, str(begun.get("sha256", "")), (*seen, uri)) if reference else None,
-        note="" if of_run or not version.run_id else "its MLflow run is gone",
+        note=note_of(tags, gone=bool(version.run_id) and not of_run),
     )
+
+
+def note_of(tags: Mapping[str, str], *, gone: bool) -> str:
+    """Why no more is known of a version."""
+    if PULLED_FROM in tags:
+        revision = tags.get(PULLED_REVISION, "")
+        return f"pulled from {tags[PULLED_FROM]}" + (f" at {revision[:12]}" if revision else "")
+    return "its MLflow run is gone" if gone else ""
 
 
 def before(client: MlflowClient, reference: str, sha256: str, seen: tuple[str, ...]) -> Origin:

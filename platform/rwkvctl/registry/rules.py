@@ -100,9 +100,9 @@ def costs(most: Most, candidate: ModelVersion, folder: Callable[[], Path]) -> It
             line = f"{name} {int(value):,}" if known else f"{name}: not known of this version"
             yield bounded(line, float(value) if known else float("inf"), bound, f"{bound:,.0f}")
     if most.megabytes is not None:
-        from rwkvctl.models.bundle import WEIGHTS_NAME
+        from rwkvctl.models.bundle import weights_path
 
-        size = (folder() / WEIGHTS_NAME).stat().st_size / 1e6
+        size = weights_path(folder()).stat().st_size / 1e6
         yield bounded(f"weights {size:.1f} MB", size, most.megabytes, f"{most.megabytes:g}")
     if most.latency_ms is not None:
         from rwkvctl.models.latency import latency

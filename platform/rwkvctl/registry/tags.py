@@ -19,6 +19,8 @@ ENCODER = "encoder"
 """What the encoder's weights began with: `reference` and `sha256`."""
 LOGGED = "logged_model"
 """Id of the logged model that has its files."""
+PULLED_FROM, PULLED_REVISION = "pulled_from", "pulled_revision"
+"""Where a model that was made elsewhere was fetched, and which state of that place."""
 DETAILS_TAG = "rwkvctl.details"
 SEARCHED = {WEIGHTS_TAG, FINGERPRINT_TAG, PATH_TAG, SPLIT_TAG, "dataset", "run"}
 
