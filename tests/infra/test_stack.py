@@ -7,12 +7,10 @@ import base64
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -25,6 +23,7 @@ import yaml
 from rwkvctl.data.convert.prepare import prepare
 from rwkvctl.data.convert.synth import phantom
 
+from ..postgres_server import open_postgres
 from .stand_ins import wait_for
 
 pytestmark = pytest.mark.slow
@@ -78,46 +77,10 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def database(processes: list[Any], logs: Path) -> Iterator[int]:
-    """Port of a PostgreSQL with the database `mlflow`, which runs as somebody else than root."""
-    psycopg = pytest.importorskip("psycopg")
-    for name in ("initdb", "postgres"):
-        if shutil.which(name) is None:
-            pytest.skip(f"{name} is not installed")
-    as_user: list[str] = []
-    if os.geteuid() == 0:
-        if shutil.which("setpriv") is None:
-            pytest.skip("setpriv is not installed, and PostgreSQL does not run as root")
-        as_user = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
-    folder = Path(tempfile.mkdtemp(prefix="pg", dir="/tmp"))  # which that user can reach
-    (folder / "password").write_text(SECRETS["POSTGRES_PASSWORD"])
-    if as_user:
-        for path in (folder, folder / "password"):
-            os.chown(path, 65534, 65534)
-    data = folder / "data"
-    options = ["--username=mlflow", "--auth=scram-sha-256", f"--pwfile={folder}/password", "--no-sync"]
-    subprocess.run([*as_user, "initdb", f"--pgdata={data}", *options], check=True, capture_output=True, cwd=folder)
-    port = free_port()
-    command = ["postgres", "-D", str(data), "-p", str(port), "-k", str(folder), "-c", "listen_addresses=127.0.0.1"]
-    with (logs / "postgres.log").open("wb") as log:
-        processes.append(
-            subprocess.Popen([*as_user, *command], stdout=log, stderr=log, cwd=folder, start_new_session=True)
-        )
-
-    def connected() -> Any:
-        try:
-            return psycopg.connect(
-                host="127.0.0.1", port=port, user="mlflow", dbname="postgres", password=SECRETS["POSTGRES_PASSWORD"]
-            )
-        except psycopg.OperationalError:
-            return None
-
-    connection = wait_for(connected, "PostgreSQL", said=(logs / "postgres.log").read_text)
-    connection.autocommit = True
-    connection.execute("CREATE DATABASE mlflow")
-    connection.close()
-    yield port
-    shutil.rmtree(folder, ignore_errors=True)
+def database() -> Iterator[int]:
+    """Port of a PostgreSQL with the database `mlflow`."""
+    with open_postgres("mlflow", SECRETS["POSTGRES_PASSWORD"]) as port:
+        yield port
 
 
 @pytest.fixture(scope="module")

@@ -39,13 +39,25 @@ def of(folder: Path) -> tuple[optuna.storages.BaseStorage, int] | None:
         return None
 
 
+def number_of(folder: Path) -> int | None:
+    """The number alone; no connection is left open."""
+    found = of(folder)
+    if found is None:
+        return None
+    storage, number = found
+    if isinstance(storage, optuna.storages.RDBStorage):
+        storage.remove_session()
+        storage.engine.dispose()
+    return number
+
+
 def named(sweep: str, storage: str) -> Found:
     """The study of a sweep by name, path or MLflow id; UserError if it has none."""
     folder = run_folder.find(sweep, storage)
-    found = of(folder)
-    if found is None:
+    number = number_of(folder)
+    if number is None:
         raise UserError(f"sweep {folder.name}: has no study yet; it has one when its first trial has begun")
-    return Found(folder, found[1])
+    return Found(folder, number)
 
 
 def newest(storage: str) -> Found | None:
@@ -56,6 +68,6 @@ def newest(storage: str) -> Found | None:
                 continue
         except UserError:  # of a run that is broken, or newer than this version
             continue
-        if (found := of(folder)) is not None:
-            return Found(folder, found[1])
+        if (number := number_of(folder)) is not None:
+            return Found(folder, number)
     return None

@@ -206,6 +206,34 @@ def test_a_study_that_cannot_be_opened_is_one_line(tmp_path: Path):
         Study(spec, tmp_path / "own")
 
 
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_covariances_are_adapted_over_interruptions(tmp_path: Path):
+    """CMA-ES in a journal file: after its first population it draws from what it has learned, and a sweep that was
+    stopped draws what it would have drawn."""
+    pytest.importorskip("cmaes")
+    params = {f"loss.{name}": {"float": [0.0, 1.0]} for name in ("alpha", "beta")}
+
+    def drawn(name: str, *stops: int) -> list[Point]:
+        tried: list[Point] = []
+        for count in (*stops, 40):
+            spec = sweep(params, 40, sampler="cmaes", study_storage=str(tmp_path / f"{name}.log"))
+            study = Study(spec, tmp_path / name)
+            while len(tried) < count:
+                trial, point = study.ask()  # type: ignore[misc]
+                study.complete(trial, [-sum((value - 0.2) ** 2 for value in point.values())])
+                tried.append(point)
+        return tried
+
+    straight = drawn("straight")
+    assert drawn("stopped", 3, 20) == straight
+    assert distinct(straight) == 40
+
+    def distance(points: list[Point]) -> float:
+        return sum(abs(value - 0.2) for point in points for value in point.values())
+
+    assert distance(straight[-10:]) < distance(straight[:10]) / 2
+
+
 @pytest.mark.skipif(importlib.util.find_spec("cmaes") is not None, reason="cmaes is installed")
 def test_a_sampler_without_its_library_is_refused():
     with pytest.raises(UserError, match="--sampler cmaes: needs the package cmaes, which is not installed"):
