@@ -30,6 +30,8 @@ from .conftest import PATIENCE, Jobs, job_of, server
 from .test_interruptions import free_port
 
 STEPS = 20
+FEW = 5
+"""Steps where many would only repeat what they show."""
 KINDS = ["finetune", "cervix", "pretrain"]  # cervix is semi-supervised
 FIELDS = ["train.batch_size=8", "train.precision=fp32", "optimizer.lr=1e-5", "optimizer.warmup_epochs=0"]
 IGNORED = 255
@@ -164,9 +166,9 @@ def trained(found: Found) -> Found:
 @pytest.mark.parametrize("workers", [2, 4])
 def test_training_does_not_depend_on_the_number_of_workers(specs: Any, in_a_group: Any, workers: int):
     """With batch norm over all workers; alone, it is torch's own."""
-    of = specs("train.batch_norm=sync")
-    expected = alone(of, torch.float64)
-    for found in in_a_group(workers, of, torch.float64):
+    of, steps = specs("train.batch_norm=sync"), STEPS if workers == 4 else FEW
+    expected = alone(of, torch.float64, steps)
+    for found in in_a_group(workers, of, torch.float64, steps):
         for kind in KINDS:
             loss, weight = furthest(found[kind], expected[kind])
             print(f"{workers} workers, {kind}: losses within {loss:.1e}, weights within {weight:.1e}")
@@ -203,8 +205,8 @@ def test_micro_batches_of_one_size_are_the_same_on_any_number_of_workers(specs: 
     """Four of two images, also where three workers cannot share them evenly; with batch norm of each micro-batch, and
     what is random in the network."""
     fields = ["train.batch_norm=local", "train.micro_batch=2", "model.drop_path=0.2"]
-    expected = alone(specs(*fields), torch.float64)
-    for found in in_a_group(workers, specs(*fields), torch.float64):
+    expected = alone(specs(*fields), torch.float64, FEW)
+    for found in in_a_group(workers, specs(*fields), torch.float64, FEW):
         for kind in KINDS:
             assert max(furthest(trained(found[kind]), trained(expected[kind]))) < 1e-10, kind
 
@@ -212,7 +214,7 @@ def test_micro_batches_of_one_size_are_the_same_on_any_number_of_workers(specs: 
 @pytest.mark.slow
 def test_batch_norm_over_all_workers_with_uneven_micro_batches(specs: Any, in_a_group: Any):
     """Two of three workers have nothing to do in the last round; all end with the same weights."""
-    found = in_a_group(3, specs("train.batch_norm=sync", "train.micro_batch=2", kinds=["finetune"]), torch.float32)
+    found = in_a_group(3, specs("train.batch_norm=sync", "train.micro_batch=2", kinds=["finetune"]), torch.float32, FEW)
     weights = [trained(one["finetune"]) for one in found]
     assert furthest(weights[1], weights[0]) == furthest(weights[2], weights[0]) == (0.0, 0.0)
 
@@ -222,7 +224,7 @@ def test_batch_norm_over_all_workers_with_uneven_micro_batches(specs: Any, in_a_
 def test_batch_norm_matters(specs: Any, kind: str):
     """The tests above would not pass with statistics of other images."""
     whole, parts = (
-        alone(specs(*fields, kinds=[kind]), torch.float64)[kind] for fields in ([], ["train.micro_batch=2"])
+        alone(specs(*fields, kinds=[kind]), torch.float64, FEW)[kind] for fields in ([], ["train.micro_batch=2"])
     )
     assert furthest(whole, parts)[0] > 1e-4
 
