@@ -16,11 +16,25 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from rwkv_unet import create_model
+from rwkvctl.models import bundle
+from rwkvctl.registry.promote import promote
+from rwkvctl.registry.register import register
 from rwkvctl.runs import experiment_view, folder
-from rwkvctl.runs.journal import Journal
+from rwkvctl.runs.journal import Journal, run_uid
 from rwkvctl.runs.sync import sync_run
 
 PATIENCE = 300.0
+INFO = bundle.BundleInfo(
+    model={"name": "rwkv_unet_t", "num_classes": 2},
+    classes=["background", "polyp"],
+    image_size=32,
+    image_kind="rgb8",
+    channels=3,
+    dataset="clinicdb",
+    fingerprint="f00d" * 16,
+    extra={"split": "official"},
+)
 
 
 def run(place: Path, uri: str, dsc: float) -> Path:
@@ -63,9 +77,17 @@ def test_the_address_of_a_run(tracking_uri: str, tmp_path: Path):
 
 @pytest.fixture
 def ui(tracking_uri: str, tmp_path: Path) -> Iterator[str]:
-    """The link that `rwkvctl ui` prints, over a database with two runs."""
+    """The link that `rwkvctl ui` prints, over a database with two runs, the first a sweep, and a promoted model."""
     for number, dsc in enumerate((0.5, 0.8125)):
         run(tmp_path / f"run{number}", tracking_uri, dsc)
+    with Journal(tmp_path / "trial7" / "journal.jsonl") as journal:
+        journal.tags({"rwkvctl.parent": run_uid(tmp_path / "run0" / "journal.jsonl")})
+        (tmp_path / "trial7" / "cases.csv").write_text("case,class,dsc_strict\npatient031,polyp,0.8125\n")
+        journal.artifact(tmp_path / "trial7" / "cases.csv", "test")
+    sync_run(tmp_path / "trial7", tracking_uri)
+    bundle.save(tmp_path / "model", create_model("rwkv_unet_t", num_classes=2).state_dict(), INFO)
+    register(tmp_path / "run1", tmp_path / "model", "polyp_net", tracking_uri=tracking_uri)
+    promote("polyp_net", 1, "champion", tracking_uri=tracking_uri)
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     command = [sys.executable, "-P", "-m", "rwkvctl.cli.app", "ui", "--port", str(port)]
@@ -116,8 +138,23 @@ def test_a_browser_shows_the_runs_with_the_columns_that_matter(ui: str, tmp_path
     ):
         assert seen in page, seen
     assert page.index("run1") < page.index("run0"), "the newest first"
+    assert "trial7" not in page, "trials are folded up below their sweep"
     charts = page_of(f"{ui}&compareRunsMode=CHART", ">best_val/dsc_strict</div>", tmp_path)
     folded = charts.index(">best_val/dsc_strict</div>")
     for first in (">training</div>", "train/loss", "train/lr", "val/dsc_strict/mean"):
         assert charts.index(first) < folded, first
     assert "best_val/dsc_strict/mean" not in charts, "scores with one value are folded up"
+
+
+@pytest.mark.slow
+def test_a_browser_shows_the_cases_of_a_run_and_a_model_with_alias_and_card(ui: str, tracking_uri: str, tmp_path: Path):
+    server, run_id = ui.partition("/#")[0], folder.mlflow_run_id(tmp_path / "trial7")
+    cases = page_of(f"{server}/#/experiments/1/runs/{run_id}/artifacts/test/cases.csv", "patient031", tmp_path)
+    assert "0.8125" in cases
+    version = page_of(f"{server}/#/models/polyp_net/versions/1", "champion", tmp_path)
+    for seen in ("Intended use", "It was not scored on test cases", "rwkvctl.details", "run1"):
+        assert seen in version, seen
+    [model] = MlflowClient(tracking_uri).search_logged_models(["1"])
+    page = page_of(f"{server}/#/experiments/1/models/{model.model_id}", "polyp_net", tmp_path)
+    for seen in ("best_val/dsc_strict/mean", "clinicdb/official/val", "model.num_classes"):
+        assert seen in page, seen
