@@ -1,12 +1,12 @@
 """What it saves that training samples are decoded once a machine: epochs of the same batches, with and without.
 
-    python benchmarks/bench_decoded.py DATA [--image-size 224] [--rounds 5]
+    python benchmarks/bench_decoded.py [DATA] [--image-size 224] [--rounds 5]
 
-DATA is a prepared data set of segmentation. A round is two trials of two epochs, without the decoded samples and with
-them, from a cache that is empty when the round begins: so the first epoch of the first trial decodes all samples and
-writes them, and every other epoch reads them. Both sides run in this process, on one core, without loader workers, and
-take turns; seconds are those of the processor, which other programs do not lengthen. The batches of both are compared
-bit by bit. Medians, and what they are to those without.
+DATA is a prepared data set of segmentation; without it, pictures are made. A round is two trials of two epochs, without
+the decoded samples and with them, from a cache that is empty when the round begins: so the first epoch of the first
+trial decodes all samples and writes them, and every other epoch reads them. Both sides run in this process, on one
+core, without loader workers, and take turns; seconds are those of the processor, which other programs do not lengthen.
+The batches of both are compared bit by bit. Medians, and what they are to those without.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ import cv2
 import torch
 
 from rwkvctl.config.specs.augment import PRESETS, SegmentationAugment
+from rwkvctl.data.convert.prepare import prepare
+from rwkvctl.data.convert.synth import phantom
 from rwkvctl.data.feed.loaders import TrainLoader
 from rwkvctl.data.feed.samples import Batch
 from rwkvctl.data.store.manifest import Manifest
@@ -70,24 +72,34 @@ def are_the_same(manifest: Manifest, size: int) -> bool:
     )
 
 
+def pictures(folder: Path) -> Path:
+    """Synthetic endoscopy, prepared."""
+    phantom.write_polyps(folder / "raw", n=120, size=384)
+    return prepare("folder", [folder / "raw"], folder / "data", seeds=[41]).root
+
+
 def main() -> None:
     """A table for every preset of augmentation, and for none."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("data", type=Path)
+    parser.add_argument("data", type=Path, nargs="?")
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="bd-") as made:
+        compare(Manifest.load(options.data or pictures(Path(made))), options.image_size, options.rounds)
+
+
+def compare(manifest: Manifest, size: int, repeats: int) -> None:
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    manifest, size = Manifest.load(options.data), options.image_size
     samples = len(manifest.ids(None, "train"))
     same = "the same" if are_the_same(manifest, size) else "NOT THE SAME"
     print(f"{manifest.dataset}: {samples} training samples to {size} px; the batches of both sides are {same}")
     for name in (None, *PRESETS):
         augment = SegmentationAugment(preset=name) if name else None
         found: dict[bool, list[list[float]]] = {False: [], True: []}
-        for _ in range(options.rounds):
+        for _ in range(repeats):
             for keep, rounds in found.items():
                 rounds.append(two_trials(manifest, size, augment, keep))
         plain, kept = ([statistics.median(step) for step in zip(*found[keep], strict=True)] for keep in (False, True))

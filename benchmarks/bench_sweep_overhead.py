@@ -1,8 +1,8 @@
 """What a trial of a sweep costs beside its training: one-step trials, one at a time, in a process that is kept.
 
-python benchmarks/bench_sweep_overhead.py DATA [--trials 12]
+python benchmarks/bench_sweep_overhead.py [DATA] [--trials 12]
 
-DATA is a prepared data set, such as `rwkvctl data synth clinicdb` and `rwkvctl data prepare` make. Between two
+DATA is a prepared data set; without it, pictures are made. Between two
 trials: from the last line of a trial's journal to the first of the next (told, asked, written, sent to the process).
 Of its own: from there to its plan, which is the set-up of the same training alone. Whole: wall time a trial, training
 and scoring included.
@@ -20,6 +20,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from rwkvctl.data.convert import synth
+from rwkvctl.data.convert.prepare import prepare
 from rwkvctl.runs.journal import read
 
 TINY = "data.image_size=32 data.workers=0 train.batch_size=2 train.epochs=1 train.epoch_steps=1 train.log_steps=1"
@@ -39,13 +41,17 @@ def sweep(data: Path, trials: int, home: Path) -> list[list[dict[str, Any]]]:
 def main() -> None:
     """Medians in seconds; the first trial, which starts the process, is left out."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("data", type=Path)
+    parser.add_argument("data", type=Path, nargs="?")
     parser.add_argument("--trials", type=int, default=12)
     arguments = parser.parse_args()
     began = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="so-", dir="/tmp") as home:
+        data = arguments.data
+        if data is None:
+            synth.write("clinicdb", Path(home) / "raw")
+            data = prepare("clinicdb", [Path(home) / "raw"], Path(home) / "data", allow_partial=True).root
         since = time.monotonic()
-        journals = sweep(arguments.data, arguments.trials, Path(home))
+        journals = sweep(data, arguments.trials, Path(home))
         whole = time.monotonic() - since
     first, last = ([journal[at]["t"] / 1000 for journal in journals] for at in (0, -1))
     plan = [next(e["t"] / 1000 for e in journal if e.get("event") == "plan") for journal in journals]

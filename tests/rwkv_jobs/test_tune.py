@@ -178,6 +178,24 @@ def test_a_kept_process_trains_as_a_new_one_does(shards: Path, tmp_path: Path):
     assert second == alone
 
 
+@pytest.mark.slow
+def test_trials_read_samples_that_are_decoded_once(
+    shards: Path, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Of the two trials the first decodes them; weights are those of a sweep that keeps nothing."""
+    weights, steps = {}, ["train.epochs=2", "train.epoch_steps=3"]
+    for bound in ("0", "1"):
+        monkeypatch.setenv("RWKVCTL_DECODED_GB", bound)
+        spec = shipped("ccm_hidden", shards / "polyps", 2, HERE, *steps)
+        drive(spec, run_dir := run_folder.create(spec, str(tmp_path / bound)))
+        assert len(list(home.glob("cache/decoded/*.samples"))) == int(bound)
+        trials = sorted((run_dir / "trials").iterdir())
+        weights[bound] = [(trial / "model" / "weights.safetensors").read_bytes() for trial in trials]
+        kept = [line for trial in trials for line in said(trial) if "training samples are kept decoded" in line]
+        assert len(kept) == int(bound)
+    assert weights["0"] == weights["1"]
+
+
 # Every space that is shipped -----------------------------------------------------------------------------------------
 
 
