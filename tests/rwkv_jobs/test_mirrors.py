@@ -55,7 +55,7 @@ def test_a_training_that_is_killed_and_goes_on_is_shown_once(
 
 @pytest.mark.slow
 def test_the_trials_of_a_sweep_are_shown_too(shards: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RWKVCTL_MIRRORS", "tensorboard")
+    monkeypatch.setenv("RWKVCTL_MIRRORS", "tensorboard,wandb")
     monkeypatch.setattr(driver, "FIRST_SENT_AFTER", 0.0)
     spec = shipped("ccm_hidden", shards / "polyps", 2, HERE)
     run_dir = run_folder.create(spec, str(home / "runs"))
@@ -63,4 +63,4 @@ def test_the_trials_of_a_sweep_are_shown_too(shards: Path, home: Path, monkeypat
     trials = sorted((run_dir / "trials").iterdir())
     assert len(trials) == 2
     for trial in trials:
-        assert in_tensorboard(trial) == in_journal(trial) != []
+        assert in_tensorboard(trial) == in_wandb(trial)[0] == in_journal(trial) != []

@@ -24,6 +24,8 @@ SECRET_VALUES = re.compile(
     r"\b(hf_[A-Za-z0-9]{20,}|gh[opsur]_[A-Za-z0-9]{20,}|AKIA[0-9A-Z]{16}|xox[abp]-[\w-]{20,}|sk-[\w-]{30,})"
 )
 """Tokens that services have given a form of their own."""
+_ASSIGNED = re.compile(r"""(?P<name>[\w.-]+)(?P<between>=|"\s*:\s*")(?P<value>[^\s'"&;]+)""")
+"""`--set name=value` in a command line, and `"name": "value"` in JSON."""
 PLAIN = re.compile(r"[+-]?(\d+\.?\d*([eE][+-]?\d+)?|true|false|none|null)?", re.IGNORECASE)
 MASK = "***"
 
@@ -47,11 +49,24 @@ def mask_value(name: str, value: str) -> str:
 
     >>> mask_value("hf_token", "abc"), mask_value("max_tokens", "196"), mask_value("note", "see s3://me:pw@host/b")
     ('***', '196', 'see s3://me:***@host/b')
+    >>> mask_value("command", "rwkvctl finetune --set x.api_key=abc --set seed=3"), mask_value("a", '{"pwd": "x"}')
+    ('rwkvctl finetune --set x.api_key=*** --set seed=3', '{"pwd": "***"}')
     """
+    if _is_secret(name, value):
+        return MASK
+    return _ASSIGNED.sub(_masked_assignment, mask(SECRET_VALUES.sub(MASK, value)))
+
+
+def _is_secret(name: str, value: str) -> bool:
     words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
-    if SECRET_NAMES.search(words) and ("passw" in words or not PLAIN.fullmatch(value)):
-        return MASK if value else value
-    return mask(SECRET_VALUES.sub(MASK, value))
+    if not value or not SECRET_NAMES.search(words):
+        return False
+    return "passw" in words or not PLAIN.fullmatch(value)
+
+
+def _masked_assignment(found: re.Match[str]) -> str:
+    value = MASK if _is_secret(found["name"], found["value"]) else found["value"]
+    return f"{found['name']}{found['between']}{value}"
 
 
 def _masked_user(found: re.Match[str]) -> str:

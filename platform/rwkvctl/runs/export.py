@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from mlflow.entities import DatasetInput, FileInfo, LoggedModel, Metric, Run
     from mlflow.store.artifact.artifact_repo import ArtifactRepository
 
-PAGE_POINTS = 10_000
+PAGE_POINTS = 25_000  # as MLflow's own client asks for
 PAGE_RUNS = 200
 AT_ONCE = 4
 """Runs that are fetched at once."""

@@ -7,6 +7,7 @@
   model/           the trained model, ready to be loaded
   artifacts/       tables and pictures
   mlflow.json      the MLflow run that the journal goes to
+  tensorboard/, wandb/   the journal for these two, where they are asked for
 
 Of a storage s3://bucket/prefix this is a folder of the cache, which `mirror` keeps like the store's run.
 """

@@ -76,3 +76,26 @@ def test_a_variable_whose_secret_has_no_other_place_is_refused(monkeypatch: pyte
         UserError, match=r"^MLFLOW_TRACKING_URI \(https://mlflow.lab\?token=\*\*\*\): must not contain a"
     ):
         uris.to_environment("MLFLOW_TRACKING_URI")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "shown"),
+    [
+        ("db.password", "hunter2", "***"),
+        ("sslPassword", "12345678", "***"),
+        ("hf_token", "hunter2", "***"),
+        ("awsSecretAccessKey", "hunter2", "***"),
+        ("note", "up with hf_abcdefghijklmnopqrstuv", "up with ***"),
+        ("command", "rwkvctl x --set a.api_key=hunter2 --set seed=3", "rwkvctl x --set a.api_key=*** --set seed=3"),
+        ("details", '{"pwd": "hunter2", "seed": 3}', '{"pwd": "***", "seed": 3}'),
+        ("store", "s3://ann:hunter2@bucket/x", "s3://ann:***@bucket/x"),
+        ("max_tokens", "196", "196"),
+        ("tokenizer", "wordpiece", "wordpiece"),
+        ("model.attention", "spatial_mix", "spatial_mix"),
+        ("token", "", ""),
+        ("author", "ann", "ann"),
+        ("keyboard", "x=1", "x=1"),
+    ],
+)
+def test_values_of_parameters_and_tags(name: str, value: str, shown: str) -> None:
+    assert uris.mask_value(name, value) == shown

@@ -306,6 +306,8 @@ def test_no_secret_leaves(uri: str, tmp_path: Path) -> None:
         "store": "s3://me:geheim4@host/bucket",
         "note": "uploaded with hf_geheim5abcdefghijklmnop",
         "source": "https://host/x?sig=geheim6&v=1",
+        "command": "rwkvctl finetune --set store.token=geheim7 --set seed=3",
+        "details": '{"hf_token": "geheim8", "seed": 3}',
     }
     kept = {"tokenizer": "wordpiece", "max_tokens": "196", "token": "none", "model.attention": "spatial_mix"}
     for key, value in (secrets | kept).items():
