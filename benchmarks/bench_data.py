@@ -230,7 +230,7 @@ def handed_on(own: index.Index, rows: np.ndarray, folder: Path, processes: int =
         kept_rows=lambda found: mapped.keep(folder / "rows.npy", lambda: found.astype(np.int32)),
     )
     reader = Reader(stand_in, rows)
-    context = loader_processes._context()
+    context = loader_processes.process_context()
     found = []
     for given in (None, reader):
         barrier, answers = context.Barrier(processes), context.Queue()

@@ -46,9 +46,9 @@ class Settings(Spec):
     """Where runs are kept; a cluster needs a folder that all its nodes see, or s3://bucket/prefix."""
     cache_dir: Address = Field(default_factory=lambda: str(paths.cache_dir()))
     """Where shards and runs of object stores are kept on this machine."""
-    cache_gb: Annotated[float, Field(gt=0)] = 100
+    cache_gb: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 100
     """Gigabytes that shards may take; the longest unused ones are deleted first."""
-    decoded_gb: Annotated[float, Field(ge=0)] = 10
+    decoded_gb: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 10
     """Gigabytes that decoded training samples may take in `cache_dir`; 0 keeps none."""
     mirrors: str | None = None
     """Where runs are shown beside MLflow: `tensorboard`, `wandb`, or both with a comma between; null is nowhere."""

@@ -105,7 +105,9 @@ def test_a_damaged_file_is_named(content: bytes, said: str):
     [
         ("RWKVCTL_CACHE_GB", "lots", "RWKVCTL_CACHE_GB: input should be a valid number"),
         ("RWKVCTL_CACHE_GB", "0", "RWKVCTL_CACHE_GB: input should be greater than 0"),
-        ("RWKVCTL_CACHE_GB", "nan", "RWKVCTL_CACHE_GB: input should be greater than 0"),
+        ("RWKVCTL_CACHE_GB", "nan", "RWKVCTL_CACHE_GB: input should be a finite number"),
+        ("RWKVCTL_DECODED_GB", "inf", "RWKVCTL_DECODED_GB: input should be a finite number"),
+        ("RWKVCTL_DECODED_GB", "-1", "RWKVCTL_DECODED_GB: input should be greater than or equal to 0"),
         ("RWKVCTL_STORAGE", "http://bucket", "RWKVCTL_STORAGE: must be a folder"),
         ("RWKVCTL_CACHE", "s3://bucket", "RWKVCTL_CACHE: must be a folder"),
         ("RAY_ADDRESS", "ray head", "RAY_ADDRESS: must be HOST:PORT"),
