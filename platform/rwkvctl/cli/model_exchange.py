@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -47,8 +46,8 @@ def push(
         print(json.dumps(asdict(done), indent=2))
         return
     print(f"{done.address}  weights {done.weights[:12]}")
-    if not done.registered:
-        print("note: no registered version has these weights, so the card has no scores")
+    if done.note:
+        print(f"note: {done.note}")
     if not licence:
         print("note: no licence is stated (--license)")
 
@@ -58,7 +57,7 @@ def pull(
     register_as: Annotated[
         str | None, typer.Option("--register-as", metavar="NAME", help="Make it a version of this registered model.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Write a model folder instead.")] = None,
+    out: Annotated[str | None, typer.Option(help="Write a model folder instead.")] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:

@@ -15,6 +15,7 @@ def sync(
     doubled."""
     from rwkvctl.config import settings
     from rwkvctl.config.specs.parts import check_mirrors
+    from rwkvctl.launch import observe
     from rwkvctl.registry.release import release_later
     from rwkvctl.runs import folder as run_folder
     from rwkvctl.runs import journal_mirrors, mirror
@@ -33,7 +34,7 @@ def sync(
     with or_failed(folder.name, uri):
         registered = release_later(folder, uri)
     mirrors = journal_mirrors.JournalMirrors(folder, names)
-    if not mirrors.write_all():
+    if names and not (observe.one(folder).ended and mirrors.write_all()):
         print(f"{folder.name}: {' and '.join(names)} are written by the run itself, which is still running")
     elif shown := [name for name in names if name not in mirrors.failed]:
         print(f"{folder.name}: {' and '.join(shown)} up to date in {folder}")

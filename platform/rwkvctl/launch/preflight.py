@@ -10,7 +10,7 @@ from rwkvctl.base.errors import UserError
 from rwkvctl.base.names import model_name_problem
 from rwkvctl.base.processes import available_cpus
 from rwkvctl.config.specs.augment import COLOUR
-from rwkvctl.config.specs.jobs import FinetuneSpec, JobSpec, PretrainSpec, TrainingSpec, TuneSpec
+from rwkvctl.config.specs.jobs import FinetuneSpec, JobSpec, PredictSpec, PretrainSpec, TrainingSpec, TuneSpec
 from rwkvctl.config.specs.parts import ClusterSpec
 from rwkvctl.config.specs.sweep import check_space, trial_spec
 from rwkvctl.registry.release import registered_name
@@ -201,8 +201,9 @@ def check_storage(spec: JobSpec) -> None:
 
 
 def check_mirrors(spec: JobSpec) -> None:
-    """What the run is to be shown in is installed."""
-    journal_mirrors.check(spec.tracking.mirrors or ())
+    """What the run is to be shown in is installed; masks are not shown anywhere."""
+    if not isinstance(spec, PredictSpec):
+        journal_mirrors.check(spec.tracking.mirrors or ())
 
 
 def check(spec: JobSpec, *, networks: bool = True) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rwkvctl.base.errors import UserError
+from rwkvctl.base.errors import JobFailedError, UserError
 from rwkvctl.base.names import model_name_problem
+from rwkvctl.base.uris import mask
 from rwkvctl.config.specs.parts import TrackingSpec
 from rwkvctl.models import bundle
 from rwkvctl.registry import card as cards
@@ -19,6 +22,7 @@ from rwkvctl.registry.register import register
 from rwkvctl.registry.tags import PULLED_FROM, PULLED_REVISION, WEIGHTS_TAG, fields
 from rwkvctl.registry.versions import model_names, versions_of
 from rwkvctl.runs.mlflow_client import connect, experiment_id, is_silent
+from rwkvctl.runs.sync import first_line
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -32,7 +36,9 @@ class Pushed:
     weights: str
     """SHA-256."""
     registered: str
-    """The version that it is; empty where the registry has none, so that the card has no scores."""
+    """The version that it is; empty where none is known."""
+    note: str = ""
+    """Why the card has no scores."""
 
 
 @dataclass(frozen=True)
@@ -65,30 +71,42 @@ def push(
     """
     place = places.parsed(target)
     places.check_free(place, overwrite=overwrite)
-    card, registered = card_of(reference, model_folder, tracking_uri)
+    card, registered, note = card_of(reference, model_folder, tracking_uri)
     with tempfile.TemporaryDirectory() as folder:
         info = hub_form.write(Path(folder), model_folder, card, licence)
         message = f"rwkvctl model push: weights {info.weights_sha256[:12]}"
         address = places.send(Path(folder), place, public=public, message=message)
-    return Pushed(address, info.weights_sha256, registered)
+    return Pushed(address, info.weights_sha256, registered, note)
 
 
-def card_of(reference: str, model_folder: Path, tracking_uri: str) -> tuple[cards.Card, str]:
-    """The card of the version that has these weights, and its URI; without one, what the folder says."""
+def card_of(reference: str, model_folder: Path, tracking_uri: str) -> tuple[cards.Card, str, str]:
+    """The card of the version that has these weights, and its URI; without one, what the folder says, and why."""
     info = bundle.read_info(model_folder)
-    if reference.startswith(REGISTERED) or not is_silent(tracking_uri):
+    note = "no registered version has these weights, so the card has no scores"
+    try:
+        if is_silent(tracking_uri):
+            raise TimeoutError("it does not answer")
         client = connect(tracking_uri)
         named = reference.startswith(REGISTERED) and not reference.endswith("/latest")
         version = resolve(client, reference) if named else with_weights(client, info.weights_sha256)
         if version is not None:
-            return cards.of_version(client, version), f"{REGISTERED}{version.name}/{version.version}"
+            return cards.of_version(client, version), f"{REGISTERED}{version.name}/{version.version}", ""
+    except UserError:
+        raise
+    except Exception as error:  # whatever a server can do: the model is here
+        note = f"MLflow at {mask(tracking_uri)[:80]}: {first_line(error)}, so the card has no scores"
     parameters = sum(tensor.numel() for tensor in bundle.build(info).parameters())
     name = str(info.extra.get("run") or info.model.get("name", "model"))
-    return cards.of_bundle(info, name, parameters), ""
+    return cards.of_bundle(info, name, parameters), "", note
 
 
 def pull(
-    source: str, *, register_as: str | None = None, out: Path | None = None, tracking_uri: str, overwrite: bool = False
+    source: str,
+    *,
+    register_as: str | None = None,
+    out: str | Path | None = None,
+    tracking_uri: str,
+    overwrite: bool = False,
 ) -> Pulled:
     """Fetch a model, check all of it, and make it a version of a registered model, or a folder.
 
@@ -99,6 +117,8 @@ def pull(
     """
     place = places.parsed(source)
     target = None if out is None else places.parsed(str(out))
+    if target is not None and target.kind != "folder":
+        raise UserError(f"--out {target}: give a folder of this machine")
     if register_as is not None and (problem := model_name_problem(register_as)) is not None:
         raise UserError(problem)
     if target is not None:
@@ -115,8 +135,21 @@ def pull(
             places.put_folder(made, Path(target.address))
             return Pulled(str(place), revision, info.weights_sha256, info.kind, target.address)
         assert register_as is not None
-        uri = registered(made, info, register_as, place, revision, tracking_uri)
+        with or_failed(tracking_uri):
+            uri = registered(made, info, register_as, place, revision, tracking_uri)
         return Pulled(str(place), revision, info.weights_sha256, info.kind, uri)
+
+
+@contextmanager
+def or_failed(tracking_uri: str) -> Iterator[None]:
+    """Whatever MLflow raises in the block as JobFailedError in one line; UserError stays what it is."""
+    try:
+        yield
+    except (UserError, JobFailedError):
+        raise
+    except Exception as error:
+        where = f"MLflow at {mask(tracking_uri)[:80]}"
+        raise JobFailedError(f"{where}: {first_line(error)}; nothing is registered: try again") from error
 
 
 def registered(folder: Path, info: bundle.BundleInfo, name: str, place: Place, revision: str, tracking_uri: str) -> str:

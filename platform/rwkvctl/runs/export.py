@@ -23,6 +23,7 @@ from rwkvctl.runs import export_folder, journal
 from rwkvctl.runs import folder as run_folder
 from rwkvctl.runs.export_folder import ExportFolder
 from rwkvctl.runs.mlflow_client import connect, find_run, when_free
+from rwkvctl.runs.stored_journal import refresh
 from rwkvctl.runs.sync import first_line
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ def _resolve(reference: str, storage: str, tracking_uri: str) -> tuple[str, str]
         if (run_id := _only_in_mlflow(connect(tracking_uri), reference)) is None:
             raise
         return tracking_uri, run_id
+    refresh(folder)  # of a store's run
     try:
         sent = json.loads((folder / "mlflow.json").read_text())
         return str(sent["tracking_uri"]), str(sent["run_id"])

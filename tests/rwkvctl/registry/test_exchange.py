@@ -10,6 +10,7 @@ import base64
 import hashlib
 import http.server
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -155,6 +156,15 @@ def test_the_card_has_the_scores_of_the_registered_version(
         [result] = ModelCard.load(target / "README.md").data.eval_results
         assert (result.metric_name, result.metric_value) == ("dsc_strict", 0.83)
         assert (result.dataset_type, result.dataset_split) == ("phantom", "test")
+
+
+def test_a_registry_that_is_down_is_told(net: Path, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        down = f"http://127.0.0.1:{taken.getsockname()[1]}"
+    done = pushed(net, tmp_path / "hub", down)
+    assert (done.registered, "connection refused, so the card has no scores" in done.note) == ("", True)
+    with pytest.raises(JobFailedError, match="connection refused; nothing is registered: try again"):
+        exchange.pull(str(tmp_path / "hub"), register_as="taken", tracking_uri=down)
 
 
 def test_nothing_of_the_lab_is_told(net: Path, tmp_path: Path, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -313,6 +323,7 @@ def test_nothing_but_a_model_is_replaced(net: Path, tmp_path: Path, uri: str, rw
         (["push", str(net), str(tmp_path / "x"), "--license", "My Own"], "write it as the hub does"),
         (["pull", str(tmp_path / "nowhere"), "--out", str(tmp_path / "x")], "no such folder"),
         (["pull", str(thesis), "--out", str(tmp_path / "x")], "no model here (model.json is missing)"),
+        (["pull", str(thesis), "--out", "s3://bucket/x"], "--out s3://bucket/x: give a folder of this machine"),
         (["pull", str(thesis)], "give either --register-as NAME or --out FOLDER"),
         (["pull", str(thesis), "--register-as", "a/b"], "model name 'a/b'"),
     ):

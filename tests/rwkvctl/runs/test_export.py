@@ -21,12 +21,13 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 
 from rwkvctl.base.errors import JobFailedError, UserError
 from rwkvctl.runs import export as exports
-from rwkvctl.runs import export_folder, export_tables
+from rwkvctl.runs import export_folder, export_tables, mirror
 from rwkvctl.runs.export import Exported, Wanted, export
 from rwkvctl.runs.export_folder import ExportFolder
 from rwkvctl.runs.journal import Journal
 from rwkvctl.runs.sync import Syncer
 
+from ...store_door import Door
 from .test_sync import Server
 
 
@@ -297,6 +298,23 @@ def test_logged_models_come_along_and_points_say_which_model_and_data_they_belon
     assert export([Wanted(uri, (run,))], tmp_path / "out").fetched_files == 0
 
 
+def test_a_run_in_an_object_store_is_found_from_any_machine(
+    tracking_uri: str, tmp_path: Path, door: Door, monkeypatch: pytest.MonkeyPatch, rwkvctl: Callable
+) -> None:
+    door.answers.clear()
+    address = f"s3://bucket/runs-{tmp_path.name}/stored"
+    monkeypatch.setenv("RWKVCTL_CACHE", str(tmp_path / "here"))
+    folder = mirror.begin(address, "spec.yaml", b"job: evaluate\nmodel: m\n")
+    with Journal(folder / "journal.jsonl") as journal:
+        journal.metrics({"loss": 1.0}, 1)
+        journal.event("end", status="FINISHED")
+    Syncer(folder, tracking_uri, "e").push()
+    monkeypatch.setenv("RWKVCTL_CACHE", str(tmp_path / "there"))
+    found = rwkvctl(["run", "export", address, "--out", str(tmp_path / "out")])
+    assert found.code == 0, found.err
+    assert list(pd.read_parquet(tmp_path / "out" / "runs.parquet").name) == ["stored"]
+
+
 def test_no_secret_leaves(uri: str, tmp_path: Path) -> None:
     client, run = MlflowClient(uri), ids(uri)[0]
     secrets = {
@@ -409,6 +427,7 @@ def test_what_cannot_be_meant_is_refused_in_one_line(
         (["nothing", "--out", new], 4, "run 'nothing' is not in"),
         (["unsent", "--out", new], 2, "rwkvctl sync unsent"),
         (["--experiment", "Default", "--out", str(full)], 2, "has other files in it"),
+        (["--experiment", "Default", "--out", "s3://bucket/x"], 2, "give a folder of this machine"),
         (["--experiment", "Default", "--out", str(file)], 2, f"--out {file}: cannot be written"),
     ):
         found = rwkvctl(["run", "export", *line])

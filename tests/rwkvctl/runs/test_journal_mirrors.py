@@ -22,12 +22,14 @@ import pytest
 from rwkvctl.base.errors import UserError
 from rwkvctl.base.files import locked_or_refused
 from rwkvctl.config import settings
-from rwkvctl.config.specs.jobs import EvaluateSpec
+from rwkvctl.config.specs.jobs import EvaluateSpec, PredictSpec
 from rwkvctl.config.specs.load import dump
+from rwkvctl.launch import preflight
 from rwkvctl.launch.complete_spec import on_machine
 from rwkvctl.runs import journal_mirrors, wandb_run
 from rwkvctl.runs.journal import Journal
 from rwkvctl.runs.journal_mirrors import JournalMirrors
+from rwkvctl.runs.lease import RunLease
 from rwkvctl.runs.tensorboard_events import EventFiles
 
 from .test_export import in_child
@@ -359,6 +361,26 @@ def test_sync_brings_an_old_run_up_to_date(
         assert found.code == 0, found.err
         assert f"night: tensorboard and wandb up to date in {run_dir}" in found.out
         assert in_tensorboard(run_dir) == in_wandb(run_dir)[0] == in_journal(run_dir)
+
+
+def test_sync_leaves_the_mirrors_of_a_running_run_alone(
+    run_dir: Path, tracking_uri: str, rwkvctl: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whose driver may be on another machine, where no lock is seen."""
+    write(run_dir, range(3))
+    with Journal(run_dir / "journal.jsonl") as journal, RunLease(run_dir):
+        journal.event("start")
+        monkeypatch.setenv("RWKVCTL_MIRRORS", "tensorboard")
+        found = rwkvctl(["sync", str(run_dir)])
+    assert "night: tensorboard are written by the run itself, which is still running" in found.out
+    assert not (run_dir / "tensorboard").exists()
+
+
+def test_predictions_need_none_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    monkeypatch.setenv("RWKVCTL_MIRRORS", "wandb")
+    spec = PredictSpec(model="m", inputs=["a.png"], out="masks")
+    preflight.check_mirrors(on_machine(spec, settings.load()))
 
 
 def test_packages_are_named_for_every_mirror() -> None:
