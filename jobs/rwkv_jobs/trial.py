@@ -20,7 +20,7 @@ from rwkvctl.base.errors import JobFailedError, UserError
 from rwkvctl.base.files import write_json
 from rwkvctl.config.specs.jobs import FinetuneSpec
 from rwkvctl.config.specs.load import build
-from rwkvctl.config.specs.objectives import LATENCY, SCORES, SIZES
+from rwkvctl.config.specs.objectives import LATENCY, MORE_SCORES, SCORES, SIZES
 from rwkvctl.data.store.manifest import Manifest
 from rwkvctl.models.latency import median_ms
 from rwkvctl.registry.release import SUMMARY
@@ -99,6 +99,7 @@ def figures_of(run_dir: Path) -> dict[str, Any]:
     summary = json.loads((run_dir / SUMMARY).read_text())
     mean = summary["val"]["mean"]
     scores = {name: mean[name] if name.startswith("hd95") else mean[name] or 0.0 for name in SCORES}
+    scores |= {name: mean.get(name) for name in MORE_SCORES}
     return scores | {name: summary[name] for name in SIZES} | latency(run_dir) | {"run": run_dir.name}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-SMALLER = ("loss", "hd95", "seconds", "wait", "bytes", "grad", "rate", "lr")
+SMALLER = ("loss", "hd95", "assd", "volume_difference", "seconds", "wait", "bytes", "grad", "rate", "lr")
 """Parts of their names; of all others more is better."""
 
 
@@ -10,5 +10,7 @@ def smaller_is_better(metric: str) -> bool:
     """
     >>> smaller_is_better("test/hd95_mm_strict/mean"), smaller_is_better("dsc_strict")
     (True, False)
+    >>> smaller_is_better("assd_vox_strict"), smaller_is_better("nsd_mm_strict"), smaller_is_better("iou_strict")
+    (True, False, False)
     """
     return any(part in metric.lower() for part in SMALLER)

@@ -27,6 +27,13 @@ ENDLESS = {"loss.alpha": {"float": [0.0, 1.0]}}
         ("train/loss", "train/loss", "minimize"),
         ("train/images_per_second", "train/images_per_second", "maximize"),
         ("parameters:max", "parameters", "maximize"),
+        ("iou_strict", "iou_strict", "maximize"),
+        ("nsd_mm_strict", "nsd_mm_strict", "maximize"),
+        ("sensitivity_strict", "sensitivity_strict", "maximize"),
+        ("precision_strict", "precision_strict", "maximize"),
+        ("assd_mm_strict", "assd_mm_strict", "minimize"),
+        ("volume_difference_strict", "volume_difference_strict", "minimize"),
+        ("best_val/assd_vox_strict/mean", "best_val/assd_vox_strict/mean", "minimize"),
     ],
 )
 def test_objectives(text: str, metric: str, direction: str):
@@ -38,7 +45,8 @@ def test_objectives(text: str, metric: str, direction: str):
     ("text", "said"),
     [
         ("dsc", "--objective dsc: no trial has a metric 'dsc'"),
-        ("dsc_stric", "--objective dsc_stric: no trial has a metric 'dsc_stric' (did you mean dsc_strict?)"),
+        ("dsc_stric", "--objective dsc_stric: no trial has a metric 'dsc_stric' (did you mean dsc_strict"),
+        ("val/iou_strict/mean", "--objective val/iou_strict/mean: no trial has a metric"),
         ("val/iou/mean", "--objective val/iou/mean: no trial has a metric"),
         ("macs_paper:down", "--objective macs_paper:down: must end with :max or :min"),
     ],

@@ -14,6 +14,12 @@ from rwkvctl.config.specs.base import Spec
 Direction = Literal["maximize", "minimize"]
 SCORES = ("dsc_strict", "dsc_official", "hd95_vox_strict", "hd95_vox_official")
 """Of the best weights on the validation part, at a trial's end."""
+MORE_SCORES = (
+    *("hd95_mm_strict", "hd95_max_vox_strict", "hd95_max_mm_strict", "iou_strict", "precision_strict"),
+    *("sensitivity_strict", "volume_difference_strict", "volume_difference_ml_strict", "assd_vox_strict"),
+    *("assd_mm_strict", "nsd_vox_strict", "nsd_mm_strict"),
+)
+"""The same, but the table of a sweep has them only where they are an objective; those in mm or ml need a spacing."""
 SIZES = ("parameters", "macs_paper", "macs_true")
 """Of the network, known before a trial starts."""
 LATENCY = "latency_ms"
@@ -24,7 +30,7 @@ TRACKED = (
 )
 PARTS = ("val", "val_ema", "best_val")
 """`val/dsc_strict/mean`, `val/dsc_strict/<class>`: as they are tracked."""
-GROWS = ("dsc", "train/images_per_second")
+GROWS = ("dsc", "iou", "precision", "sensitivity", "nsd", "train/images_per_second")
 WAYS: dict[str, Direction] = {"max": "maximize", "maximize": "maximize", "min": "minimize", "minimize": "minimize"}
 
 
@@ -58,9 +64,13 @@ def parse_objective(text: str) -> Objective:
     """`dsc_strict`, `macs_paper:min`; UserError for a metric that no trial has."""
     metric, _, way = text.partition(":")
     scored = metric.partition("/")[0] in PARTS and metric.count("/") == 2 and metric.split("/")[1] in SCORES
-    known = (*SCORES, *SIZES, LATENCY, *TRACKED)
+    best_mean = re.fullmatch(r"best_val/(\w+)/mean", metric)
+    scored = scored or (best_mean is not None and best_mean[1] in MORE_SCORES)
+    known = (*SCORES, *MORE_SCORES, *SIZES, LATENCY, *TRACKED)
     if not scored and metric not in known:
-        hint = did_you_mean(metric, known, "known: " + ", ".join((*SCORES, *SIZES, LATENCY, "val/dsc_strict/CLASS")))
+        hint = did_you_mean(
+            metric, known, "known: " + ", ".join((*SCORES, "iou_strict", *SIZES, LATENCY, "val/dsc_strict/CLASS"))
+        )
         raise UserError(f"--objective {text}: no trial has a metric {metric!r} ({hint})")
     if way not in ("", *WAYS):
         raise UserError(f"--objective {text}: must end with :max or :min")

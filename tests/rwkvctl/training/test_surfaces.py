@@ -1,4 +1,4 @@
-"""HD95 against medpy, and against distance transforms of whole arrays, in voxels and mm."""
+"""Distances of surfaces, HD95 and ASSD against medpy and distance transforms of whole arrays, in voxels and mm."""
 
 from __future__ import annotations
 
@@ -8,31 +8,42 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from medpy.metric.binary import hd95
+from medpy.metric.binary import asd, assd, hd95
 from scipy.ndimage import binary_erosion, distance_transform_edt, gaussian_filter, generate_binary_structure
 from scipy.spatial.distance import cdist
 
-from rwkvctl.training import hausdorff
-from rwkvctl.training.hausdorff import hausdorff95
+from rwkvctl.training import surfaces
+from rwkvctl.training.surfaces import Distances, surface_distances
 
 
-def plain(pred: np.ndarray, truth: np.ndarray, spacing: tuple[float, ...] | None) -> tuple[float, float]:
-    """Both values by the definition: the distance transform of each surface, over the whole array."""
+def plain(pred: np.ndarray, truth: np.ndarray, spacing: tuple[float, ...] | None) -> Distances:
+    """By the definition: the distance transform of each surface, over the whole array."""
     faces = generate_binary_structure(pred.ndim, 1)
     first, second = (mask ^ binary_erosion(mask, structure=faces) for mask in (pred, truth))
     there = distance_transform_edt(~second, sampling=spacing)[first]
     back = distance_transform_edt(~first, sampling=spacing)[second]
-    pooled = np.percentile(np.hstack((there, back)), 95)
-    return float(pooled), float(max(np.percentile(there, 95), np.percentile(back, 95)))
+    return Distances(there, back)
+
+
+def same(found: Distances | None, expected: Distances) -> bool:
+    assert found is not None
+    return all(np.array_equal(*pair) for pair in zip(found, expected, strict=True))
 
 
 def check(pred: np.ndarray, truth: np.ndarray, spacing: tuple[float, ...]) -> None:
-    voxels, mm = hausdorff95(pred, truth, spacing)
-    assert voxels == plain(pred, truth, None)
-    assert voxels.pooled == hd95(pred, truth)
-    assert mm == pytest.approx(plain(pred, truth, spacing), rel=1e-14, abs=0)
-    assert mm.pooled == pytest.approx(hd95(pred, truth, voxelspacing=spacing), rel=1e-14, abs=0)
-    assert hausdorff95(pred, truth) == (voxels, None)
+    voxels, mm = surface_distances(pred, truth, spacing)
+    assert mm is not None
+    assert same(voxels, plain(pred, truth, None))
+    for found, expected in zip(mm, plain(pred, truth, spacing), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-14, atol=0)
+    assert voxels.hd95()[0] == hd95(pred, truth)
+    assert mm.hd95()[0] == pytest.approx(hd95(pred, truth, voxelspacing=spacing), rel=1e-14, abs=0)
+    assert voxels.average() == pytest.approx(assd(pred, truth), rel=1e-12)
+    assert mm.average() == pytest.approx(assd(pred, truth, voxelspacing=spacing), rel=1e-12)
+    assert mm.there.mean() == pytest.approx(asd(pred, truth, voxelspacing=spacing), rel=1e-12)
+    alone, none = surface_distances(pred, truth)
+    assert none is None
+    assert same(alone, voxels)
 
 
 def blob(shape: tuple[int, ...], seed: int, share: float = 0.2) -> np.ndarray:
@@ -82,9 +93,9 @@ def test_far_apart_one_voxel_noise_and_strays(spacing: tuple[float, ...]) -> Non
 
 def test_chunks_of_surface_voxels_join(monkeypatch: pytest.MonkeyPatch) -> None:
     pred, truth = blob((9, 30, 30), 4), blob((9, 30, 30), 5)
-    expected = hausdorff95(pred, truth, (2.0, 1.0, 1.0))
-    monkeypatch.setattr(hausdorff, "CHUNK", 100)
-    assert hausdorff95(pred, truth, (2.0, 1.0, 1.0)) == expected
+    expected = surface_distances(pred, truth, (2.0, 1.0, 1.0))
+    monkeypatch.setattr(surfaces, "CHUNK", 100)
+    assert all(map(same, surface_distances(pred, truth, (2.0, 1.0, 1.0)), expected))
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -92,7 +103,7 @@ def test_chunks_of_surface_voxels_join(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_squares_are_whole_in_the_largest_slices(shape: tuple[int, int, int], threads: int) -> None:
     """With one thread, OpenCV would call Intel's library, which is off by one at distances above 886."""
     rng = np.random.default_rng(1)
-    assert shape[1] ** 2 + shape[2] ** 2 <= hausdorff.EXACT_PLANE
+    assert shape[1] ** 2 + shape[2] ** 2 <= surfaces.EXACT_PLANE
     before = cv2.getNumThreads()
     cv2.setNumThreads(threads)
     try:
@@ -103,7 +114,7 @@ def test_squares_are_whole_in_the_largest_slices(shape: tuple[int, int, int], th
                 goal[0, y, x] = True
                 away = np.square(np.arange(shape[1]) - y)[:, None] + np.square(np.arange(shape[2]) - x)
                 np.minimum(expected, away, out=expected)
-            assert np.array_equal(hausdorff._squares_within_slices(goal)[0], expected)
+            assert np.array_equal(surfaces._squares_within_slices(goal)[0], expected)
     finally:
         cv2.setNumThreads(before)
 
@@ -115,11 +126,12 @@ def test_pictures_beyond_what_float32_can_tell(spacing: tuple[float, float]) -> 
     for mask in (pred, truth):
         mask[tuple(rng.integers(0, mask.shape, (300, 2)).T)] = True  # sparse: every pixel is of the surface
         mask[[0, -1], [0, -1]] = True
-    for scale, found in zip(((1.0, 1.0), spacing), hausdorff95(pred, truth, spacing), strict=True):
+    for scale, found in zip(((1.0, 1.0), spacing), surface_distances(pred, truth, spacing), strict=True):
         away = cdist(np.argwhere(pred) * scale, np.argwhere(truth) * scale)
         there, back = away.min(axis=1), away.min(axis=0)
-        assert found.pooled == pytest.approx(np.percentile(np.hstack((there, back)), 95), rel=1e-13)
-        assert found.largest == pytest.approx(max(np.percentile(there, 95), np.percentile(back, 95)), rel=1e-13)
+        expected = np.percentile(np.hstack((there, back)), 95), max(np.percentile(there, 95), np.percentile(back, 95))
+        assert found is not None
+        assert found.hd95() == pytest.approx(expected, rel=1e-13)
 
 
 @pytest.mark.parametrize("spacing", SPACINGS[:2])
@@ -129,15 +141,15 @@ def test_noise_that_is_transformed_as_a_whole(shape: tuple[int, int, int], spaci
     rng = np.random.default_rng(6)
     pred, truth = rng.random(shape) > 0.4, np.zeros(shape, bool)
     truth[-1, :3, :3] = True
-    voxels, mm = hausdorff95(pred, truth, spacing)
-    assert voxels == plain(pred, truth, None)
-    assert mm == plain(pred, truth, spacing)
+    voxels, mm = surface_distances(pred, truth, spacing)
+    assert same(voxels, plain(pred, truth, None))
+    assert same(mm, plain(pred, truth, spacing))
 
 
 def test_a_surface_voxel_has_a_face_neighbour_outside() -> None:
     mask = np.ones((3, 3, 3), bool)
-    assert np.argwhere(~hausdorff.surface_of(mask)).tolist() == [[1, 1, 1]]
+    assert np.argwhere(~surfaces.surface_of(mask)).tolist() == [[1, 1, 1]]
     for seed in range(3):
         mask = blob((6, 20, 20), seed, 0.6)
         eroded = binary_erosion(mask, structure=generate_binary_structure(3, 1))
-        assert np.array_equal(hausdorff.surface_of(mask), mask ^ eroded)
+        assert np.array_equal(surfaces.surface_of(mask), mask ^ eroded)

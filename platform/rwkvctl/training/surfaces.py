@@ -1,11 +1,11 @@
-"""HD95 of two masks, in voxels and in mm from one distance transform for each direction.
+"""The surfaces of two masks, and how far each is from the other: in voxels and in mm from one distance transform for
+each direction. HD95, the average distance and the share within a tolerance are read from these distances.
 
 Wanted are the distances from every surface voxel of one mask to the nearest of the other. OpenCV's exact transform
 gives, in every slice of the other mask, the squared distance n within the slice, a whole number. Over the slices dz
 away, the least n + dz^2 is the squared distance in voxels, and with square pixels of side s the least s^2 n + (sz
 dz)^2 is that in mm. A slice further away than the best so far need not be looked at, so few are. Where pixels are not
-square, s is bounded by their two sides; the percentiles of the bounds leave few voxels in question, for which a tree
-is searched.
+square, s is bounded by their two sides; where the bounds differ, a tree is searched.
 
 In voxels the values are medpy's bit for bit: squared distances are whole numbers. In mm they are within 1e-12 of it:
 medpy adds (s dy)^2 and (s dx)^2, rounded, where this multiplies their sum, which may differ in the 16th digit; and of
@@ -34,23 +34,41 @@ roots worse."""
 CHUNK = 1 << 15
 """Surface voxels worked on at once: what is kept beside the slices stays small."""
 
+ROUNDING = 1e-9
+"""Share of a tolerance by which a distance may be above it, so that the 16th digit does not decide."""
+
 LOOKS = 4
 """Looks into other slices, for each voxel of the box, after which scipy's transform of the whole box is the faster way:
 a mask is noise, and the other one far from most of it."""
 
 
-class Hausdorff95(NamedTuple):
-    """`pooled`: the 95th percentile of the distances of both directions, as in medpy. `largest`: the larger of the 95th
-    percentiles of either direction, as in MONAI and MetricsReloaded."""
+class Distances(NamedTuple):
+    """From every surface voxel of the first mask to the nearest one of the second, and from the second to the first."""
 
-    pooled: float
-    largest: float
+    there: Floats
+    back: Floats
+
+    def hd95(self) -> tuple[float, float]:
+        """The 95th percentile of both directions pooled, as in medpy; and the larger of the two directions' 95th
+        percentiles, as in MONAI and MetricsReloaded."""
+        pooled = np.percentile(np.hstack(self), 95)
+        return float(pooled), float(max(np.percentile(self.there, 95), np.percentile(self.back, 95)))
+
+    def average(self) -> float:
+        """ASSD: the mean of both directions pooled, as in medpy, MONAI and MetricsReloaded."""
+        return float((self.there.sum() + self.back.sum()) / (len(self.there) + len(self.back)))
+
+    def within(self, tolerance: float) -> float:
+        """NSD: the share of all surface voxels that are no further away than the tolerance."""
+        limit = tolerance * (1 + ROUNDING)
+        near = np.count_nonzero(self.there <= limit) + np.count_nonzero(self.back <= limit)
+        return float(near / (len(self.there) + len(self.back)))
 
 
-def hausdorff95(
+def surface_distances(
     pred: Mask, truth: Mask, spacing_mm: Sequence[float] | None = None
-) -> tuple[Hausdorff95, Hausdorff95 | None]:
-    """HD95 of two masks, (H, W) or (D, H, W), neither empty: in voxels, and in mm where the spacing is given."""
+) -> tuple[Distances, Distances | None]:
+    """Of two masks, (H, W) or (D, H, W), neither empty: in voxels, and in mm where the spacing is given."""
     box = bounding_box(pred | truth)
     surfaces = tuple(surface_of(mask[box]).reshape((-1, *pred[box].shape[-2:])) for mask in (pred, truth))
     spacing = None if spacing_mm is None else _spacing3(spacing_mm)
@@ -59,24 +77,22 @@ def hausdorff95(
         weights += [(side**2, spacing[0] ** 2) for side in sorted(set(spacing[1:]))]
     there, back = (_nearest(start, goal, weights) for start, goal in (surfaces, surfaces[::-1]))
     if there is None or back is None:
-        voxels = _percentiles(*_searched(surfaces, (1.0, 1.0, 1.0)))
-        return voxels, None if spacing is None else _percentiles(*_searched(surfaces, spacing))
-    voxels = _percentiles(there[0], back[0])
+        voxels = _searched(surfaces, (1.0, 1.0, 1.0))
+        return voxels, None if spacing is None else _searched(surfaces, spacing)
+    voxels = Distances(there[0], back[0])
     if spacing is None:
         return voxels, None
+    mm = Distances(there[1], back[1])
     if len(weights) == 2:
-        return voxels, _percentiles(there[1], back[1])
-    return voxels, _percentiles(*_settled(surfaces, spacing, (there[1], back[1]), (there[2], back[2])))
+        return voxels, mm
+    # A distance along the slices alone is the same for both bounds.
+    between = [high > low for low, high in zip(mm, (there[2], back[2]), strict=True)]
+    return voxels, _searched(surfaces, spacing, known=mm, open_=between)
 
 
 def _spacing3(spacing_mm: Sequence[float]) -> Spacing:
     z, y, x = (1.0,) * (3 - len(spacing_mm)) + tuple(map(float, spacing_mm))
     return z, y, x
-
-
-def _percentiles(there: Floats, back: Floats) -> Hausdorff95:
-    pooled = np.percentile(np.hstack((there, back)), 95)
-    return Hausdorff95(float(pooled), float(max(np.percentile(there, 95), np.percentile(back, 95))))
 
 
 # Surfaces -----------------------------------------------------------------------------------------------------------
@@ -174,31 +190,12 @@ def _over_slices(
 # Pixels that are not square, slices that are too large, noise -------------------------------------------------------
 
 
-def _settled(
-    surfaces: tuple[Mask, ...], spacing: Spacing, low: tuple[Floats, Floats], high: tuple[Floats, Floats]
-) -> list[Floats]:
-    """Distances with the percentiles of the true ones, which lie between `low` and `high`: true where those could
-    be the percentile, and on the right side of it elsewhere."""
-    open_ = [np.zeros(len(values), bool) for values in low]
-    for group in ([0], [1], [0, 1]):
-        least, most = (np.concatenate([bound[way] for way in group]) for bound in (low, high))
-        rank = int(0.95 * (len(least) - 1))  # the percentile is between the values of this rank and the next
-        least_at = np.partition(least, rank)[rank]
-        above = min(rank + 1, len(most) - 1)
-        most_at = np.partition(most, above)[above]
-        for way in group:
-            # Bounds are rounded themselves; where they are one, nothing is open.
-            near = (high[way] >= least_at * (1 - 1e-9)) & (low[way] <= most_at * (1 + 1e-9))
-            open_[way] |= near & (high[way] > low[way])
-    return _searched(surfaces, spacing, known=low, open_=open_)
-
-
 def _searched(
     surfaces: tuple[Mask, ...],
     spacing: Spacing,
     known: Sequence[Floats] | None = None,
     open_: Sequence[Mask] | None = None,
-) -> list[Floats]:
+) -> Distances:
     """Distances in either direction, of all surface voxels or of the open ones: from a tree of the other surface's
     voxels, or, where that takes longer, from scipy's transform of the whole box."""
     from scipy.ndimage import distance_transform_edt
@@ -218,4 +215,4 @@ def _searched(
         values = np.empty(count) if known is None else known[way].copy()
         values[some] = np.sqrt((steps * steps).sum(axis=1))
         found.append(values)
-    return found
+    return Distances(*found)
