@@ -35,7 +35,7 @@ def sync(
         registered = release_later(folder, uri)
     mirrors = journal_mirrors.JournalMirrors(folder, names)
     if names and not (observe.one(folder).ended and mirrors.write_all()):
-        print(f"{folder.name}: {' and '.join(names)} are written by the run itself, which is still running")
+        print(f"{folder.name}: the run itself writes {' and '.join(names)}, and is still running")
     elif shown := [name for name in names if name not in mirrors.failed]:
         print(f"{folder.name}: {' and '.join(shown)} up to date in {folder}")
     print(f"{folder.name}: MLflow run {sent.run_id} at {uri}: {sent.metrics} metrics, {sent.artifacts} artifacts")

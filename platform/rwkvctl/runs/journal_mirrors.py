@@ -43,7 +43,8 @@ def check(names: Iterable[str]) -> None:
     """UserError unless the packages of mirrors are installed here."""
     for name in names:
         package, install = PACKAGES[name]
-        if importlib.util.find_spec(package) is None:
+        found = importlib.util.find_spec(package)
+        if found is None or found.origin is None:  # a folder of that name, as W&B leaves one, is no package
             raise UserError(
                 f"tracking.mirrors: {name} needs the package {package}, which is not installed: pip install {install}"
             )

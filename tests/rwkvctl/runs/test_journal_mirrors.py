@@ -372,7 +372,7 @@ def test_sync_leaves_the_mirrors_of_a_running_run_alone(
         journal.event("start")
         monkeypatch.setenv("RWKVCTL_MIRRORS", "tensorboard")
         found = rwkvctl(["sync", str(run_dir)])
-    assert "night: tensorboard are written by the run itself, which is still running" in found.out
+    assert "night: the run itself writes tensorboard, and is still running" in found.out
     assert not (run_dir / "tensorboard").exists()
 
 
