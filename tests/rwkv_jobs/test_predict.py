@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,11 +20,13 @@ from PIL import Image
 from rwkv_jobs import predict
 from rwkv_jobs.entry import guarded
 from rwkv_unet import create_model
-from rwkvctl.base.errors import UserError
+from rwkvctl.base.errors import JobFailedError, UserError
 from rwkvctl.cli import show
 from rwkvctl.cli.assemble import predict_spec
 from rwkvctl.models import bundle
 from rwkvctl.runs import folder as run_folder
+
+from .conftest import PATIENCE
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +45,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
+def spec_of(words: list[str], out: Path, *, window: str | None = None, thresholds: Any = (), **options: Any):
+    """What the command line makes of models and inputs."""
+    return predict_spec(words, str(out), window, list(thresholds), options)
+
+
 def run(tmp_path: Path, model: str, inputs: list[str], **options) -> dict:
     """As the job does it: the spec is stored, read again, checked and run, and the result is JSON."""
-    spec = predict_spec(model, inputs, str(tmp_path / "masks"), **options)
+    spec = spec_of([model, *inputs], tmp_path / "masks", **options)
     spec = run_folder.read_spec(run_folder.create(spec, str(tmp_path / "runs")))
     predict.check(spec, tmp_path)
     return json.loads(json.dumps(predict.run(spec, tmp_path)))
@@ -67,7 +79,7 @@ def test_a_folder_and_what_is_said_of_its_images(tmp_path: Path, model: str, cap
     assert lines[:3] == result["written"]
     said = "turned as its EXIF tag says; its mask is 20 x 30, as viewers show the image"
     assert lines[3:] == [f"note: {tmp_path / 'raw' / '9.png'}: {said}"]
-    again = predict_spec(model, [str(tmp_path / "raw")], str(tmp_path / "masks"))
+    again = spec_of([model, str(tmp_path / "raw")], tmp_path / "masks")
     with pytest.raises(UserError, match=r"--out .*: 9.png exists; give another folder, or --overwrite"):
         predict.check(again, tmp_path)
     predict.check(again.model_copy(update={"overwrite": True}), tmp_path)
@@ -94,7 +106,7 @@ def test_a_pretrained_encoder_makes_no_masks(
 ):
     folder = classifier_folder("rwkv_unet_enc_t")
     picture(tmp_path / "image.png")
-    spec = predict_spec(str(folder), [str(tmp_path / "image.png")], str(tmp_path / "masks"))
+    spec = spec_of([str(folder), str(tmp_path / "image.png")], tmp_path / "masks")
     assert guarded("predict", str(run_folder.create(spec, str(tmp_path / "runs"))), []) == 2
     [line] = capfd.readouterr().err.splitlines()
     assert line == (
@@ -102,3 +114,111 @@ def test_a_pretrained_encoder_makes_no_masks(
         "train a segmentation model from it first: rwkvctl finetune RECIPE --encoder MODEL"
     )
     assert not (tmp_path / "masks").exists()
+
+
+def record_of(tmp_path: Path) -> dict[str, Any]:
+    return dict(json.loads((tmp_path / "masks" / "run.json").read_text()))
+
+
+def test_one_bad_file_does_not_stop_the_others_and_is_done_once_it_is_mended(tmp_path: Path, model: str):
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    for name in ("a.png", "c.png"):
+        picture(raw / name)
+    (raw / "b.png").write_bytes(b"no picture")
+    with pytest.raises(JobFailedError, match=r"^1 of 3 inputs failed, the others are written: input .*b\.png: "):
+        run(tmp_path, model, [str(raw)])
+    assert sorted(path.name for path in (tmp_path / "masks").iterdir()) == ["a.png", "c.png", "run.json"]
+    told = record_of(tmp_path)
+    assert [each["input"] for each in told["failed"]] == [str(raw / "b.png")]
+    for made in told["files"]:
+        with Image.open(tmp_path / "masks" / made["mask"]) as mask:
+            assert made["voxels"] == {"x": int((np.asarray(mask) == 1).sum())}
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "masks").iterdir()}
+    picture(raw / "b.png")
+    with pytest.raises(UserError, match=r"--out .*: has masks made with other options \(run\.json\); give the"):
+        run(tmp_path, model, [str(raw)], resume=True, tta="flips")
+    result = run(tmp_path, model, [str(raw)], resume=True)
+    assert ([Path(path).name for path in result["written"]], result["kept"]) == (["b.png"], 2)
+    assert all((tmp_path / "masks" / name).stat().st_mtime_ns == before[name] for name in ("a.png", "c.png"))
+    assert (record_of(tmp_path)["failed"], len(record_of(tmp_path)["files"])) == ([], 3)
+    (tmp_path / "masks" / "a.png").write_bytes(b"half")  # and one whose input has changed
+    Image.new("RGB", (30, 20)).save(raw / "c.png")
+    assert run(tmp_path, model, [str(raw)], resume=True)["kept"] == 1
+
+
+def test_what_resume_may_replace_is_what_it_has_planned(tmp_path: Path, model: str):
+    picture(tmp_path / "a.png")
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "masks" / "a.png").write_bytes(b"somebody else's")
+    with pytest.raises(UserError, match=r"a\.png exists; give another folder, or --overwrite"):
+        run(tmp_path, model, [str(tmp_path / "a.png")], resume=True)
+    (tmp_path / "masks" / "run.json").write_text('{"schema": "mine"}')
+    with pytest.raises(UserError, match=r"--out .*: run\.json is not the record of a prediction; give"):
+        run(tmp_path, model, [str(tmp_path / "a.png")])
+    assert run(tmp_path, model, [str(tmp_path / "a.png")], overwrite=True)["written"]
+    picture(tmp_path / "b.png")
+    run(tmp_path, model, [str(tmp_path / "b.png")])
+    assert [each["mask"] for each in record_of(tmp_path)["files"]] == ["a.png", "b.png"], "of both predictions"
+
+
+def test_an_ensemble_with_all_its_options(tmp_path: Path, model: str):
+    picture(tmp_path / "a.png")
+    options = {"tta": "rotations", "probabilities": True, "largest_component": True, "fill_holes": True}
+    words = [model, model, str(tmp_path / "a.png")]
+    spec = spec_of(words, tmp_path / "masks", thresholds=["x=0.25"], **options)
+    assert (spec.model, spec.ensemble, spec.inputs) == (model, (model,), [str(tmp_path / "a.png")])
+    predict.check(spec, tmp_path)
+    result = predict.run(spec, tmp_path)
+    with np.load(tmp_path / "masks" / "a.probabilities.npz") as kept, Image.open(result["written"][0]) as mask:
+        likely = kept["probabilities"]
+        assert (likely.dtype, likely.shape) == (np.float16, (2, 20, 30))
+        np.testing.assert_allclose(likely.sum(axis=0), 1, atol=2e-3)
+        assert mask.size == (30, 20)
+    told = record_of(tmp_path)
+    assert [each["reference"] for each in told["models"]] == [model, model]
+    assert told["options"]["thresholds"] == {"x": 0.25}
+    with pytest.raises(UserError, match=r"--threshold y: no such class; choose from x"):
+        predict.check(spec_of(words, tmp_path / "other", thresholds=["y=0.25"]), tmp_path)
+    with pytest.raises(UserError, match="predict: no input among "):
+        spec_of([model, model], tmp_path / "masks")
+    with pytest.raises(UserError, match="--threshold x: write CLASS=PROBABILITY"):
+        spec_of(words, tmp_path / "masks", thresholds=["x"])
+
+
+@pytest.mark.slow
+def test_a_killed_prediction_goes_on_and_ends_as_one_that_was_not(tmp_path: Path, model: str):
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    rng = np.random.default_rng(1)
+    for number in range(60):
+        Image.fromarray(rng.integers(0, 256, (200, 200, 3)).astype(np.uint8)).save(raw / f"{number}.png")
+
+    def command(out: str, *more: str) -> list[str]:
+        return [sys.executable, "-P", "-m", "rwkvctl.cli.app", "predict", model, str(raw), "--out", out, *more]
+
+    environment = os.environ | {"RWKVCTL_HOME": str(tmp_path / "home")}
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    subprocess.run(command(str(straight)), env=environment, check=True, capture_output=True)
+    process = subprocess.Popen(
+        command(str(broken)),
+        env=environment,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + PATIENCE
+    while len(list(broken.glob("*.png"))) < 5:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert 5 <= len(list(broken.glob("*.png"))) < 60
+    subprocess.run(command(str(broken), "--resume"), env=environment, check=True, capture_output=True)
+
+    def masks(folder: Path) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix == ".png"}
+
+    assert masks(broken) == masks(straight)
+    assert len(masks(broken)) == 60
+    assert [path.name for path in broken.iterdir() if path.suffix != ".png"] == ["run.json"]

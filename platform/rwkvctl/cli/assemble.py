@@ -307,21 +307,55 @@ def evaluate_spec(
 
 
 def predict_spec(
-    model: str, inputs: list[str], out: str, overwrite: bool = False, window: str | None = None
+    words: list[str], out: str, window: str | None, thresholds: list[str], options: dict[str, Any]
 ) -> PredictSpec:
-    """Which model, which files, where to."""
+    """Which models, which files, where to. `words` are the models and then the inputs."""
     from rwkvctl.data.images.deep import parse_range
 
+    models, inputs = models_and_inputs(words)
     fields = {
-        "model": absolute_model(model),
+        "model": absolute_model(models[0]),
+        "ensemble": [absolute_model(model) for model in models[1:]],
         "inputs": [as_text(settings.absolute(path)) for path in inputs],
         "out": as_text(settings.absolute(out)),
-        "overwrite": overwrite,
         "range": None if window is None else parse_range(window),
+        "thresholds": dict(threshold(text) for text in thresholds),
         "cluster": {"launcher": "process"},
+        **options,
     }
     spec = load.build(PredictSpec, fields, "predict")
     return on_machine(spec, settings.load())
+
+
+MODEL_FILES = ("model.json", "model/model.json")
+"""In a folder that is a model, or a run that has one."""
+
+
+def models_and_inputs(words: list[str]) -> tuple[list[str], list[str]]:
+    """The first is a model; so are those that follow it and are a `models:/` URI, a folder with a model, or the name
+    of a run that is no path. The rest are inputs."""
+    from rwkvctl.runs import folder as run_folder
+
+    def is_model(word: str) -> bool:
+        if word.startswith("models:/") or any((Path(word) / place).is_file() for place in MODEL_FILES):
+            return True
+        named = None if Path(word).exists() else run_folder.named(word, settings.load().storage)
+        return named is not None and (named / run_folder.SPEC).is_file()
+
+    count = next((place for place, word in enumerate(words) if place and not is_model(word)), len(words))
+    if count == len(words):
+        raise UserError(
+            f"predict: no input among {', '.join(words[:3])}: give images, scans or folders after the model"
+        )
+    return words[:count], words[count:]
+
+
+def threshold(text: str) -> tuple[str, float]:
+    name, _, value = text.rpartition("=")
+    try:
+        return name, float(value)
+    except ValueError:
+        raise UserError(f"--threshold {text}: write CLASS=PROBABILITY, for example polyp=0.3") from None
 
 
 def absolute_model(reference: str) -> str:

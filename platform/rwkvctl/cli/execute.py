@@ -129,8 +129,11 @@ def check_models(spec: JobSpec, continued: Path | None, *, networks: bool) -> No
 
         if continued is None or not (continued / encoder_weights.FILE_NAME).exists():
             references.check_encoder(base)
-    elif isinstance(spec, EvaluateSpec | PredictSpec):
+    elif isinstance(spec, EvaluateSpec):
         references.model_folder(spec.model, spec)
+    elif isinstance(spec, PredictSpec):
+        for model in (spec.model, *spec.ensemble):
+            references.model_folder(model, spec)
 
 
 def run_to_continue(job: str, spec: JobSpec, resume: str | None, storage: str) -> Path | None:
@@ -230,6 +233,8 @@ def show_result(job: str, run_dir: Path, *, as_json: bool) -> None:
 
 def predict(spec: PredictSpec, *, as_json: bool) -> None:
     """Predictions leave no run behind: their folder is a temporary one."""
-    spec = spec.model_copy(update={"model": str(references.model_folder(spec.model, spec))})
+    named = (spec.model, *spec.ensemble)
+    first, *others = (str(references.model_folder(model, spec)) for model in named)
+    spec = spec.model_copy(update={"model": first, "ensemble": tuple(others), "named": named})
     with tempfile.TemporaryDirectory(prefix="rwkvctl-") as folder:
         start("predict", spec.model_copy(update={"storage": folder}), resume=None, dry_run=False, as_json=as_json)

@@ -210,11 +210,19 @@ def evaluate(
 
 
 def predict(
-    model: Annotated[str, typer.Argument(help="A run, models:/NAME@ALIAS, or a folder with a model.")],
-    inputs: Annotated[list[str], typer.Argument(help="Images, NIfTI scans, .npy/.h5 slices and volumes, or folders.")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL...", help="Runs, models:/NAME@ALIAS, or folders; several are an ensemble.")
+    ],
+    inputs: Annotated[
+        list[str],
+        typer.Argument(metavar="INPUT...", help="Images, NIfTI scans, .npy/.h5 slices and volumes, or folders."),
+    ],
     out: Annotated[str, typer.Option(help="Folder that the masks are written into.")],
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace files in --out that have a mask's name; never an input.")
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a prediction into --out; whole masks are kept.")
     ] = False,
     range_: Annotated[
         str | None,
@@ -222,9 +230,27 @@ def predict(
             "--range", metavar="LOW,HIGH", help="Black and white of 16-bit images, for a model of 8-bit ones."
         ),
     ] = None,
+    tta: Annotated[str, typer.Option(help="Mean over views of each image: flips or rotations.")] = "none",
+    thresholds: Annotated[
+        list[str] | None,
+        typer.Option("--threshold", metavar="CLASS=P", help="Least probability of a class. Repeatable."),
+    ] = None,
+    probabilities: Annotated[bool, typer.Option("--probabilities", help="Write them beside the masks (.npz).")] = False,
+    largest_component: Annotated[
+        bool, typer.Option("--largest-component", help="Of each class keep the largest connected part.")
+    ] = False,
+    fill_holes: Annotated[bool, typer.Option("--fill-holes", help="Fill holes inside a class.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Write a mask for every input, at the input's own size."""
+    """Write a mask for every input, at the input's own size, and run.json with what is in them."""
     from rwkvctl.cli import assemble, execute
 
-    execute.predict(assemble.predict_spec(model, inputs, out, overwrite, range_), as_json=as_json)
+    options = {
+        "overwrite": overwrite,
+        "resume": resume,
+        "tta": tta,
+        "probabilities": probabilities,
+        "largest_component": largest_component,
+        "fill_holes": fill_holes,
+    }
+    execute.predict(assemble.predict_spec([model, *inputs], out, range_, thresholds or [], options), as_json=as_json)

@@ -42,6 +42,8 @@ def result(job: str, run_dir: Path, values: dict[str, Any]) -> None:
         case "predict":
             for path in values["written"]:
                 console.print(path, markup=False)
+            if values["kept"]:
+                console.print(f"{values['kept']} masks were whole and kept")
             for note in values["notes"]:
                 console.print(f"note: {note}", markup=False)
     if (address := mlflow_address(run_dir)) is not None:

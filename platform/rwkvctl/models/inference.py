@@ -87,7 +87,7 @@ def _segment(
     device: str | torch.device,
     bf16: bool,
 ) -> Mask:
-    _refuse_odd_values(images)  # of a volume slice by slice: one on the disk is not read as a whole
+    check_values(images)  # of a volume slice by slice: one on the disk is not read as a whole
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     resized = torch.from_numpy(resize_batch(images, size))
     device = torch.device(device)
@@ -156,6 +156,6 @@ def _check(image: NDArray[Any], image_kind: ImageKind, ndim: int) -> None:
         )
 
 
-def _refuse_odd_values(images: NDArray[Any]) -> None:
+def check_values(images: NDArray[Any]) -> None:
     if images.dtype != np.uint8 and not np.isfinite(images).all():
         raise UserError("image holds NaN or infinite values: replace them before segmenting it")

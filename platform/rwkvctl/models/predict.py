@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
@@ -14,19 +15,24 @@ from rwkvctl.base.errors import JobFailedError, UserError
 from rwkvctl.base.files import atomic_open
 from rwkvctl.data.images import deep
 from rwkvctl.models.bundle import BundleInfo
-from rwkvctl.models.inference import segment
+from rwkvctl.models.ensemble import Member, Segmenter
 from rwkvctl.models.predict_inputs import input_files, read_input
 from rwkvctl.models.predict_scans import is_scan, segment_scan
-from rwkvctl.models.predict_targets import checked_targets
+from rwkvctl.models.predict_targets import checked_targets, probabilities_of
 from rwkvctl.pictures.palette import palette
 
 
 class Written(NamedTuple):
-    """A mask that was written, its input, and what a person should know of how that was read."""
+    """A mask that was written, and its input."""
 
     input: Path
     mask: Path
+    ids: NDArray[np.uint8]
+    """What is in the mask's file, in the file's axes."""
+    voxel_ml: float | None = None
+    """Of a scan."""
     note: str = ""
+    """What a person should know of how the input was read."""
 
 
 class Planned(NamedTuple):
@@ -37,8 +43,9 @@ class Planned(NamedTuple):
 
 
 def predict_files(model: nn.Module, info: BundleInfo, inputs: list[Path], out: Path) -> list[Path]:
-    """Write one mask a file into `out`; nothing there is replaced. See `plan` and `predict_each`."""
-    return [written.mask for written in predict_each(model, info, plan(inputs, info, out), None)]
+    """Write one mask a file into `out`; nothing there is replaced. See `plan` and `predict_one`."""
+    segmenter, planned = Segmenter([Member(model, info)]), plan(inputs, info, out)
+    return [predict_one(segmenter, *each).mask for each in zip(*planned, strict=True)]
 
 
 def plan(
@@ -47,35 +54,39 @@ def plan(
     out: Path,
     *,
     overwrite: bool = False,
+    replaceable: Collection[str] = (),
     window: deep.Range | None = None,
 ) -> Planned:
     """Everything that can be known to be wrong before the model is loaded and the first mask is written.
 
     Inputs are files, or folders whose images, arrays and scans are all meant. `overwrite` lets masks replace files that
-    are no inputs. `window`, a stated range of raw values, is for models that have no rule of their own.
+    are no inputs; those named `replaceable` may be replaced without. `window`, a stated range of raw values, is for
+    models that have no rule of their own.
     """
     if window is not None and info.intensity is not None:
         raise UserError(f"--range: the model has a rule of its own (clip to {info.intensity['clip']}); leave it out")
     files = input_files(inputs)
-    return Planned(files, checked_targets(files, info, out, overwrite=overwrite))
+    return Planned(files, checked_targets(files, info, out, overwrite=overwrite, replaceable=replaceable))
 
 
-def predict_each(model: nn.Module, info: BundleInfo, planned: Planned, window: deep.Range | None) -> Iterator[Written]:
-    """Segment and write one after the other: a palette PNG of class ids for an image, `.npy` (uint8) for a volume, and
-    for a NIfTI scan a NIfTI file on the scan's own grid.
+def predict_one(segmenter: Segmenter, path: Path, target: Path, window: deep.Range | None = None) -> Written:
+    """Segment a file and write its mask: a palette PNG of class ids for an image, `.npy` (uint8) for a volume, and for
+    a NIfTI scan a NIfTI file on the scan's own grid; with probabilities, if they are asked for, in `.npz` beside it.
 
     Inputs are images (JPEG, PNG, TIFF, BMP), scans (`.nii`, `.nii.gz`) as they come from the scanner, or slices (H, W)
     and volumes (D, H, W) as `.npy` or as the data set `image` of an `.h5` file, see `predict_inputs`.
     """
-    for path, target in zip(*planned, strict=True):
-        try:
-            if is_scan(path):
-                yield Written(path, *segment_scan(model, info, path, target.parent))
-            else:
-                given = read_input(path, info, window)
-                yield Written(path, write_mask(target, segment(model, info, given.values)), given.note)
-        except OSError as error:
-            raise JobFailedError(f"{target}: cannot be written ({error.strerror})") from error
+    try:
+        if is_scan(path):
+            scan = segment_scan(segmenter, path, target.parent)
+            write_probabilities(target, scan.probabilities)
+            return Written(path, scan.mask, scan.ids, scan.voxel_ml, scan.note)
+        given = read_input(path, segmenter.info, window)
+        found = segmenter.segment(given.values)
+        write_probabilities(target, found.probabilities)
+        return Written(path, write_mask(target, found.mask), found.mask, note=given.note)
+    except OSError as error:
+        raise JobFailedError(f"{target}: cannot be written ({error.strerror})") from error
 
 
 def write_mask(target: Path, mask: np.ndarray[Any, Any]) -> Path:
@@ -88,3 +99,10 @@ def write_mask(target: Path, mask: np.ndarray[Any, Any]) -> Path:
             picture.putpalette(palette().ravel().tolist())
             picture.save(file, format="PNG", bits=8)  # else Pillow packs small ids into fewer bits
     return target
+
+
+def write_probabilities(target: Path, probabilities: NDArray[np.float16] | None) -> None:
+    """Write `probabilities`, float16 (classes, *mask's shape), atomically beside the mask."""
+    if probabilities is not None:
+        with atomic_open(probabilities_of(target)) as file:
+            np.savez_compressed(file, probabilities=probabilities)

@@ -5,29 +5,35 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from torch import nn
+import numpy as np
+from numpy.typing import NDArray
 
 from rwkvctl.base.errors import UserError
 from rwkvctl.base.files import write_bytes
 from rwkvctl.data.images import grid, intensity
-from rwkvctl.models.bundle import BundleInfo
-from rwkvctl.models.inference import segment
+from rwkvctl.models.ensemble import Segmenter
 
 SCANS = (".nii.gz", ".nii")
 
 
 class SegmentedScan(NamedTuple):
-    """The mask's file, and what was doubtful in the scan's header and how it was read; "" where nothing was."""
+    """The mask of a scan."""
 
     mask: Path
+    ids: NDArray[np.uint8]
+    """[x, y, z], as in the mask's file."""
+    voxel_ml: float
     note: str
+    """What was doubtful in the scan's header and how it was read; "" where nothing was."""
+    probabilities: NDArray[np.float16] | None
+    """[class, x, y, z]"""
 
 
 def is_scan(path: Path) -> bool:
     return path.name.lower().endswith(SCANS)
 
 
-def segment_scan(model: nn.Module, info: BundleInfo, path: Path, out: Path) -> SegmentedScan:
+def segment_scan(segmenter: Segmenter, path: Path, out: Path) -> SegmentedScan:
     """Bring a scan to what the model was trained on, and its mask back to the scan's grid.
 
     The scan's axes are turned to the model's (`info.orientation`), as its training data were, whatever way the file is
@@ -36,6 +42,7 @@ def segment_scan(model: nn.Module, info: BundleInfo, path: Path, out: Path) -> S
     from rwkvctl.data.convert.sources import on_disk
     from rwkvctl.data.images import nifti
 
+    info = segmenter.info
     if info.image_kind != "float":
         raise UserError(f"input {path}: this model takes colour images (JPEG, PNG, TIFF, BMP), not scans")
     if info.intensity is None or info.orientation is None:
@@ -54,7 +61,15 @@ def segment_scan(model: nn.Module, info: BundleInfo, path: Path, out: Path) -> S
         line = line.removesuffix("; replace it").removesuffix("; download it again")
         remedy = "" if "; " in line else "; give a whole NIfTI scan"
         raise UserError(f"input {path}: {line}{remedy}") from None
-    mask = grid.turned_back(segment(model, info, volume), grid.geometry(scan.grid, layout))
+    found, meta = segmenter.segment(volume), grid.geometry(scan.grid, layout)
+    mask = np.asarray(grid.turned_back(found.mask, meta))
     target = out / path.name
     write_bytes(target, nifti.like(scan, mask, gzipped=path.name.lower().endswith(".gz")))
-    return SegmentedScan(target, "; ".join(scan.grid.notes))
+    likely = found.probabilities
+    return SegmentedScan(
+        target,
+        mask,
+        float(np.prod(scan.grid.spacing)) / 1000,
+        "; ".join(scan.grid.notes),
+        None if likely is None else np.stack([grid.turned_back(each, meta) for each in likely]),
+    )

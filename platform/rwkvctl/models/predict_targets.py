@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,7 +23,14 @@ def mask_name(path: Path, info: BundleInfo) -> str:
     return f"{path.stem}.{'npy' if shape is not None and len(shape) == 3 else 'png'}"
 
 
-def checked_targets(inputs: Sequence[Path], info: BundleInfo, out: Path, *, overwrite: bool) -> list[Path]:
+def probabilities_of(target: Path) -> Path:
+    """The file of probabilities beside a mask's."""
+    return target.with_name(f"{target.name.removesuffix('.gz').rpartition('.')[0]}.probabilities.npz")
+
+
+def checked_targets(
+    inputs: Sequence[Path], info: BundleInfo, out: Path, *, overwrite: bool, replaceable: Collection[str] = ()
+) -> list[Path]:
     """The mask file of every input, in `out`.
 
     UserError if `out` is no folder or cannot be written, if two masks would have one name (also where upper and lower
@@ -40,7 +47,7 @@ def checked_targets(inputs: Sequence[Path], info: BundleInfo, out: Path, *, over
             raise UserError(_same_name(path, taken[key]))
         taken[key] = path
         if os.path.lexists(target):
-            _check_taken(target, sources, out, overwrite)
+            _check_taken(target, sources, out, overwrite or target.name in replaceable)
         targets.append(target)
     return targets
 

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from rwkvctl.base.errors import UserError
 from rwkvctl.models import bundle, inference
+from rwkvctl.models.ensemble import Member, Segmenter
 from rwkvctl.models.predict_inputs import decode
 from rwkvctl.models.predict_scans import segment_scan
 
@@ -84,7 +85,9 @@ class SegmentationModel(PythonModel):
             scan = Path(folder) / ("scan.nii.gz" if content.startswith(GZIP) else "scan.nii")
             scan.write_bytes(content)
             try:
-                return segment_scan(self.model, self.info, scan, Path(folder) / "mask").mask.read_bytes()
+                return segment_scan(
+                    Segmenter([Member(self.model, self.info)]), scan, Path(folder) / "mask"
+                ).mask.read_bytes()
             except UserError as error:
                 raise UserError(str(error).removeprefix(f"input {scan}: ")) from None
 

@@ -14,7 +14,8 @@ from torch import nn
 from rwkvctl.base.errors import UserError
 from rwkvctl.data.images import grid, intensity
 from rwkvctl.models.bundle import BundleInfo
-from rwkvctl.models.predict import plan, predict_each, predict_files
+from rwkvctl.models.ensemble import Member, Segmenter
+from rwkvctl.models.predict import plan, predict_files, predict_one
 
 from .test_predict import Bright, info
 
@@ -196,7 +197,7 @@ def test_what_was_doubtful_in_a_header_is_told_with_its_mask(tmp_path: Path, hea
         image.header["pixdim"][1] = 0.5
     (tmp_path / "ct.nii").write_bytes(to_bytes(image))
     planned = plan([tmp_path / "ct.nii"], for_scans(), tmp_path / "masks")
-    [written] = predict_each(Bright().eval(), for_scans(), planned, None)
+    written = predict_one(Segmenter([Member(Bright().eval(), for_scans())]), planned.inputs[0], planned.targets[0])
     assert (written.input, written.note) == (tmp_path / "ct.nii", note)
     assert nibabel.load(written.mask).shape == (4, 6, 3)
 

@@ -16,7 +16,8 @@ from torch import nn
 from rwkvctl.base.errors import UserError
 from rwkvctl.data.images import intensity
 from rwkvctl.models.bundle import BundleInfo
-from rwkvctl.models.predict import plan, predict_each, write_mask
+from rwkvctl.models.ensemble import Member, Segmenter
+from rwkvctl.models.predict import plan, predict_one, write_mask
 from rwkvctl.models.predict_targets import check_folder
 from rwkvctl.pictures.palette import palette
 
@@ -140,7 +141,9 @@ def test_forty_classes_from_images_of_every_kind(tmp_path: Path):
     info = PHOTOS.model_copy(update={"image_size": (6, 40), "classes": [str(n) for n in range(40)]})
     planned = plan([tmp_path], info, tmp_path / "masks")
     assert planned.inputs == [*inputs, tmp_path / "image9.npy"]
-    for written in predict_each(Columns(40).eval(), info, planned, None):
+    segmenter = Segmenter([Member(Columns(40).eval(), info)])
+    for path, target in zip(*planned, strict=True):
+        written = predict_one(segmenter, path, target)
         with Image.open(written.mask) as mask:
             np.testing.assert_array_equal(np.asarray(mask), np.tile(np.arange(40), (6, 1)))
 

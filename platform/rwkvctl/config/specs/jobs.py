@@ -173,11 +173,27 @@ class PredictSpec(JobSpec):
 
     job: Literal["predict"] = "predict"
     model: str
+    ensemble: tuple[str, ...] = ()
+    """More models; the mean of all probabilities decides."""
+    named: tuple[str, ...] = ()
+    """How the models were named where they have been looked up since."""
     inputs: Annotated[list[str], Field(min_length=1)]
     """Files, or folders whose images, arrays and scans are all meant."""
     out: str
     overwrite: bool = False
     """Whether masks may replace files that are in `out`; an input is never replaced."""
+    resume: bool = False
+    """Go on with a prediction into `out` that was ended: masks that are whole by its `run.json` are kept."""
+    tta: Literal["none", "flips", "rotations"] = "none"
+    """Test-time augmentation: the mean over four flips or four rotations of every image."""
+    thresholds: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(default_factory=dict)
+    """By class name: the probability below which a pixel is not of the class."""
+    probabilities: bool = False
+    """Whether to keep them, in `.npz` files beside the masks."""
+    largest_component: bool = False
+    """Whether of each class the largest connected part alone is kept."""
+    fill_holes: bool = False
+    """Whether holes inside a class are filled."""
     range: tuple[float, float] | None = None
     """Black and white of images of more than 8 bits, for a model that was trained on 8-bit ones."""
 

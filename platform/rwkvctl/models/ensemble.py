@@ -1,0 +1,180 @@
+"""Several models, and several views of an image, as one network: the mean of their probabilities at native size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from rwkvctl.base.errors import UserError
+from rwkvctl.models import inference
+from rwkvctl.models.bundle import BundleInfo
+from rwkvctl.models.clean_up import cleaned_up
+
+Views = Literal["none", "flips", "rotations"]
+AXES = (-2, -1)
+TOLD_APART = ("classes", "image_kind", "channels", "intensity", "orientation")
+"""What must be the same for models that are asked the same question."""
+
+
+class Member(NamedTuple):
+    """A network in evaluation mode, and what its folder says of it."""
+
+    model: nn.Module
+    info: BundleInfo
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a mask is made of logits."""
+
+    tta: Views = "none"
+    """Test-time augmentation: the mean over the four flips, or over the four rotations by 90 degrees."""
+    thresholds: Mapping[int, float] | None = None
+    """By class id: below this probability a pixel is not of the class, but of the next most probable that may be."""
+    probabilities: bool = False
+    """Hand them back, too."""
+    largest_component: bool = False
+    """Of every class keep its largest connected part alone."""
+    fill_holes: bool = False
+    """Fill what a class encloses wholly, where it is background."""
+
+
+class Segmented(NamedTuple):
+    """A mask, uint8 of the image's shape, and probabilities, float16 (classes, *shape), where they were asked for."""
+
+    mask: inference.Mask
+    probabilities: NDArray[np.float16] | None = None
+
+
+class Segmenter:
+    """From an image, a slice or a volume to its mask at its own resolution.
+
+    UserError for models of different classes, kinds of image or rules; for rotations of images that are not square.
+    """
+
+    def __init__(self, members: Sequence[Member], options: Options = Options()):
+        self.members, self.options = list(members), options
+        self.info = self.members[0].info
+        check_alike([member.info for member in self.members])
+        if options.tta == "rotations":
+            check_square([member.info for member in self.members])
+        self.plain = len(self.members) == 1 and options == Options(
+            largest_component=options.largest_component, fill_holes=options.fill_holes
+        )
+
+    def segment(self, image: NDArray[Any]) -> Segmented:
+        """Of uint8 (H, W, 3), or float32 (H, W) or (D, H, W)."""
+        # The best of the resized logits needs no probabilities.
+        found = Segmented(inference.segment(*self.members[0], image)) if self.plain else self.by_probabilities(image)
+        if self.options.largest_component or self.options.fill_holes:
+            parts, holes = self.options.largest_component, self.options.fill_holes
+            found = found._replace(mask=cleaned_up(found.mask, largest_component=parts, fill_holes=holes))
+        return found
+
+    def by_probabilities(self, image: NDArray[Any]) -> Segmented:
+        is_volume = image.ndim == 3 and self.info.image_kind == "float"
+        slices = image if is_volume else image[None]
+        inference.check_values(slices)
+        classes, native = number_of_classes(self.info), slices.shape[1:3]
+        kept = np.empty((classes, len(slices), *native), np.float16) if self.options.probabilities else None
+        mask = np.empty((len(slices), *native), np.uint8)
+        for part in chunks(len(slices), classes, native):
+            mean = self.mean_probabilities(slices[part])
+            mask[part] = decide(mean, self.options.thresholds).cpu().numpy()
+            if kept is not None:
+                kept[:, part] = mean.movedim(0, 1).cpu().numpy().astype(np.float16)
+        if is_volume:
+            return Segmented(mask, kept)
+        return Segmented(mask[0], None if kept is None else kept[:, 0])
+
+    @torch.inference_mode()
+    def mean_probabilities(self, slices: NDArray[Any]) -> Tensor:
+        """float32 (B, classes, H, W) of images (B, H, W, 3) or slices (B, H, W), at their own size."""
+        from rwkvctl.data.feed.model_input import to_input
+
+        native = slices.shape[1:3]
+        total: Tensor | None = None
+        for model, info in self.members:
+            size = info.image_size if isinstance(info.image_size, tuple) else (info.image_size, info.image_size)
+            device = next(model.parameters()).device
+            x = to_input(torch.from_numpy(inference.resize_batch(slices, size)), device)
+            views = [back(probabilities_of(model(there(x)).float())) for there, back in ways(self.options.tta)]
+            mean = torch.stack(views).mean(dim=0)
+            if tuple(mean.shape[-2:]) != native:
+                mean = F.interpolate(mean, size=native, mode="bilinear", align_corners=False)
+            total = mean if total is None else total + mean.to(total.device)
+        assert total is not None
+        return total / len(self.members)
+
+
+def number_of_classes(info: BundleInfo) -> int:
+    """With the background; a network with one logit tells two apart."""
+    return max(2, len(info.classes))
+
+
+def check_alike(infos: Sequence[BundleInfo]) -> None:
+    first = infos[0]
+    for other in infos[1:]:
+        for name in TOLD_APART:
+            ours, theirs = getattr(first, name), getattr(other, name)
+            if ours != theirs:
+                raise UserError(
+                    f"these models are no ensemble: {name} is {ours} of the first and {theirs} of another; "
+                    "predict with each into a folder of its own"
+                )
+
+
+def check_square(infos: Sequence[BundleInfo]) -> None:
+    for info in infos:
+        if isinstance(info.image_size, tuple) and len(set(info.image_size)) > 1:
+            raise UserError(f"--tta rotations: the model takes images of {info.image_size}, not square ones; use flips")
+
+
+Way = tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]
+
+
+def ways(views: Views) -> Iterator[Way]:
+    """To each view of a batch (B, C, H, W), and from its map back."""
+    if views == "rotations":
+        for turns in range(4):
+            yield lambda x, k=turns: torch.rot90(x, k, AXES), lambda x, k=turns: torch.rot90(x, -k, AXES)  # type: ignore[misc]
+        return
+    for axes in [(), (-1,), (-2,), AXES] if views == "flips" else [()]:
+        yield lambda x, a=axes: torch.flip(x, a), lambda x, a=axes: torch.flip(x, a)  # type: ignore[misc]
+
+
+def probabilities_of(logits: Tensor) -> Tensor:
+    """(B, classes, H, W); one logit is that of the foreground."""
+    if logits.shape[1] == 1:
+        foreground = torch.sigmoid(logits)
+        return torch.cat([1 - foreground, foreground], dim=1)
+    return torch.softmax(logits, dim=1)
+
+
+def decide(probabilities: Tensor, thresholds: Mapping[int, float] | None) -> Tensor:
+    """uint8 (B, H, W): the most probable class; with thresholds, of those that reach theirs, else the background.
+
+    Of two classes the threshold of the foreground decides alone: it may be below one half.
+    """
+    if not thresholds:
+        return probabilities.argmax(dim=1).to(torch.uint8)
+    if probabilities.shape[1] == 2:
+        return (probabilities[:, 1] >= thresholds.get(1, 0.5)).to(torch.uint8)
+    allowed = probabilities.clone()
+    for class_id, least in thresholds.items():
+        allowed[:, class_id].masked_fill_(probabilities[:, class_id] < least, -1.0)
+    return allowed.argmax(dim=1).to(torch.uint8)
+
+
+def chunks(slices: int, classes: int, native: tuple[int, ...]) -> Iterator[slice]:
+    """Slices that are held at once: eight, or fewer where they are large."""
+    at_once = min(8, max(1, inference.NATIVE_LOGITS // (classes * native[0] * native[1])))
+    for start in range(0, slices, at_once):
+        yield slice(start, start + at_once)
