@@ -37,6 +37,8 @@ class Scored(NamedTuple):
     key: str
     scores: list[metrics.ClassScore]
     picture: bytes | None
+    group: str | None = None
+    """Its patient, sequence or video, if the data set says."""
 
 
 @dataclass(frozen=True)
@@ -47,22 +49,25 @@ class Scoring:
     num_classes: int
     ignore_index: int | None
     hd95: bool
+    choices: metrics.Choices = metrics.USUAL
 
     def score(self, row: int, prediction: Mask, bar: Bar) -> Scored:
         """Compare a mask with the truth, which is read here."""
-        key, truth = self.reader.key(row), self.reader.mask(row)
+        key, truth, meta = self.reader.key(row), self.reader.mask(row), self.reader.meta(row)
         if prediction.shape != truth.shape:
             raise UserError(f"{key}: image {prediction.shape} and mask {truth.shape} differ; prepare the data again")
         scores = metrics.score_case(
             prediction,
             truth,
             self.num_classes,
-            spacing_of(self.reader.meta(row)),
+            spacing_of(meta),
             hd95=self.hd95,
             ignore_index=self.ignore_index,
+            choices=self.choices,
         )
         drawn = (mean_dsc(scores), key) < bar
-        return Scored(key, scores, draw(read_case(self.reader, row), prediction) if drawn else None)
+        picture = draw(read_case(self.reader, row), prediction) if drawn else None
+        return Scored(key, scores, picture, meta.get("group_id"))
 
 
 class Scorers:

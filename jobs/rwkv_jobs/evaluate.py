@@ -1,4 +1,4 @@
-"""DSC and HD95 (or top-1 and top-5) of a trained model on one part of a data set.
+"""Scores per class and case (or top-1 and top-5) of a trained model on one part of a data set.
 
 python -m rwkv_jobs.evaluate RUN_FOLDER
 """
@@ -23,6 +23,7 @@ from rwkvctl.base.files import write_json
 from rwkvctl.base.lineage import code_version
 from rwkvctl.config.specs.jobs import EvaluateSpec
 from rwkvctl.config.specs.parts import DataSpec
+from rwkvctl.data.convert import formats
 from rwkvctl.data.store import overlap
 from rwkvctl.data.store.manifest import Manifest
 from rwkvctl.data.store.shard_check import check_shards
@@ -32,7 +33,7 @@ from rwkvctl.registry.cases import TABLE
 from rwkvctl.registry.release import SUMMARY, note_scores
 from rwkvctl.runs import sync
 from rwkvctl.runs.journal import say
-from rwkvctl.training.metrics import tracked
+from rwkvctl.training.metrics import Choices, tracked
 
 KINDS: dict[str, bundle.Kind] = {"segmentation": "segmentation", "classification": "classifier"}
 """The kind of model that the task of a data set needs."""
@@ -106,6 +107,12 @@ def precision_of(info: bundle.BundleInfo, device: torch.device) -> str:
     return str(info.extra.get("precision", "fp32")) if device.type == "cuda" else "fp32"
 
 
+def choices_of(spec: EvaluateSpec, manifest: Manifest) -> Choices:
+    """How the figures that leave a choice are computed; lesions are counted where the data set is one of lesions."""
+    lesions = formats.has_lesions(manifest.content.source.format) if spec.lesions is None else spec.lesions
+    return Choices(spec.nsd_tolerance_mm, spec.nsd_tolerance_vox, lesions)
+
+
 def split_for(manifest: Manifest, info: bundle.BundleInfo) -> str:
     """The split that the model was trained on; of other data, where there is none of that name, the default."""
     own = measured.split_of(info)
@@ -155,7 +162,17 @@ def score(spec: EvaluateSpec, run_dir: Path) -> None:
         else:
             folder = run_dir / "artifacts" / spec.part
             gallery = Gallery(folder / "overlays", spec.overlays)
-            scores = score_cases(model, manifest, data, spec.part, me, hd95=True, gallery=gallery, precision=precision)
+            scores = score_cases(
+                model,
+                manifest,
+                data,
+                spec.part,
+                me,
+                hd95=True,
+                gallery=gallery,
+                precision=precision,
+                choices=choices_of(spec, manifest),
+            )
             summary = scores.summary
             if me.is_main:
                 write_cases(folder, scores)

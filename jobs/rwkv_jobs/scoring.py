@@ -1,4 +1,4 @@
-"""DSC and HD95 of a model over one part of a data set, shared by validation and evaluation."""
+"""Scores of a model over one part of a data set, shared by validation and evaluation."""
 
 from __future__ import annotations
 
@@ -29,6 +29,8 @@ from rwkvctl.data.store.reader import Reader, reader_for
 from rwkvctl.launch.heartbeat import mark
 from rwkvctl.models.inference import masks_of
 from rwkvctl.training import metrics
+from rwkvctl.training.intervals import reliability
+from rwkvctl.training.metrics import USUAL, Choices
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Scores:
     cases: dict[str, list[metrics.ClassScore]]
     classes: list[str]
     summary: dict[str, Any]
+    choices: metrics.Choices = metrics.USUAL
 
     def mean(self, name: str) -> float:
         """The mean over classes of one measure, for example `dsc_strict`; 0 when nothing could be counted."""
@@ -57,13 +60,16 @@ class CaseScorer:
     model. The scores are those of one case at a time.
     """
 
-    def __init__(self, manifest: Manifest, data: DataSpec, part: str, me: Worker, *, hd95: bool):
-        self.manifest, self.me = manifest, me
+    def __init__(
+        self, manifest: Manifest, data: DataSpec, part: str, me: Worker, *, hd95: bool, choices: Choices = USUAL
+    ):
+        self.manifest, self.me, self.hd95, self.choices = manifest, me, hd95, choices
         split = data.split or manifest.default_split
         self.ids = manifest.ids(split, part)
         reader = case_reader(manifest, split=split, part=part, rank=me.rank, world_size=me.world_size)
         processes = processes_for(reader, data)
-        self.scorers = Scorers(Scoring(reader, len(manifest.classes), manifest.ignore_index, hd95), processes)
+        scoring = Scoring(reader, len(manifest.classes), manifest.ignore_index, hd95, choices)
+        self.scorers = Scorers(scoring, processes)
         batch = SLICES[me.device.type]
         self.slices = SliceLoader(reader, image_size=data.image_size, batch=batch, workers=processes)
 
@@ -71,22 +77,26 @@ class CaseScorer:
         """The network runs under autocast of `precision`; the gallery gets the worst cases of this worker."""
         self.me.share_buffers(model)
         model.eval()
-        own: dict[str, list[metrics.ClassScore]] = {}
+        own: dict[str, tuple[list[metrics.ClassScore], str | None]] = {}
         with lost_loaders():
             predicted = predict_cases(model, self.slices, self.me, precision)
             for case in self.scorers.each(predicted, gallery.bar if gallery else lambda: NEVER):
-                own[case.key] = case.scores
+                own[case.key] = case.scores, case.group
                 mark("evaluation")
                 if gallery is not None:
                     gallery.see(case)
         if gallery is not None:
             gallery.write()
-        everyone: dict[str, list[metrics.ClassScore]] = {}
+        everyone: dict[str, tuple[list[metrics.ClassScore], str | None]] = {}
         for theirs in self.me.gather(own):
             everyone |= theirs
         assert sorted(everyone) == sorted(self.ids), "every case is scored exactly once"
-        cases = {key: everyone[key] for key in self.ids}
-        return Scores(cases, self.manifest.classes, metrics.summarise(cases, self.manifest.classes))
+        cases = {key: everyone[key][0] for key in self.ids}
+        classes = self.manifest.classes
+        summary = metrics.summarise(cases, classes, self.choices)
+        if self.hd95:  # else a validation among many
+            summary |= reliability(cases, classes, self.choices, {key: group for key, (_, group) in everyone.items()})
+        return Scores(cases, classes, summary, self.choices)
 
     def close(self) -> None:
         """End all processes."""
@@ -104,9 +114,10 @@ def score_cases(
     hd95: bool,
     gallery: Gallery | None = None,
     precision: str = "fp32",
+    choices: Choices = USUAL,
 ) -> Scores:
     """Score a part once, as `CaseScorer`."""
-    with closing(CaseScorer(manifest, data, part, me, hd95=hd95)) as scorer:
+    with closing(CaseScorer(manifest, data, part, me, hd95=hd95, choices=choices)) as scorer:
         return scorer.score(model, gallery=gallery, precision=precision)
 
 
@@ -207,7 +218,7 @@ def count_hits(logits: Tensor, targets: Tensor) -> Tensor:
 
 def write_cases(folder: Path, scores: Scores) -> None:
     """`cases.csv`: a row for every case and class. Their means are in the run's `summary.json`."""
-    rows = metrics.case_rows(scores.cases, scores.classes)
+    rows = metrics.case_rows(scores.cases, scores.classes, scores.choices)
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()

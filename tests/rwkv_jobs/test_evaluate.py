@@ -6,6 +6,7 @@ import csv
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,37 @@ def test_scores_are_those_of_the_cases(jobs: Jobs, models: Path, shards: Path, n
     sent = {key: value for key, _, value in mlflow_history(jobs.home, tracked)}
     assert sent["test/dsc_strict/mean"] == found["mean"]["dsc_strict"]
     assert (tracked.info.status, tracked.info.run_id) == ("FINISHED", found["run_id"])
+
+
+def test_lesions_tolerances_and_intervals_are_in_the_summary_and_the_table_of_cases(jobs: Jobs, models: Path):
+    asked = {"lesions": True, "nsd_tolerance_vox": 3.0}
+    run_dir = new(jobs, "eval", models / "polyps", **asked)
+    assert guarded("evaluate", str(run_dir), []) == 0
+    summary = json.loads((run_dir / "summary.json").read_text())
+    mean, cases = summary["mean"], summary["cases"]
+    assert mean["lesions"] > 0
+    assert 0 <= mean["lesion_f1_strict"] <= 1
+    assert summary["nsd_tolerance"] == {"mm": 1.0, "vox": 3.0}
+    assert summary["intervals"]["over"] == f"{cases} cases"
+    low, high = summary["intervals"]["mean"]["dsc_official"]
+    assert low <= mean["dsc_official"] <= high
+    [first, *_] = csv.DictReader((run_dir / "artifacts" / "test" / "cases.csv").read_text().splitlines())
+    assert {"nsd_vox_strict_at_3", "nsd_mm_strict", "iou_strict", "lesions_found", "lesion_recall_strict"} < set(first)
+    [tracked] = mlflow_runs(jobs.home)
+    sent = {key: value for key, _, value in mlflow_history(jobs.home, tracked)}
+    assert sent["test/nsd_vox_strict_at_3/mean"] == mean["nsd_vox_strict_at_3"]
+    assert "test/nsd_vox_strict/mean" not in sent
+
+
+def test_lesions_are_counted_in_data_sets_of_lesions_or_on_demand(jobs: Jobs, models: Path, shards: Path):
+    spec = run_folder.read_spec(new(jobs, "eval", models / "polyps"))
+    assert isinstance(spec, EvaluateSpec)
+    own = Manifest.load(shards / "polyps")
+    source = own.content.source.model_copy(update={"format": "kvasir"})
+    known = replace(own, content=own.content.model_copy(update={"source": source}))
+    for manifest, asked, counted in ((own, None, False), (own, True, True), (known, None, True), (known, False, False)):
+        choices = evaluate.choices_of(spec.model_copy(update={"lesions": asked}), manifest)
+        assert choices.lesions == counted
 
 
 def test_a_classifier_is_scored_by_its_accuracy(jobs: Jobs, models: Path):

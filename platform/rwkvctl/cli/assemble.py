@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -279,6 +280,22 @@ def refuse_two_meanings(spec: EvaluateSpec) -> None:
         )
 
 
+def figure_options(tolerances: list[str], lesions: bool | None) -> dict[str, Any]:
+    """The fields of an evaluation that say how figures are computed: `["1.5mm", "3px"]`; a bare number is in mm."""
+    found: dict[str, Any] = {} if lesions is None else {"lesions": lesions}
+    for text in tolerances:
+        parts = re.fullmatch(r"(\d+\.?\d*|\.\d+)\s*(mm|px|vox)?", text.strip())
+        if parts is None:
+            raise UserError(f"--nsd-tolerance {text}: must be a distance as 1.5mm, or 3px for pixels and voxels")
+        field = "nsd_tolerance_mm" if parts[2] in (None, "mm") else "nsd_tolerance_vox"
+        if field in found:
+            raise UserError(
+                f"--nsd-tolerance {text}: there is one in {field[-3:].strip('_')} already; give one of each"
+            )
+        found[field] = float(parts[1])
+    return found
+
+
 def evaluate_spec(
     model: str,
     part: str,
@@ -288,6 +305,7 @@ def evaluate_spec(
     address: str | None,
     name: str | None,
     assignments: list[str],
+    figures: dict[str, Any] | None = None,
 ) -> EvaluateSpec:
     """Which model on which part of which data; one worker runs in the job's own process."""
     cluster: dict[str, Any] = {"workers": workers, "address": address}
@@ -300,6 +318,7 @@ def evaluate_spec(
         "data": None if data is None else settings.absolute(data),
         "split": split,
         "cluster": cluster,
+        **(figures or {}),
     }
     fields = load.merge(fields, load.parse_assignments(assignments))
     spec = load.build(EvaluateSpec, fields, "evaluate")

@@ -187,6 +187,14 @@ def evaluate(
     data: Annotated[str | None, typer.Option(help="Folder or URI of shards; by default those of the training.")] = None,
     split: Annotated[str | None, typer.Option(help="Name of the split; by default that of the training.")] = None,
     split_rule: Annotated[str | None, typer.Option(hidden=True)] = None,
+    nsd_tolerance: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NUMBER[mm|px]", help="Tolerance of the surface Dice (NSD); by default 1mm, and 2px."),
+    ] = None,
+    lesions: Annotated[
+        bool | None,
+        typer.Option("--lesions/--no-lesions", help="Count single lesions; by default for data sets of lesions."),
+    ] = None,
     workers: Workers = None,
     address: Address = None,
     assignments: Set = None,
@@ -195,7 +203,7 @@ def evaluate(
     detach: Detach = False,
     as_json: Json = False,
 ) -> None:
-    """Score a model: DSC and HD95 per class and per case, in both conventions."""
+    """Score a model per class and per case: DSC, HD95, IoU, surface distances and more."""
     from rwkvctl.cli import assemble, execute
     from rwkvctl.cli import render as rendering
 
@@ -203,7 +211,8 @@ def evaluate(
         rendering.check_options(render, address=address, resume=None, dry_run=False, as_json=as_json)
     old_spelling = part is None and split in assemble.PARTS and split_rule is None
     part, split = assemble.part_and_split(part, split, split_rule)
-    spec = assemble.evaluate_spec(model, part, data, split, workers, address, name, assignments or [])
+    figures = assemble.figure_options(nsd_tolerance or [], lesions)
+    spec = assemble.evaluate_spec(model, part, data, split, workers, address, name, assignments or [], figures)
     if old_spelling:
         assemble.refuse_two_meanings(spec)
     execute.start("evaluate", spec, resume=None, dry_run=False, as_json=as_json, detach=detach, render=render)

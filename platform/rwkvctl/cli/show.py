@@ -31,12 +31,12 @@ def result(job: str, run_dir: Path, values: dict[str, Any]) -> None:
     console = wide_console()
     match job:
         case "evaluate" if "classes" in values:
-            console.print(scores_table(values))
+            show_scores(console, values)
             console.print(f"cases and overlays: {mirror.address(run_dir)}/artifacts")
         case "evaluate" | "pretrain":
             console.print(f"top-1 {values['top1']:.2f} %  top-5 {values['top5']:.2f} %")
         case "finetune" if "val" in values:
-            console.print(scores_table(values["val"]))
+            show_scores(console, values["val"])
         case "tune":
             sweep(run_dir, values)
         case "predict":
@@ -53,18 +53,75 @@ def result(job: str, run_dir: Path, values: dict[str, Any]) -> None:
         console.print(f"next: rwkvctl evaluate {run_dir.name} --part test")
 
 
+BY_CLASS = ("dsc_strict", "dsc_official", "hd95_vox_strict", "hd95_vox_official", "hd95_mm_strict")
+LEFT_OUT = {
+    "both_empty": "in neither mask",
+    "empty_prediction": "not predicted",
+    "empty_truth": "not in the truth",
+    "no_spacing": "without spacing",
+}
+
+
+def show_scores(console: Console, summary: dict[str, Any]) -> None:
+    """DSC and HD95 by class, the means of all other figures, and what they leave out."""
+    console.print(scores_table(summary))
+    console.print(means_table(summary))
+    mean = summary["mean"]
+    if left_out := [f"{mean[count]} {words}" for count, words in LEFT_OUT.items() if mean.get(count)]:
+        console.print(f"of all cases and classes: {', '.join(left_out)}")
+    if "lesions" in mean:
+        console.print(
+            f"lesions: {mean['lesions']}, predicted {mean['lesions_predicted']}, found {mean['lesions_found']}"
+        )
+
+
 def scores_table(summary: dict[str, Any]) -> Table:
-    """DSC and HD95 by class, the convention in every heading."""
-    figures = ["dsc_strict", "dsc_official", "hd95_vox_strict", "hd95_vox_official"]
-    if summary["mean"]["hd95_mm_strict"] is not None:
-        figures.append("hd95_mm_strict")
-    table = Table(title=f"{summary['cases']} cases", title_justify="left")
+    """DSC and HD95 by class, the convention in every heading; below a mean its interval."""
+    figures = [figure for figure in BY_CLASS if figure != "hd95_mm_strict" or summary["mean"][figure] is not None]
+    intervals = summary.get("intervals")
+    title = f"{summary['cases']} cases"
+    if intervals:
+        title += f"; below each mean its {intervals['level']:.0%} interval, drawn over {intervals['over']}"
+    table = Table(title=title, title_justify="left")
     table.add_column("class")
     for figure in figures:
         table.add_column(figure, justify="right")
-    for name, values in [*summary["classes"].items(), ("mean", summary["mean"])]:
-        table.add_row(name, *(number(values[figure]) for figure in figures))
+    ends = {**intervals["classes"], "mean": intervals["mean"]} if intervals else {}
+    rows = [*summary["classes"].items(), ("mean", summary["mean"])]
+    for name, values in rows:
+        cells = [number(values[figure]) for figure in figures]
+        if intervals:
+            cells = [f"{cell}\n{interval(ends[name][figure])}" for cell, figure in zip(cells, figures, strict=True)]
+        table.add_row(name, *cells)
+    if groups := summary.get("groups"):
+        table.add_row(over_groups(groups), *(number(groups["mean"][figure]) for figure in figures))
     return table
+
+
+def means_table(summary: dict[str, Any]) -> Table:
+    """A row for every other figure that has a value: its mean over cases and classes."""
+    mean, intervals, groups = summary["mean"], summary.get("intervals"), summary.get("groups")
+    table = Table(title="means over cases and classes", title_justify="left")
+    headings = ["figure", "mean", *(["interval"] if intervals else []), *([over_groups(groups)] if groups else [])]
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading == "figure" else "right")
+    for figure, value in mean.items():
+        if figure in BY_CLASS or not isinstance(value, float):
+            continue
+        cells = [number(value)]
+        cells += [interval(intervals["mean"][figure])] if intervals else []
+        cells += [number(groups["mean"][figure])] if groups else []
+        table.add_row(figure, *cells)
+    return table
+
+
+def over_groups(groups: dict[str, Any]) -> str:
+    return f"over {groups['count']} patients or sequences"
+
+
+def interval(ends: list[float] | None) -> str:
+    """Both ends, or nothing where too few cases have a value."""
+    return "" if ends is None else f"{number(ends[0])} to {number(ends[1])}"
 
 
 def sweep(run_dir: Path, values: dict[str, Any]) -> None:

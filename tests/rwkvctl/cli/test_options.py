@@ -89,6 +89,31 @@ def test_a_sweep_is_continued_in_its_own_space(polyps: Path, home: Path, tmp_pat
 
 
 @pytest.mark.parametrize(
+    ("tolerances", "lesions", "meant"),
+    [
+        ([], None, {}),
+        (["2"], True, {"nsd_tolerance_mm": 2.0, "lesions": True}),
+        (["1.5mm", "3px"], False, {"nsd_tolerance_mm": 1.5, "nsd_tolerance_vox": 3.0, "lesions": False}),
+    ],
+)
+def test_tolerances_are_said_with_their_unit(tolerances: list[str], lesions: bool | None, meant: dict[str, Any]):
+    assert assemble.figure_options(tolerances, lesions) == meant
+
+
+@pytest.mark.parametrize(
+    ("tolerances", "said"),
+    [
+        (["2cm"], "--nsd-tolerance 2cm: must be a distance as 1.5mm, or 3px for pixels and voxels"),
+        (["-1"], "--nsd-tolerance -1: must be a distance"),
+        (["1mm", "2"], "--nsd-tolerance 2: there is one in mm already; give one of each"),
+    ],
+)
+def test_a_tolerance_that_is_none_is_one_line(tolerances: list[str], said: str):
+    with pytest.raises(UserError, match=re.escape(said)):
+        assemble.figure_options(tolerances, None)
+
+
+@pytest.mark.parametrize(
     ("part", "split", "split_rule", "meant", "note"),
     [
         (None, None, None, ("test", None), ""),

@@ -153,7 +153,7 @@ def nearest_divisor(number: int, wanted: int) -> int:
 
 
 class EvaluateSpec(JobSpec):
-    """DSC and HD95 of a trained model on one part of a data set."""
+    """Scores of a trained model on one part of a data set."""
 
     job: Literal["evaluate"] = "evaluate"
     model: str
@@ -164,6 +164,12 @@ class EvaluateSpec(JobSpec):
     part: Literal["val", "test"] = "test"
     overlays: Annotated[int, Field(ge=0)] = 4
     """How many of the worst cases are drawn."""
+    nsd_tolerance_mm: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    """Distance up to which a contour counts as right in NSD, where the spacing is known."""
+    nsd_tolerance_vox: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 2.0
+    """The same in voxels (pixels), for all cases."""
+    lesions: bool | None = None
+    """Whether single lesions are counted and matched; null does so for data sets of lesions and polyps."""
     loader_workers: Annotated[int, Field(ge=0)] = 2
     """Processes per worker that read and resize, and as many that compute scores; 0 does all in the worker."""
 

@@ -48,5 +48,10 @@ def get(name: str) -> Format:
     return module
 
 
+def has_lesions(name: str) -> bool:
+    """Whether a prepared data set of this format is known to be one of lesions or polyps."""
+    return name in NAMES and get(name).DATASET.lesions
+
+
 def every() -> list[Format]:
     return [get(name) for name in NAMES]

@@ -25,7 +25,8 @@ class Dataset:
     """A data set's entry in `rwkvctl data list`.
 
     classes: by class id, none when the source names them; expected: what a whole source has; forms: the downloads
-    that are understood, name -> layout; access: where to ask for it; options: the fields of `Options` that it takes.
+    that are understood, name -> layout; access: where to ask for it; options: the fields of `Options` that it takes;
+    lesions: whether each connected part of a mask is a finding of its own, to be counted.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Dataset:
     access: str
     citation: str = ""
     options: tuple[str, ...] = ()
+    lesions: bool = False
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ DATASET = Dataset(
     access="Cairo University (https://scholar.cu.edu.eg/?q=afahmy/pages/dataset) or Kaggle aryashah2k",
     citation="Al-Dhabyani et al., Data in Brief 28, 2020",
     options=("ratio", "seeds", "busi_masks"),
+    lesions=True,
 )
 
 _NAME = re.compile(r"(benign|malignant|normal) \((\d+)\)(?:_mask(?:_(\d+))?)?\.png", re.IGNORECASE)

@@ -42,6 +42,7 @@ DATASET = Dataset(
     access="https://polyp.grand-challenge.org/CVCClinicDB, or Kaggle balraj98/cvcclinicdb",
     citation="Bernal et al., Computerized Medical Imaging and Graphics 43, 2015",
     options=("ratio", "seeds"),
+    lesions=True,
 )
 
 _FORMS = {  # the first one that a source has is taken: Kaggle's copy has two

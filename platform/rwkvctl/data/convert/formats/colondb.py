@@ -32,6 +32,7 @@ DATASET = Dataset(
     access="CVC Barcelona (http://vi.cvc.uab.es/colon-qa/cvccolondb), or Kaggle longvil/cvc-colondb",
     citation="Bernal et al., Pattern Recognition 45(9), 2012",
     options=("ratio", "seeds"),
+    lesions=True,
 )
 
 _FORMS = {

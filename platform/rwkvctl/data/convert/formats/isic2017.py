@@ -35,6 +35,7 @@ DATASET = Dataset(
     access="https://challenge.isic-archive.com/data/#2017",
     citation="Codella et al., ISBI 2018",
     options=("max_side",),
+    lesions=True,
 )
 
 _IGNORED = r"ISIC_\d{7}_superpixels\.png$"

@@ -32,6 +32,7 @@ DATASET = Dataset(
     access="https://datasets.simula.no/kvasir-seg",
     citation="Jha et al., MMM 2020",
     options=("ratio", "seeds"),
+    lesions=True,
 )
 BOXES = "kavsir_bboxes.json"
 
