@@ -95,7 +95,7 @@ def run(spec: PredictSpec, run_dir: Path) -> dict[str, Any]:
             continue
         started = time.monotonic()
         try:
-            one = predict_one(segmenter, path, target, spec.range)
+            one = predict_one(segmenter, path, target, spec.range, preview=spec.preview)
         except UserError as error:
             if len(files.inputs) == 1:
                 raise

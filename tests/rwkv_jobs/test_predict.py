@@ -165,6 +165,7 @@ def test_what_resume_may_replace_is_what_it_has_planned(tmp_path: Path, model: s
 def test_an_ensemble_with_all_its_options(tmp_path: Path, model: str):
     picture(tmp_path / "a.png")
     options = {"tta": "rotations", "probabilities": True, "largest_component": True, "fill_holes": True}
+    options["preview"] = True
     words = [model, model, str(tmp_path / "a.png")]
     spec = spec_of(words, tmp_path / "masks", thresholds=["x=0.25"], **options)
     assert (spec.model, spec.ensemble, spec.inputs) == (model, (model,), [str(tmp_path / "a.png")])
@@ -175,6 +176,8 @@ def test_an_ensemble_with_all_its_options(tmp_path: Path, model: str):
         assert (likely.dtype, likely.shape) == (np.float16, (2, 20, 30))
         np.testing.assert_allclose(likely.sum(axis=0), 1, atol=2e-3)
         assert mask.size == (30, 20)
+    with Image.open(tmp_path / "masks" / "previews" / "a.png.png") as preview:
+        assert preview.size == (2 * 30 * 13 + 4, 20 * 13), "image and prediction, the shorter side at least 256"
     told = record_of(tmp_path)
     assert [each["reference"] for each in told["models"]] == [model, model]
     assert told["options"]["thresholds"] == {"x": 0.25}

@@ -249,6 +249,9 @@ def predict(
         bool, typer.Option("--largest-component", help="Of each class keep the largest connected part.")
     ] = False,
     fill_holes: Annotated[bool, typer.Option("--fill-holes", help="Fill holes inside a class.")] = False,
+    preview: Annotated[
+        bool, typer.Option("--preview", help="Draw each image with its mask, into the folder previews of --out.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Write a mask for every input, at the input's own size, and run.json with what is in them."""
@@ -261,5 +264,6 @@ def predict(
         "probabilities": probabilities,
         "largest_component": largest_component,
         "fill_holes": fill_holes,
+        "preview": preview,
     }
     execute.predict(assemble.predict_spec([model, *inputs], out, range_, thresholds or [], options), as_json=as_json)

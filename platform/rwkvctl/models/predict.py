@@ -12,13 +12,14 @@ from PIL import Image
 from torch import nn
 
 from rwkvctl.base.errors import JobFailedError, UserError
-from rwkvctl.base.files import atomic_open
+from rwkvctl.base.files import atomic_open, write_bytes
 from rwkvctl.data.images import deep
 from rwkvctl.models.bundle import BundleInfo
 from rwkvctl.models.ensemble import Member, Segmenter
 from rwkvctl.models.predict_inputs import input_files, read_input
 from rwkvctl.models.predict_scans import is_scan, segment_scan
-from rwkvctl.models.predict_targets import checked_targets, probabilities_of
+from rwkvctl.models.predict_targets import checked_targets, preview_of, probabilities_of
+from rwkvctl.pictures.overlays import preview_png
 from rwkvctl.pictures.palette import palette
 
 
@@ -69,9 +70,12 @@ def plan(
     return Planned(files, checked_targets(files, info, out, overwrite=overwrite, replaceable=replaceable))
 
 
-def predict_one(segmenter: Segmenter, path: Path, target: Path, window: deep.Range | None = None) -> Written:
+def predict_one(
+    segmenter: Segmenter, path: Path, target: Path, window: deep.Range | None = None, *, preview: bool = False
+) -> Written:
     """Segment a file and write its mask: a palette PNG of class ids for an image, `.npy` (uint8) for a volume, and for
-    a NIfTI scan a NIfTI file on the scan's own grid; with probabilities, if they are asked for, in `.npz` beside it.
+    a NIfTI scan a NIfTI file on the scan's own grid; with probabilities, if they are asked for, in `.npz` beside it,
+    and a picture in the folder `previews`.
 
     Inputs are images (JPEG, PNG, TIFF, BMP), scans (`.nii`, `.nii.gz`) as they come from the scanner, or slices (H, W)
     and volumes (D, H, W) as `.npy` or as the data set `image` of an `.h5` file, see `predict_inputs`.
@@ -80,10 +84,14 @@ def predict_one(segmenter: Segmenter, path: Path, target: Path, window: deep.Ran
         if is_scan(path):
             scan = segment_scan(segmenter, path, target.parent)
             write_probabilities(target, scan.probabilities)
+            if preview:
+                write_bytes(preview_of(target), preview_png(*scan.shown))
             return Written(path, scan.mask, scan.ids, scan.voxel_ml, scan.note)
         given = read_input(path, segmenter.info, window)
         found = segmenter.segment(given.values)
         write_probabilities(target, found.probabilities)
+        if preview:
+            write_bytes(preview_of(target), preview_png(given.values, found.mask))
         return Written(path, write_mask(target, found.mask), found.mask, note=given.note)
     except OSError as error:
         raise JobFailedError(f"{target}: cannot be written ({error.strerror})") from error

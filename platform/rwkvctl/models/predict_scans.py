@@ -27,6 +27,8 @@ class SegmentedScan(NamedTuple):
     """What was doubtful in the scan's header and how it was read; "" where nothing was."""
     probabilities: NDArray[np.float16] | None
     """[class, x, y, z]"""
+    shown: tuple[NDArray[np.float32], NDArray[np.uint8]]
+    """The slices (D, H, W) that the model saw, at their own size, and the mask in their axes."""
 
 
 def is_scan(path: Path) -> bool:
@@ -72,4 +74,5 @@ def segment_scan(segmenter: Segmenter, path: Path, out: Path) -> SegmentedScan:
         float(np.prod(scan.grid.spacing)) / 1000,
         "; ".join(scan.grid.notes),
         None if likely is None else np.stack([grid.turned_back(each, meta) for each in likely]),
+        (volume, found.mask),
     )

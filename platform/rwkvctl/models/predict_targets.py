@@ -28,6 +28,11 @@ def probabilities_of(target: Path) -> Path:
     return target.with_name(f"{target.name.removesuffix('.gz').rpartition('.')[0]}.probabilities.npz")
 
 
+def preview_of(target: Path) -> Path:
+    """The picture of a mask and its image."""
+    return target.parent / "previews" / f"{target.name}.png"
+
+
 def checked_targets(
     inputs: Sequence[Path], info: BundleInfo, out: Path, *, overwrite: bool, replaceable: Collection[str] = ()
 ) -> list[Path]:

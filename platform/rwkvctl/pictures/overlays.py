@@ -21,13 +21,25 @@ def overlay_png(image: NDArray[Any], truth: NDArray[Any], pred: NDArray[Any], *,
         truth, pred: labels (H, W), 0 the background; 255 (ignored) is not drawn.
         min_side: smaller images are enlarged to this many pixels on the shorter side.
     """
-    assert image.shape[:2] == truth.shape == pred.shape, (image.shape, truth.shape, pred.shape)
+    return _side_by_side(image, [truth, pred], min_side)
+
+
+def preview_png(image: NDArray[Any], pred: NDArray[Any], *, min_side: int = 256) -> bytes:
+    """A PNG of image | contours of the prediction; of a volume (D, H, W), the slice with the most of it."""
+    if pred.ndim == 3:
+        z = int((pred > 0).sum(axis=(1, 2)).argmax()) if pred.any() else len(pred) // 2
+        image, pred = image[z], pred[z]
+    return _side_by_side(image, [pred], min_side)
+
+
+def _side_by_side(image: NDArray[Any], labels: list[NDArray[Any]], min_side: int) -> bytes:
+    assert all(image.shape[:2] == each.shape for each in labels), (image.shape, [each.shape for each in labels])
     rgb = to_rgb(image)
     scale = max(1, -(-min_side // min(rgb.shape[:2])))
-    rgb, truth, pred = (_enlarge(picture, scale) for picture in (rgb, truth, pred))
+    rgb = _enlarge(rgb, scale)
     gap = np.full((rgb.shape[0], GAP, 3), 255, np.uint8)
-    picture = np.hstack([rgb, gap, with_contours(rgb, truth), gap, with_contours(rgb, pred)])
-    written, data = cv2.imencode(".png", picture[..., ::-1])
+    panels = [panel for each in labels for panel in (gap, with_contours(rgb, _enlarge(each, scale)))]
+    written, data = cv2.imencode(".png", np.hstack([rgb, *panels])[..., ::-1])
     assert written
     return data.tobytes()
 

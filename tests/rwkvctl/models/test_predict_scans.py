@@ -197,9 +197,12 @@ def test_what_was_doubtful_in_a_header_is_told_with_its_mask(tmp_path: Path, hea
         image.header["pixdim"][1] = 0.5
     (tmp_path / "ct.nii").write_bytes(to_bytes(image))
     planned = plan([tmp_path / "ct.nii"], for_scans(), tmp_path / "masks")
-    written = predict_one(Segmenter([Member(Bright().eval(), for_scans())]), planned.inputs[0], planned.targets[0])
+    written = predict_one(
+        Segmenter([Member(Bright().eval(), for_scans())]), planned.inputs[0], planned.targets[0], preview=True
+    )
     assert (written.input, written.note) == (tmp_path / "ct.nii", note)
     assert nibabel.load(written.mask).shape == (4, 6, 3)
+    assert (tmp_path / "masks" / "previews" / "ct.nii.png").read_bytes().startswith(b"\x89PNG")
 
 
 def to_bytes(image: nibabel.Nifti1Image) -> bytes:

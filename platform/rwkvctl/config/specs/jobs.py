@@ -200,6 +200,8 @@ class PredictSpec(JobSpec):
     """Whether of each class the largest connected part alone is kept."""
     fill_holes: bool = False
     """Whether holes inside a class are filled."""
+    preview: bool = False
+    """Whether to draw each image with its mask's outline, into the folder `previews` of `out`."""
     range: tuple[float, float] | None = None
     """Black and white of images of more than 8 bits, for a model that was trained on 8-bit ones."""
 
