@@ -19,7 +19,7 @@ from rwkvctl.config.specs.jobs import PredictSpec
 from rwkvctl.models import bundle, predict_record
 from rwkvctl.models.ensemble import Member, Options, Segmenter, check_alike, check_square
 from rwkvctl.models.predict import Planned, plan, predict_one
-from rwkvctl.models.predict_record import Made, Record, name_of
+from rwkvctl.models.predict_record import Made, Record, name_of, sha256_of
 from rwkvctl.models.predict_targets import probabilities_of
 from rwkvctl.registry import references
 
@@ -103,7 +103,7 @@ def run(spec: PredictSpec, run_dir: Path) -> dict[str, Any]:
             continue
         about = predict_record.content(one.ids, segmenter.info.classes, one.voxel_ml)
         seconds = round(time.monotonic() - started, 3)
-        hashes = sha256_file(path), sha256_file(one.mask)
+        hashes = sha256_of(path), sha256_file(one.mask)
         record.add(
             Made(as_text(path), hashes[0], name_of(one.mask), hashes[1], seconds=seconds, note=one.note, **about)
         )

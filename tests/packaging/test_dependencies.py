@@ -62,6 +62,7 @@ def test_the_platform_imports_what_it_declares():
         [
             *EXTRAS["baselines"],
             *EXTRAS["onnx"],
+            *EXTRAS["scans"],
             *EXTRAS["s3"],
             *EXTRAS["gs"],
             *EXTRAS["postgres"],

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from rwkvctl.base.errors import UserError
 from rwkvctl.data.convert.sources import natural_key
-from rwkvctl.data.images import deep, intensity
+from rwkvctl.data.images import deep, intensity, itk
 from rwkvctl.data.images import files as image_files
 from rwkvctl.models.bundle import BundleInfo
 from rwkvctl.models.predict_scans import is_scan
@@ -27,7 +27,7 @@ from rwkvctl.models.predict_scans import is_scan
 Values = NDArray[Any]
 
 ARRAYS = (".npy", ".h5")
-KINDS = "JPEG, PNG, TIFF or BMP images, .npy or .h5 arrays, or NIfTI scans"
+KINDS = "JPEG, PNG, TIFF or BMP images, .npy or .h5 arrays, or scans (NIfTI, NRRD, MHA, DICOM)"
 _NPY, _HDF5 = b"\x93NUMPY", b"\x89HDF\r\n\x1a\n"
 _SLACK = 0.01
 """How far values of [0, 1] may lie outside, from resampling."""
@@ -46,10 +46,13 @@ class Given(NamedTuple):
 
 
 def input_files(paths: Iterable[Path]) -> list[Path]:
-    """The files that are meant: each path, or of a folder all images, arrays and scans in it, in natural order."""
+    """The files that are meant: each path, or of a folder all images, arrays and scans in it, in natural order. A
+    folder of DICOM slices is one scan."""
     files = []
     for path in paths:
-        if path.is_dir():
+        if itk.is_series(path):
+            files.append(path)
+        elif path.is_dir():
             files += _in_folder(path)
         elif path.is_file():
             files.append(path)

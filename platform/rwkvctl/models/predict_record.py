@@ -6,6 +6,7 @@ where it was (`--resume`): what it lists with the hashes that its files have is 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import time
@@ -93,7 +94,7 @@ class Record:
             made is not None
             and all(file.is_file() for file in (target, *others))
             and sha256_file(target) == made.mask_sha256
-            and sha256_file(path) == made.input_sha256
+            and sha256_of(path) == made.input_sha256
         )
 
     def go_on(self) -> None:
@@ -111,6 +112,16 @@ class Record:
                 )
         self.planned = before["planned"]
         self.made = {each["mask"]: Made(**each) for each in before["files"]}
+
+
+def sha256_of(path: Path) -> str:
+    """Of a file; of a folder, over the names and contents of its files."""
+    if not path.is_dir():
+        return sha256_file(path)
+    total = hashlib.sha256()
+    for file in sorted(each for each in path.iterdir() if each.is_file()):
+        total.update(f"{as_text(file.name)}\0{sha256_file(file)}\0".encode())
+    return total.hexdigest()
 
 
 def name_of(target: Path) -> str:

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from rwkvctl.base.errors import UserError
 from rwkvctl.base.files import write_bytes
-from rwkvctl.data.images import grid, intensity
+from rwkvctl.data.images import grid, intensity, itk
 from rwkvctl.models.ensemble import Segmenter
 
-SCANS = (".nii.gz", ".nii")
+NIFTI = (".nii.gz", ".nii")
 
 
 class SegmentedScan(NamedTuple):
@@ -32,14 +32,21 @@ class SegmentedScan(NamedTuple):
 
 
 def is_scan(path: Path) -> bool:
-    return path.name.lower().endswith(SCANS)
+    """Whether a path is a scan by its ending, or a folder with DICOM slices."""
+    return path.name.lower().endswith((*NIFTI, *itk.FILES)) or itk.is_series(path)
+
+
+def mask_name(path: Path) -> str:
+    """The name of a scan's mask: its own; of a DICOM series, NIfTI with the folder's name."""
+    return f"{path.name}.nii.gz" if path.is_dir() else path.name
 
 
 def segment_scan(segmenter: Segmenter, path: Path, out: Path) -> SegmentedScan:
     """Bring a scan to what the model was trained on, and its mask back to the scan's grid.
 
     The scan's axes are turned to the model's (`info.orientation`), as its training data were, whatever way the file is
-    stored. The mask's file has the scan's header but for the type of its voxels.
+    stored. The mask's file has the scan's header but for the type of its voxels; that of a DICOM series is a
+    NIfTI file on the series' grid.
     """
     from rwkvctl.data.convert.sources import on_disk
     from rwkvctl.data.images import nifti
@@ -54,19 +61,22 @@ def segment_scan(segmenter: Segmenter, path: Path, out: Path) -> SegmentedScan:
             f"input {path}: the model's orientation {info.orientation!r} is unknown; export the model again"
         )
     try:
-        scan = nifti.read(on_disk(path))
+        scan = nifti.read(on_disk(path)) if path.name.lower().endswith(NIFTI) else itk.read(path)
         layout = grid.layout(scan.grid, info.orientation)
         low, high = intensity.window(scan.voxels, *info.intensity["clip"])
         volume = intensity.scaled(grid.turned(scan.voxels, scan.grid, layout), low, high)
     except ValueError as error:
         line = str(error).removeprefix(f"{path}: ")
         line = line.removesuffix("; replace it").removesuffix("; download it again")
-        remedy = "" if "; " in line else "; give a whole NIfTI scan"
+        remedy = "" if "; " in line or "pip install" in line else "; give a whole scan"
         raise UserError(f"input {path}: {line}{remedy}") from None
     found, meta = segmenter.segment(volume), grid.geometry(scan.grid, layout)
     mask = np.asarray(grid.turned_back(found.mask, meta))
-    target = out / path.name
-    write_bytes(target, nifti.like(scan, mask, gzipped=path.name.lower().endswith(".gz")))
+    target = out / mask_name(path)
+    if isinstance(scan, itk.ItkScan):
+        itk.write(scan, mask, target)
+    else:
+        write_bytes(target, nifti.like(scan, mask, gzipped=path.name.lower().endswith(".gz")))
     likely = found.probabilities
     return SegmentedScan(
         target,

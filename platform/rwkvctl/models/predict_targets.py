@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from rwkvctl.base.errors import UserError
+from rwkvctl.models import predict_scans
 from rwkvctl.models.bundle import BundleInfo
 from rwkvctl.models.predict_inputs import array_shape
 from rwkvctl.models.predict_scans import is_scan
@@ -18,7 +19,7 @@ from rwkvctl.models.predict_scans import is_scan
 def mask_name(path: Path, info: BundleInfo) -> str:
     """The name of an input's mask: a scan's own; `.npy` for a volume's; `.png` for every other."""
     if is_scan(path):
-        return path.name
+        return predict_scans.mask_name(path)
     shape = array_shape(path) if info.image_kind == "float" else None
     return f"{path.stem}.{'npy' if shape is not None and len(shape) == 3 else 'png'}"
 

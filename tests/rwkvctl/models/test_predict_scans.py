@@ -55,7 +55,7 @@ def test_scans_that_cannot_be_segmented(tmp_path: Path):
     with pytest.raises(UserError, match="the model does not say how scans were prepared"):
         predict_files(Bright(), info("float"), [path], tmp_path / "masks")
     path.write_bytes(path.read_bytes()[:-30])
-    with pytest.raises(UserError, match=f"^input {path}: [^\n]*; give a whole NIfTI scan$"):
+    with pytest.raises(UserError, match=f"^input {path}: [^\n]*; give a whole scan$"):
         predict_files(Bright(), for_scans(), [path], tmp_path / "masks")
     nibabel.save(nibabel.Nifti1Image(np.zeros((4, 4, 2), np.int16), np.eye(4)), path)
     flat = for_scans().model_copy(update={"intensity": intensity.rule("min", "p99")})

@@ -1,0 +1,143 @@
+"""Scans that SimpleITK reads: NRRD and MetaImage files, and folders with the slices of one DICOM series.
+
+ITK's world is LPS, that of `grid.Grid` RAS: their x and y have opposite signs.
+"""
+
+from __future__ import annotations
+
+import locale
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rwkvctl.base.files import atomic_path
+from rwkvctl.data.images.grid import Grid
+
+FILES = (".nrrd", ".mha")
+DETACHED = {".nrrd": rb"(?im)^data ?file\s*:", ".mha": rb"(?im)^ElementDataFile\s*=\s*(?!LOCAL\b)\S"}
+"""What stands in a header whose voxels are in another file, any on this machine."""
+LONGEST_HEADER = 2**16
+DICOM_AT, DICOM = 128, b"DICM"
+UNEVEN = 0.01
+"""Share of the distance between slices by which one may differ."""
+
+
+class ItkScan(NamedTuple):
+    """A scan's voxels [x, y, z] and its grid; with SimpleITK's image, whose grid a mask is written on."""
+
+    voxels: NDArray[Any]
+    grid: Grid
+    image: Any
+
+
+def is_series(folder: Path) -> bool:
+    """Whether a folder has DICOM files directly in it."""
+    return folder.is_dir() and any(is_dicom(path) for path in sorted(folder.iterdir())[:50])
+
+
+def is_dicom(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        file.seek(DICOM_AT)
+        return file.read(len(DICOM)) == DICOM
+
+
+def read(path: Path) -> ItkScan:
+    """ValueError, in one line, for what is no scan of one channel in three dimensions."""
+    try:
+        import SimpleITK as sitk
+    except ModuleNotFoundError:
+        raise ValueError(f"{path}: NRRD, MHA and DICOM need SimpleITK: pip install 'rwkvctl[scans]'") from None
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    if path.is_file():
+        refuse_detached(path)
+    try:
+        with same_locale():
+            image = read_series(path) if path.is_dir() else sitk.ReadImage(str(path))
+    except RuntimeError as error:
+        reason = " ".join(str(error).split()).rpartition("!")[2] or str(error)
+        raise ValueError(f"{path}: cannot be read ({reason.strip()[:100]})") from None
+    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
+        channels = image.GetNumberOfComponentsPerPixel()
+        size = " x ".join(map(str, image.GetSize()))
+        raise ValueError(f"{path}: is {size} with {channels} channels, where a scan has three axes and one channel")
+    voxels = sitk.GetArrayFromImage(image).transpose(2, 1, 0)
+    return ItkScan(voxels, Grid(affine_of(image), voxels.shape), image)
+
+
+@contextmanager
+def same_locale() -> Iterator[None]:
+    """ITK's DICOM library leaves a process in the locale C, where Python reads text as ASCII."""
+    before = locale.setlocale(locale.LC_ALL)
+    try:
+        yield
+    finally:
+        locale.setlocale(locale.LC_ALL, before)
+
+
+def refuse_detached(path: Path) -> None:
+    """ValueError for a header without its voxels: it may name any file of this machine."""
+    with path.open("rb") as file:
+        head = file.read(LONGEST_HEADER).partition(b"\n\n" if path.suffix.lower() == ".nrrd" else b"\0")[0]
+    if re.search(DETACHED[path.suffix.lower()], head):
+        raise ValueError(f"{path}: keeps its voxels in another file; save it as one file")
+
+
+def affine_of(image: Any) -> NDArray[np.float64]:
+    """From voxel [x, y, z] to mm in RAS."""
+    affine = np.eye(4)
+    affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
+    affine[:3, 3] = image.GetOrigin()
+    return np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+
+
+def read_series(folder: Path) -> Any:
+    """The one series in a folder, its values rescaled (HU); ValueError for several, and where slices are missing."""
+    import SimpleITK as sitk
+
+    series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
+    if len(series) != 1:
+        raise ValueError(f"{folder}: has {len(series)} DICOM series, where one was expected; put each into a folder")
+    reader = sitk.ImageSeriesReader()
+    files = reader.GetGDCMSeriesFileNames(str(folder), series[0])
+    reader.SetFileNames(files)
+    if len(files) > 1:
+        check_even(folder, files)
+    return reader.Execute()
+
+
+def check_even(folder: Path, files: tuple[str, ...]) -> None:
+    """ValueError where slices do not follow one another at one distance: some are missing, or there twice."""
+    import SimpleITK as sitk
+
+    places = []
+    reader = sitk.ImageFileReader()
+    for file in files:
+        reader.SetFileName(file)
+        reader.ReadImageInformation()
+        normal = np.array(reader.GetDirection()).reshape(3, 3)[:, 2]
+        places.append(float(normal @ np.array(reader.GetOrigin())))
+    gaps = np.abs(np.diff(places))
+    usual = float(np.median(gaps))
+    odd = np.flatnonzero(np.abs(gaps - usual) > UNEVEN * usual)
+    if len(odd) or usual == 0:
+        worst = gaps[odd[0]] if len(odd) else 0.0
+        raise ValueError(
+            f"{folder}: slices are missing or uneven: {worst:.3g} mm apart where others are {usual:.3g} mm"
+        )
+
+
+def write(scan: ItkScan, mask: NDArray[np.uint8], target: Path) -> None:
+    """Write class ids [x, y, z] on the scan's grid, atomically, in the form of the target's ending."""
+    import SimpleITK as sitk
+
+    made = sitk.GetImageFromArray(np.ascontiguousarray(mask.transpose(2, 1, 0)))
+    made.CopyInformation(scan.image)
+    with atomic_path(target) as temporary, same_locale():
+        sitk.WriteImage(made, str(temporary), useCompression=True)
