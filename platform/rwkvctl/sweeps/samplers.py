@@ -20,13 +20,15 @@ def check(spec: TuneSpec) -> None:
         raise UserError("--sampler cmaes: needs the package cmaes, which is not installed: pip install cmaes")
 
 
-def sampler(spec: TuneSpec, study: optuna.Study, begun: int) -> optuna.samplers.BaseSampler:
-    """For the study's next trial: what it draws is a function of the sweep's seed, of the trial's number and of what
-    the study knows, so that a sweep which was interrupted draws what it would have drawn, and nothing again.
+def sampler(spec: TuneSpec, study: optuna.Study, begun: int, number: int | None = None) -> optuna.samplers.BaseSampler:
+    """For a trial by its number, by default the study's next: what it draws is a function of the sweep's seed, of the
+    trial's number and of what the study knows, so that a sweep which was interrupted draws what it would have drawn,
+    and nothing again.
 
     `begun`: how many trials the study had when the sweep was started; points that failed before are free again.
     """
-    number = len(study.get_trials(deepcopy=False))
+    if number is None:
+        number = len(study.get_trials(deepcopy=False))
     own = int.from_bytes(hashlib.sha256(f"{spec.seed} {number}".encode()).digest()[:4], "big")
     plain = by_name(spec, own)
     return plain if spec.space.axes() is None else Once(plain, spec.space, begun)

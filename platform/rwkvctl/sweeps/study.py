@@ -3,6 +3,7 @@ opens unchanged in `optuna` and `optuna-dashboard`."""
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -80,6 +81,7 @@ class Study:
     def interrupted(self) -> Iterator[optuna.Trial]:
         """The trials that an earlier driver left running. They go on under their numbers."""
         for trial in self.optuna.get_trials(states=(TrialState.RUNNING,)):
+            self.optuna.sampler = sampler(self.spec, self.optuna, self.begun, trial.number)
             yield optuna.Trial(self.optuna, trial._trial_id)
 
     def concluded(self) -> list[FrozenTrial]:
@@ -111,8 +113,17 @@ class Study:
         return point is not None
 
     def go_on(self, trial: optuna.Trial) -> Point:
-        """The point of an interrupted trial, with the parameters that its driver did not come to draw."""
-        self.optuna.sampler = sampler(self.spec, self.optuna, self.begun)
+        """The point of an interrupted trial, with the parameters that its driver did not come to draw: as it would have
+        drawn them, so those that it has are drawn again before."""
+        self.optuna.sampler = drawing = sampler(self.spec, self.optuna, self.begun, trial.number)
+        found = self.optuna._storage.get_trial(trial._trial_id)
+        given = {*found.system_attrs.get("fixed_params", {}), *trial.relative_params}
+        names = [name for name in self.space.params if name in found.params]
+        for number, name in enumerate(names):
+            if name not in given:
+                before = copy.copy(found)
+                before.params = {known: found.params[known] for known in names[:number]}
+                drawing.sample_independent(self.optuna, before, name, found.distributions[name])
         return points.suggest(trial, self.space)
 
     def note(self, trial: optuna.Trial, **attributes: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,36 @@ def test_a_trial_that_was_killed_between_two_parameters_gets_the_others(database
     Driver(spec, database).study.optuna.ask().suggest_int("train.epochs", 1, 3, step=2)
     after = Driver(spec, database)
     assert distinct(after.run()) == after.count(TrialState.COMPLETE) == 12
+
+
+class Killed(Exception):
+    """Stands for SIGKILL."""
+
+
+@pytest.mark.parametrize("drawn", [0, 1, 2])
+@pytest.mark.parametrize("number", [0, 2])
+@pytest.mark.parametrize("params", [ENDLESS, FINITE], ids=["endless", "finite"])
+def test_a_trial_that_was_killed_while_it_was_drawn_is_what_it_would_have_been(
+    database: Any, params: dict[str, Any], number: int, drawn: int, monkeypatch: pytest.MonkeyPatch
+):
+    """Not what the next trial is to be."""
+    spec = sweep(params, 4, sampler="random")
+    straight = Driver(spec, optuna.storages.InMemoryStorage()).run()
+    killed = Driver(spec, database)
+    done = killed.run(number)
+    plain, calls = optuna.Trial._suggest, []
+
+    def suggest(self: optuna.Trial, name: str, distribution: Any) -> Any:
+        if len(calls) == drawn:
+            raise Killed
+        calls.append(name)
+        return plain(self, name, distribution)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(optuna.Trial, "_suggest", suggest)
+        with pytest.raises(Killed) if drawn < len(params) else nullcontext():
+            killed.begin()
+    assert done + Driver(spec, database).run() == straight
 
 
 def test_points_that_failed_are_tried_again_by_the_next_start(database: Any):
