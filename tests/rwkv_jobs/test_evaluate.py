@@ -269,11 +269,21 @@ def test_data_of_another_kind_than_the_models_is_refused_by_field(
     jobs: Jobs, models: Path, tmp_path: Path, field: str, value: Any, said: str
 ):
     other = shutil.copytree(models / "polyps", tmp_path / "other")
-    content = json.loads((other / "model.json").read_text()) | {field: value, "fingerprint": "beef" * 16}
-    (other / "model.json").write_text(json.dumps(content))
     spec = run_folder.read_spec(new(jobs, "eval", other))
-    with pytest.raises(ValueError, match=re.escape(said)):
-        evaluate.check(spec, jobs.runs / "eval")  # type: ignore[arg-type]
+    own = json.loads((other / "model.json").read_text())
+    for fingerprint in ("beef" * 16, own["fingerprint"]):  # the second says one thing and its fields another
+        (other / "model.json").write_text(json.dumps(own | {field: value, "fingerprint": fingerprint}))
+        with pytest.raises(ValueError, match=re.escape(said)):
+            evaluate.check(spec, jobs.runs / "eval")  # type: ignore[arg-type]
+
+
+def test_an_old_model_folder_that_lacks_the_orientation_fits_its_own_data(jobs: Jobs, models: Path, tmp_path: Path):
+    old = shutil.copytree(models / "hearts", tmp_path / "old")
+    content = json.loads((old / "model.json").read_text())
+    for field in ("orientation", "intensity"):
+        content.pop(field, None)
+    (old / "model.json").write_text(json.dumps(content))
+    evaluate.check(run_folder.read_spec(new(jobs, "eval", old)), jobs.runs / "eval")  # type: ignore[arg-type]
 
 
 @pytest.mark.slow

@@ -67,7 +67,8 @@ def show_scores(console: Console, summary: dict[str, Any]) -> None:
     console.print(scores_table(summary))
     console.print(means_table(summary))
     mean = summary["mean"]
-    if left_out := [f"{mean[count]} {words}" for count, words in LEFT_OUT.items() if mean.get(count)]:
+    words_for = {count: words for count, words in LEFT_OUT.items() if count != "no_spacing" or has_mm(mean)}
+    if left_out := [f"{mean[count]} {words}" for count, words in words_for.items() if mean.get(count)]:
         console.print(f"of all cases and classes: {', '.join(left_out)}")
     if "lesions" in mean:
         console.print(
@@ -75,10 +76,15 @@ def show_scores(console: Console, summary: dict[str, Any]) -> None:
         )
 
 
+def has_mm(mean: dict[str, Any]) -> bool:
+    """Whether any case has distances in mm; of photos none has."""
+    return mean["hd95_mm_strict"] is not None
+
+
 def scores_table(summary: dict[str, Any]) -> Table:
     """DSC and HD95 by class, the convention in every heading; below a mean its interval."""
-    figures = [figure for figure in BY_CLASS if figure != "hd95_mm_strict" or summary["mean"][figure] is not None]
-    intervals = summary.get("intervals")
+    figures = [figure for figure in BY_CLASS if figure != "hd95_mm_strict" or has_mm(summary["mean"])]
+    intervals = intervals_of(summary)
     title = f"{summary['cases']} cases"
     if intervals:
         title += f"; below each mean its {intervals['level']:.0%} interval, drawn over {intervals['over']}"
@@ -100,7 +106,7 @@ def scores_table(summary: dict[str, Any]) -> Table:
 
 def means_table(summary: dict[str, Any]) -> Table:
     """A row for every other figure that has a value: its mean over cases and classes."""
-    mean, intervals, groups = summary["mean"], summary.get("intervals"), summary.get("groups")
+    mean, intervals, groups = summary["mean"], intervals_of(summary), summary.get("groups")
     table = Table(title="means over cases and classes", title_justify="left")
     headings = ["figure", "mean", *(["interval"] if intervals else []), *([over_groups(groups)] if groups else [])]
     for heading in headings:
@@ -115,8 +121,14 @@ def means_table(summary: dict[str, Any]) -> Table:
     return table
 
 
+def intervals_of(summary: dict[str, Any]) -> dict[str, Any] | None:
+    """The intervals of a summary, if there are any: one case or one patient has none."""
+    found: dict[str, Any] | None = summary.get("intervals")
+    return found if found is not None and any(found["mean"].values()) else None
+
+
 def over_groups(groups: dict[str, Any]) -> str:
-    return f"over {groups['count']} patients or sequences"
+    return "over one patient or sequence" if groups["count"] == 1 else f"over {groups['count']} patients or sequences"
 
 
 def interval(ends: list[float] | None) -> str:

@@ -22,12 +22,13 @@ COMPARED = {
 def check(manifest: Manifest, info: BundleInfo) -> None:
     """UserError naming the first field in which a data set is not what the model was trained on.
 
-    The very data that it was trained on fits by definition, also where an old model folder lacks a field.
+    The very data that it was trained on fits also where an old model folder lacks a field.
     """
-    if info.fingerprint and manifest.fingerprint == info.fingerprint:
-        return
+    same = bool(info.fingerprint) and manifest.fingerprint == info.fingerprint
     for field, words in COMPARED.items():
         theirs, ours = getattr(manifest.content, field), getattr(info, field)
+        if same and ours is None:
+            continue
         if _plain(theirs) != _plain(ours):
             raise UserError(
                 f"data {manifest.location}: has {words} {_shown(theirs)}, the model has {_shown(ours)}; "

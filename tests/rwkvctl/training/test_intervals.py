@@ -88,3 +88,8 @@ def test_what_is_printed_has_intervals_and_patients(capsys: pytest.CaptureFixtur
     assert any(line.startswith("over 3 patients or sequences 0.6000") for line in lines)
     assert "of all cases and classes: 9 in neither mask" in lines
     show.show_scores(show.wide_console(), summary)  # of a summary of before
+    capsys.readouterr()
+    show.show_scores(show.wide_console(), summary | added(cases, **dict.fromkeys(cases, "one")))
+    printed = capsys.readouterr().out
+    assert "over one patient or sequence" in printed
+    assert "interval" not in printed
