@@ -9,9 +9,9 @@ long. One process, one thread.
 
 Then whole evaluations of RWKV-UNet T at 224 px, from shards to scores. The authors' way is slice by slice: `zoom` of
 order 3 to 224 px, the network, `zoom` of order 0 of the mask, and medpy's DSC and HD95 on whole volumes, in voxels.
-Ours is what `rwkvctl evaluate` runs, with HD95 in voxels and mm by both definitions. Volumes are made: ellipsoids
-where Synapse has its organs. No trained weights are needed: the network is run, but organs are told by their grey
-values.
+Ours is what `rwkvctl evaluate` runs, with HD95 in voxels and mm by both definitions, ASSD, NSD and overlap. Volumes
+are made: ellipsoids where Synapse has its organs. No trained weights are needed: the network is run, but organs are
+told by their grey values.
 
 With `--memory` one volume is evaluated with the smallest network, and nothing is compared: it prints the most memory
 that every process has had.
