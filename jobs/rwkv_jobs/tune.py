@@ -20,7 +20,7 @@ from rwkvctl.launch import preflight
 from rwkvctl.runs import folder as run_folder
 from rwkvctl.runs.folder import TRIALS
 from rwkvctl.runs.journal import Journal, say
-from rwkvctl.sweeps import report, samplers, warm_start
+from rwkvctl.sweeps import report, warm_start
 from rwkvctl.sweeps.study import Study, open_storage
 from rwkvctl.sweeps.table import table
 
@@ -28,7 +28,6 @@ from rwkvctl.sweeps.table import table
 def check(spec: TuneSpec, run_dir: Path) -> None:
     """Whether the model that is varied can be trained, and the study be kept; `launch.preflight` has checked the
     space."""
-    samplers.check(spec)
     warm_start.check(spec)
     if spec.study_storage is not None:
         open_storage(spec, run_dir)

@@ -19,6 +19,7 @@ MODEL = [ROOT / "rwkv_unet", ROOT / "kernels" / "biwkv"]
 PLATFORM = [ROOT / "platform" / "rwkvctl", ROOT / "jobs" / "rwkv_jobs"]
 OURS = {"biwkv", "rwkv_unet", "rwkvctl", "rwkv_jobs"}
 NOT_IMPORTED_BY_US = {
+    "cmaes": "Optuna imports it for its CMA-ES sampler",
     "einops": "MONAI's transformers import it when they are made",
     "onnx": "torch.onnx imports it",
     "s3fs": "fsspec imports it for s3://",

@@ -10,11 +10,8 @@ import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from rwkvctl.base.errors import UserError
 from rwkvctl.models.bundle import BundleInfo
-from rwkvctl.registry import cases, measured
+from rwkvctl.registry import measured
 from rwkvctl.registry.lineage import Origin, lines, origin, resolve
 from rwkvctl.registry.tags import fields, mapping
 from rwkvctl.runs.mlflow_client import connect
@@ -82,7 +79,7 @@ def of_version(client: MlflowClient, version: ModelVersion) -> Card:
     tags = fields(version.tags)
     dataset = tags.get("dataset", "")
     title, licence, classes = data_facts(dataset)
-    scores = scores_of(client, version)
+    scores = scores_of(version)
     return Card(
         model=f"models:/{version.name}/{version.version}",
         created=time.strftime("%Y-%m-%d", time.gmtime(version.creation_timestamp / 1000)),
@@ -144,28 +141,17 @@ def data_facts(dataset: str) -> tuple[str, str, list[str]]:
     return known.title, known.licence, list(known.classes)
 
 
-def scores_of(client: MlflowClient, version: ModelVersion) -> list[Score]:
-    """The means of the parts that it was scored on, its own data only; with intervals where the cases were kept."""
-    from rwkvctl.training import paired
-
-    values, _ = measured.metrics_of(version.tags)
+def scores_of(version: ModelVersion) -> list[Score]:
+    """The means of the parts that it was scored on, its own data only; with intervals as the evaluation had them."""
     found = []
-    tables: dict[str, str] = {}  # by part: each is fetched once
     for part in ("test", "val"):
+        if (scores := measured.scores(version.tags, f"{part}/")) is None:
+            continue
         for metric in SHOWN:
-            if (value := values.get(f"{part}/{metric}/mean")) is None:
-                continue
-            note = measured.note_of(version.tags, f"{part}/{metric}/mean")
-            interval: tuple[float, float] | tuple[None, None] = (None, None)
-            try:
-                if part not in tables:
-                    tables[part] = cases.table_of(client, version, metric, part)
-                kept = paired.case_scores(tables[part], metric, version.name)
-                if defined := [score for score in kept.values() if score is not None]:
-                    interval = paired.interval(np.array(defined))
-            except UserError:
-                pass  # its cases were not kept, or no gate may use them: then the mean stands alone
-            found.append(Score(part, metric, value, note.cases if note else None, *interval))
+            key = f"{part}/{metric}/mean"
+            if key in scores.values:
+                interval = scores.intervals.get(key, (None, None))
+                found.append(Score(part, metric, scores.values[key], scores.measured.cases, *interval))
     return found
 
 

@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from rwkvctl.base.errors import UserError
 from rwkvctl.config.specs.base import Spec
@@ -54,6 +54,11 @@ class Scores(Spec):
     """By the name that tracking has them by, `test/dsc_strict/mean`."""
     run_id: str | None = None
     """The MLflow run that keeps the scores of every case."""
+    intervals: dict[str, tuple[float, float]] = Field(default_factory=dict)
+    """95 %, of the means for which there is one; over patients where the data set knows them."""
+
+
+Intervals = Mapping[str, tuple[float, float]]
 
 
 def own(measured: Measured, info: BundleInfo) -> bool:
@@ -72,16 +77,22 @@ def data_of(info: BundleInfo, part: str) -> DataInput:
 
 
 def tags(
-    info: BundleInfo, measured: Measured, values: Mapping[str, float], run_id: str | None = None
+    info: BundleInfo,
+    measured: Measured,
+    values: Mapping[str, float],
+    run_id: str | None = None,
+    intervals: Intervals | None = None,
 ) -> dict[str, str]:
     """Scores, named `<part>/...`, as a tag of a version, with the note of what they were measured on."""
     if own(measured, info):
-        return {f"{SCORES_TAG}{measured.part}": as_text(measured, values, run_id)}
+        return {f"{SCORES_TAG}{measured.part}": as_text(measured, values, run_id, intervals)}
     place = f"{measured.dataset[:60]}-{measured.fingerprint[:8]}/{measured.split[:40]}"
-    return {f"{ELSEWHERE_TAG}{place}/{measured.part}"[:LONGEST_KEY]: as_text(measured, values, run_id)}
+    return {f"{ELSEWHERE_TAG}{place}/{measured.part}"[:LONGEST_KEY]: as_text(measured, values, run_id, intervals)}
 
 
-def training_tags(info: BundleInfo, values: Mapping[str, float], run_id: str, code: str) -> dict[str, str]:
+def training_tags(
+    info: BundleInfo, values: Mapping[str, float], run_id: str, code: str, intervals: Intervals | None = None
+) -> dict[str, str]:
     """The same for what a training measured on its own data, such as `val/...`; no case of `val` is trained on."""
     found: dict[str, str] = {}
     for part in sorted({key.partition("/")[0] for key in values}):
@@ -94,14 +105,23 @@ def training_tags(info: BundleInfo, values: Mapping[str, float], run_id: str, co
             code=code,
         )
         inside = {key: value for key, value in values.items() if key.partition("/")[0] == part}
-        found[f"{SCORES_TAG}{part}"] = as_text(note, inside, run_id)
+        found[f"{SCORES_TAG}{part}"] = as_text(note, inside, run_id, intervals)
     return found
 
 
-def as_text(measured: Measured, values: Mapping[str, float], run_id: str | None = None) -> str:
+def as_text(
+    measured: Measured,
+    values: Mapping[str, float],
+    run_id: str | None = None,
+    intervals: Intervals | None = None,
+) -> str:
     """Strict JSON, which has no NaN: pydantic reads its name as the number."""
     plain = {key: float(value) if math.isfinite(value) else str(value) for key, value in values.items()}
-    return json.dumps({"measured": as_fields(measured), "values": plain} | ({"run_id": run_id} if run_id else {}))
+    found: dict[str, Any] = {"measured": as_fields(measured), "values": plain}
+    found |= {"run_id": run_id} if run_id else {}
+    if known := {key: list(ends) for key, ends in (intervals or {}).items() if key in plain}:
+        found["intervals"] = known
+    return json.dumps(found)
 
 
 def scores(tags: Mapping[str, str], metric: str) -> Scores | None:

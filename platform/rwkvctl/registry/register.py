@@ -41,6 +41,7 @@ def register(
     tags: Mapping[str, Any] | None = None,
     *,
     metrics: Mapping[str, float] | None = None,
+    intervals: measured.Intervals | None = None,
     tracking_uri: str,
 ) -> int:
     """Make a model folder a version of the registered model `name`; returns the version's number.
@@ -52,6 +53,7 @@ def register(
         bundle_folder: as `rwkvctl.models.bundle.save` writes it.
         tags: what else the version should say: spec, git commit, MACs (anything but text is written as JSON).
         metrics: how good the training found the weights to be, on its own data (`val/dsc_strict/mean`).
+        intervals: of these metrics.
     """
     if (problem := model_name_problem(name)) is not None:
         raise UserError(problem)
@@ -75,7 +77,7 @@ def register(
         source=model.artifact_location,  # `models:/m-...` is looked up at MLflow's global address
         run_id=run_id,
         tags=_version_tags(info, {**own, **(tags or {})})
-        | measured.training_tags(info, metrics or {}, run_id, code_version()),
+        | measured.training_tags(info, metrics or {}, run_id, code_version(), intervals),
         model_id=model.model_id,
     )
     logged.made_version(client, model.model_id, name, int(made.version))
@@ -90,6 +92,7 @@ def record_scores(
     *,
     run_id: str | None = None,
     has_cases: bool = True,
+    intervals: measured.Intervals | None = None,
     tracking_uri: str,
 ) -> list[str]:
     """Note scores, and what they were measured on, on every version that has the weights of a model folder; with the
@@ -98,7 +101,7 @@ def record_scores(
     info = bundle.read_info(bundle_folder)
     client = connect(tracking_uri)
     found = list(client.search_model_versions(f"tags.`{WEIGHTS_TAG}` = '{info.weights_sha256}'"))
-    tags = measured.tags(info, where, values, run_id if has_cases else None)
+    tags = measured.tags(info, where, values, run_id if has_cases else None, intervals)
     for version in found:
         for key, value in tags.items():
             client.set_model_version_tag(version.name, str(version.version), key, value)

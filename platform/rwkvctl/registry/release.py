@@ -51,6 +51,7 @@ def release(run_dir: Path, tracking_uri: str) -> str | None:
         tracking_uri=tracking_uri,
         tags=tags,
         metrics=metrics.tracked(summary.get("val", summary), "val"),
+        intervals=intervals_of(summary.get("val", {}), "val"),
     )
     return f"models:/{registered_name(spec)}/{version}"
 
@@ -71,8 +72,15 @@ def note_scores(run_dir: Path, tracking_uri: str) -> list[str]:
         where,
         run_id=run_folder.mlflow_run_id(run_dir),
         has_cases=(run_dir / "artifacts" / where.part / TABLE).exists(),  # a classification has none
+        intervals=intervals_of(summary, where.part),
         tracking_uri=tracking_uri,
     )
+
+
+def intervals_of(summary: dict[str, Any], part: str) -> dict[str, tuple[float, float]]:
+    """Of the means of a summary, by the names that tracking has them by."""
+    means = (summary.get("intervals") or {}).get("mean", {})
+    return {f"{part}/{figure}/mean": (ends[0], ends[1]) for figure, ends in means.items() if ends}
 
 
 def release_later(run_dir: Path, tracking_uri: str) -> str | None:

@@ -11,7 +11,6 @@ from rwkvctl.config.specs.jobs import TuneSpec
 from rwkvctl.config.specs.objectives import SIZES
 from rwkvctl.config.specs.sweep import trial_spec
 from rwkvctl.models.sizes import sizes_of
-from rwkvctl.sweeps import samplers
 from rwkvctl.sweeps.study import Study
 
 SHOWN = 5
@@ -20,7 +19,6 @@ SHOWN = 5
 def plan(spec: TuneSpec, steps_per_epoch: int) -> dict[str, Any]:
     """By what trials are judged, how much they would train at most, and the points that are tried first, with what
     their networks cost."""
-    samplers.check(spec)
     size = spec.space.size()
     trials = spec.trials if size is None else min(spec.trials, size)
     epochs = spec.base.train.epochs

@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import warnings
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
 
-from rwkvctl.base.errors import UserError
 from rwkvctl.config.specs.jobs import TuneSpec
 from rwkvctl.sweeps.points import Once
-
-
-def check(spec: TuneSpec) -> None:
-    """Refuse a sampler whose library is not installed."""
-    if spec.chosen_by == "cmaes" and importlib.util.find_spec("cmaes") is None:
-        raise UserError("--sampler cmaes: needs the package cmaes, which is not installed: pip install cmaes")
 
 
 def sampler(spec: TuneSpec, study: optuna.Study, begun: int, number: int | None = None) -> optuna.samplers.BaseSampler:

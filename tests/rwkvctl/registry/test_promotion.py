@@ -6,6 +6,7 @@ import json
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 from mlflow import MlflowClient
 
@@ -19,6 +20,7 @@ from rwkvctl.registry.versions import LOCK, list_models
 from rwkvctl.runs.journal import Journal
 from rwkvctl.runs.mlflow_client import connect
 from rwkvctl.runs.sync import Syncer
+from rwkvctl.training.paired import interval
 
 from .conftest import DSC, OWN
 
@@ -37,7 +39,14 @@ def evaluated(uri: str, model: Path, folder: Path, values: list[float], ids: str
     syncer = Syncer(folder, uri, "e")
     syncer.push()
     where = Measured(**(OWN | {"trained_on": 0, "cases": len(values)}))  # type: ignore[arg-type]
-    record_scores(model, {DSC: sum(values) / len(values)}, where, run_id=syncer.run_id, tracking_uri=uri)
+    record_scores(
+        model,
+        {DSC: sum(values) / len(values)},
+        where,
+        run_id=syncer.run_id,
+        intervals={DSC: interval(np.array(values))},
+        tracking_uri=uri,
+    )
 
 
 def rules(text: str) -> spec.PromotionRules:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from contextlib import nullcontext
 from pathlib import Path
@@ -15,7 +14,7 @@ from optuna.trial import TrialState
 from rwkvctl.base.errors import UserError
 from rwkvctl.config.specs.jobs import Sampler
 from rwkvctl.runs import folder as run_folder
-from rwkvctl.sweeps import samplers, warm_start
+from rwkvctl.sweeps import warm_start
 from rwkvctl.sweeps.study import OVER_BOUND, Study, open_storage
 from rwkvctl.sweeps.table import table
 
@@ -241,7 +240,6 @@ def test_a_study_that_cannot_be_opened_is_one_line(tmp_path: Path):
 def test_covariances_are_adapted_over_interruptions(tmp_path: Path):
     """CMA-ES in a journal file: after its first population it draws from what it has learned, and a sweep that was
     stopped draws what it would have drawn."""
-    pytest.importorskip("cmaes")
     params = {f"loss.{name}": {"float": [0.0, 1.0]} for name in ("alpha", "beta")}
 
     def drawn(name: str, *stops: int) -> list[Point]:
@@ -263,12 +261,6 @@ def test_covariances_are_adapted_over_interruptions(tmp_path: Path):
         return sum(abs(value - 0.2) for point in points for value in point.values())
 
     assert distance(straight[-10:]) < distance(straight[:10]) / 2
-
-
-@pytest.mark.skipif(importlib.util.find_spec("cmaes") is not None, reason="cmaes is installed")
-def test_a_sampler_without_its_library_is_refused():
-    with pytest.raises(UserError, match="--sampler cmaes: needs the package cmaes, which is not installed"):
-        samplers.check(sweep(ENDLESS, sampler="cmaes"))
 
 
 # Warm start ----------------------------------------------------------------------------------------------------------
