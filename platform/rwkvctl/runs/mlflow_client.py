@@ -6,11 +6,13 @@ import contextlib
 import logging
 import os
 import re
+import socket
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from urllib.parse import unquote
 
 from rwkvctl.base import uris
 from rwkvctl.base.errors import UserError
@@ -26,6 +28,8 @@ P = ParamSpec("P")
 RUN_TAG = "rwkvctl.run"
 """On every MLflow run of ours: the uid of its journal."""
 
+PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+"""Where databases listen whose address does not say."""
 SILENT_AFTER = 3.0
 """Seconds without a word after which nobody waits for a tracking server."""
 
@@ -57,13 +61,29 @@ def connect(tracking_uri: str) -> MlflowClient:
 
 
 def is_silent(tracking_uri: str) -> bool:
-    """Whether a tracking server keeps somebody waiting who only asks how it is. MLflow's own calls wait far longer."""
+    """Whether a tracking server keeps somebody waiting who only asks how it is, or a database is not there at all.
+    MLflow's own calls wait far longer: for a database that refuses, more than a minute."""
     if not tracking_uri.startswith(("http://", "https://")):
-        return False
+        return is_unreachable(tracking_uri)
     try:
         urllib.request.urlopen(f"{tracking_uri.rstrip('/')}/health", timeout=SILENT_AFTER).close()
     except (OSError, ValueError) as error:  # of which it has answered with most, or refused to
         return isinstance(getattr(error, "reason", error), TimeoutError)
+    return False
+
+
+def is_unreachable(database: str) -> bool:
+    """Whether nobody listens at a database's address; False for one that is a file."""
+    from sqlalchemy.engine import make_url
+
+    address = make_url(database)
+    port = address.port or PORTS.get(address.get_backend_name())
+    if address.host is None or port is None or unquote(address.host).startswith("/"):
+        return False
+    try:
+        socket.create_connection((address.host, port), SILENT_AFTER).close()
+    except OSError:
+        return True
     return False
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -131,6 +132,9 @@ def test_a_variable_with_a_password_reaches_no_argument_list_or_screen(
         """`printenv` in place of the UI, with the arguments and the environment that the UI would have."""
 
         def __init__(self, command: list[str], **options: object):
+            if command[0] != sys.executable:  # a library's own question about this machine
+                super().__init__(command, **options)  # type: ignore[call-overload]
+                return
             listed.append(command)
             super().__init__(["printenv", variable], stdout=subprocess.PIPE, text=True, **options)  # type: ignore[call-overload]
             inherited.append(self.communicate()[0])
