@@ -10,6 +10,7 @@ import importlib.metadata
 import os
 import platform
 import re
+from functools import cache
 from pathlib import Path
 
 import rwkvctl
@@ -53,8 +54,9 @@ def note_environment(path: Path) -> list[str]:
     return [f"{n} {before.get(n, 'absent')} -> {now.get(n, 'absent')}" for n in names if before.get(n) != now.get(n)]
 
 
+@cache
 def environment() -> str:
-    """One line a distribution, by name."""
+    """One line a distribution, by name; looked for once a process, which many trials may share."""
     found = {
         re.sub(r"[-_.]+", "-", each.metadata["Name"]).lower(): each.version
         for each in importlib.metadata.distributions()
