@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from .store_door import Door, open_door
+from .store_door import Door, no_rule, open_door
 
 Reports = list[Any]
 
@@ -70,3 +70,12 @@ def door() -> Iterator[Door]:
     """An S3 server, which s3:// leads to."""
     with open_door() as door:
         yield door
+
+
+@pytest.fixture(autouse=True)
+def door_is_open(request: pytest.FixtureRequest) -> None:
+    """No test finds the store's door as another one has left it."""
+    if "door" in request.fixturenames:
+        door = request.getfixturevalue("door")
+        door.rule = no_rule
+        door.answers.clear()
