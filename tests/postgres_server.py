@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import tempfile
@@ -15,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from .process_groups import end_group
 
 PATIENCE = 300.0
 NOBODY = 65534
@@ -54,13 +55,7 @@ def open_postgres(name: str, password: str) -> Iterator[int]:
         connection.close()
         yield port
     finally:
-        for number in (signal.SIGINT, signal.SIGKILL):
-            if server.poll() is None:
-                os.killpg(server.pid, number)
-                try:
-                    server.wait(60)
-                except subprocess.TimeoutExpired:
-                    continue
+        end_group(server)
         shutil.rmtree(folder, ignore_errors=True)
 
 

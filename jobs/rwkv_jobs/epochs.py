@@ -34,6 +34,11 @@ def train_loader(spec: TrainingSpec, augment: Any, manifest: Manifest, me: Worke
     )
 
 
+def parts_read(spec: TrainingSpec) -> list[str]:
+    """The parts of the data set that a training reads."""
+    return ["train", "val"] if spec.train.validate_every else ["train"]
+
+
 def read_decoded(spec: TrainingSpec, loader: TrainLoader, say: Callable[[str], None]) -> None:
     """Have the samples of segmentation decoded once, if the training passes over them again or is one of several."""
     steps = spec.train.epochs * loader.steps_per_epoch

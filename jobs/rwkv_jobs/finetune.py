@@ -23,6 +23,7 @@ from rwkv_jobs.epochs import (
     improves,
     log_is_due,
     moving_average,
+    parts_read,
     read_decoded,
     train_loader,
     validation_is_due,
@@ -106,7 +107,7 @@ def train(spec: FinetuneSpec, run_dir: Path) -> None:
             ema.module if ema else None,
         )
         recorder.restore(state)
-        recorder.reads(manifest, spec.data.split, *(["train", "val"] if spec.train.validate_every else ["train"]))
+        recorder.reads(manifest, spec.data.split, *parts_read(spec))
         recorder.params(described := describe(model, manifest, spec.data.image_size))
         recorder.event(
             "plan", epochs=spec.train.epochs, steps_per_epoch=loader.steps_per_epoch, step=state.position.step

@@ -21,6 +21,7 @@ from rwkv_jobs.epochs import (
     improves,
     log_is_due,
     moving_average,
+    parts_read,
     train_loader,
     validation_is_due,
 )
@@ -76,7 +77,7 @@ def train(spec: PretrainSpec, run_dir: Path) -> None:
             model, optimizer, manifest.fingerprint, spec.model_dump(mode="json"), ema.module if ema else None
         )
         recorder.restore(state)
-        recorder.reads(manifest, spec.data.split, *(["train", "val"] if spec.train.validate_every else ["train"]))
+        recorder.reads(manifest, spec.data.split, *parts_read(spec))
         recorder.params(described := describe(model, manifest, spec.data.image_size))
         recorder.event(
             "plan", epochs=spec.train.epochs, steps_per_epoch=loader.steps_per_epoch, step=state.position.step

@@ -7,7 +7,6 @@ import base64
 import json
 import os
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from rwkvctl.data.convert.prepare import prepare
 from rwkvctl.data.convert.synth import phantom
 
 from ..postgres_server import open_postgres
+from ..process_groups import end_group
 from .stand_ins import wait_for
 
 pytestmark = pytest.mark.slow
@@ -62,13 +62,7 @@ def processes() -> Iterator[list[subprocess.Popen[bytes]]]:
     started: list[subprocess.Popen[bytes]] = []
     yield started
     for process in reversed(started):
-        for number in (signal.SIGINT, signal.SIGKILL):
-            if process.poll() is None:
-                os.killpg(process.pid, number)
-                try:
-                    process.wait(60)
-                except subprocess.TimeoutExpired:
-                    continue
+        end_group(process)
 
 
 @pytest.fixture(scope="module")
