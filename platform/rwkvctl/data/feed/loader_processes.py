@@ -5,7 +5,9 @@ from __future__ import annotations
 import inspect
 import multiprocessing
 import sys
+import threading
 from collections.abc import Iterator
+from types import TracebackType
 from typing import Any
 
 import cv2
@@ -54,8 +56,17 @@ def of_main_module() -> list[str]:
 def begin_process(worker: int = 0) -> None:
     """One thread a worker, and no life after the training process."""
     end_with_parent()
+    sys.excepthook = print_unless_hung_up
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
+
+
+def print_unless_hung_up(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """A training that is interrupted while it takes a batch hangs up on the thread here that hands it over. Its
+    traceback would come after the training's last line."""
+    hung_up = isinstance(error, EOFError | ConnectionError) and threading.current_thread() != threading.main_thread()
+    if not hung_up:
+        sys.__excepthook__(kind, error, trace)
 
 
 def plain_errors(batches: Iterator[Batch]) -> Iterator[Batch]:
