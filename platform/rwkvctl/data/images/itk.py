@@ -33,6 +33,8 @@ class ItkScan(NamedTuple):
     voxels: NDArray[Any]
     grid: Grid
     image: Any
+    files: tuple[Path, ...] = ()
+    """Of a DICOM series, in the order of z."""
 
 
 def is_series(folder: Path) -> bool:
@@ -57,9 +59,14 @@ def read(path: Path) -> ItkScan:
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
     if path.is_file():
         refuse_detached(path)
+    files: tuple[Path, ...] = ()
     try:
         with same_locale():
-            image = read_series(path) if path.is_dir() else sitk.ReadImage(str(path))
+            if path.is_dir():
+                files = series_files(path)
+                image = read_series(path, files)
+            else:
+                image = sitk.ReadImage(str(path))
     except RuntimeError as error:
         reason = " ".join(str(error).split()).rpartition("!")[2] or str(error)
         raise ValueError(f"{path}: cannot be read ({reason.strip()[:100]})") from None
@@ -68,7 +75,7 @@ def read(path: Path) -> ItkScan:
         size = " x ".join(map(str, image.GetSize()))
         raise ValueError(f"{path}: is {size} with {channels} channels, where a scan has three axes and one channel")
     voxels = sitk.GetArrayFromImage(image).transpose(2, 1, 0)
-    return ItkScan(voxels, Grid(affine_of(image), voxels.shape), image)
+    return ItkScan(voxels, Grid(affine_of(image), voxels.shape), image, files)
 
 
 @contextmanager
@@ -97,29 +104,35 @@ def affine_of(image: Any) -> NDArray[np.float64]:
     return np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
 
 
-def read_series(folder: Path) -> Any:
-    """The one series in a folder, its values rescaled (HU); ValueError for several, and where slices are missing."""
+def series_files(folder: Path) -> tuple[Path, ...]:
+    """The slices of the one series in a folder, in the order in which they lie in the body; ValueError for several."""
     import SimpleITK as sitk
 
     series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
     if len(series) != 1:
         raise ValueError(f"{folder}: has {len(series)} DICOM series, where one was expected; put each into a folder")
+    return tuple(map(Path, sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0])))
+
+
+def read_series(folder: Path, files: tuple[Path, ...]) -> Any:
+    """A series, its values rescaled (HU); ValueError where slices are missing."""
+    import SimpleITK as sitk
+
     reader = sitk.ImageSeriesReader()
-    files = reader.GetGDCMSeriesFileNames(str(folder), series[0])
-    reader.SetFileNames(files)
+    reader.SetFileNames([str(file) for file in files])
     if len(files) > 1:
         check_even(folder, files)
     return reader.Execute()
 
 
-def check_even(folder: Path, files: tuple[str, ...]) -> None:
+def check_even(folder: Path, files: tuple[Path, ...]) -> None:
     """ValueError where slices do not follow one another at one distance: some are missing, or there twice."""
     import SimpleITK as sitk
 
     places = []
     reader = sitk.ImageFileReader()
     for file in files:
-        reader.SetFileName(file)
+        reader.SetFileName(str(file))
         reader.ReadImageInformation()
         normal = np.array(reader.GetDirection()).reshape(3, 3)[:, 2]
         places.append(float(normal @ np.array(reader.GetOrigin())))
