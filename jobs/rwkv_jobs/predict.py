@@ -19,11 +19,15 @@ from rwkvctl.config.specs.jobs import PredictSpec
 from rwkvctl.models import bundle, predict_record
 from rwkvctl.models.ensemble import Member, Options, Segmenter, check_alike, check_square
 from rwkvctl.models.predict import Planned, plan, predict_one
+from rwkvctl.models.predict_form import Form, maker
 from rwkvctl.models.predict_record import Made, Record, name_of, sha256_of
 from rwkvctl.models.predict_targets import probabilities_of
 from rwkvctl.registry import references
 
-OF_THE_RESULT = ("tta", "thresholds", "probabilities", "largest_component", "fill_holes", "range")
+OF_THE_RESULT = {
+    "tta", "thresholds", "probabilities", "largest_component", "fill_holes", "range", "format", "keep_empty_frames",
+    "segment_codes",
+}  # fmt: skip
 """Options without which masks would be others."""
 
 
@@ -52,7 +56,7 @@ def planned(spec: PredictSpec, models: list[Path]) -> tuple[Planned, Record]:
             {"reference": reference, "weights_sha256": info.weights_sha256}
             for reference, info in zip(spec.named or (spec.model, *spec.ensemble), infos, strict=True)
         ],
-        options={name: getattr(spec, name) for name in OF_THE_RESULT},
+        options=spec.model_dump(mode="json", include=OF_THE_RESULT),
     )
     if not spec.overwrite:
         record.go_on()
@@ -63,9 +67,16 @@ def planned(spec: PredictSpec, models: list[Path]) -> tuple[Planned, Record]:
         overwrite=spec.overwrite,
         replaceable=[from_text(name).name for name in record.planned] if spec.resume else (),
         window=spec.range,
+        form=form(spec, infos),
     )
     record.planned = list(dict.fromkeys([*record.planned, *map(name_of, files.targets)]))
     return files, record
+
+
+def form(spec: PredictSpec, infos: list[bundle.BundleInfo]) -> Form:
+    """In which form the masks are written."""
+    made_by = maker(infos, spec.named or (spec.model, *spec.ensemble))
+    return Form(spec.format, spec.keep_empty_frames, spec.segment_codes, made_by)
 
 
 def class_ids(spec: PredictSpec, info: bundle.BundleInfo) -> dict[int, float]:
@@ -85,6 +96,7 @@ def run(spec: PredictSpec, run_dir: Path) -> dict[str, Any]:
     models = folders(spec)
     files, record = planned(spec, models)
     segmenter = load(spec, models)
+    written_as = form(spec, [member.info for member in segmenter.members])
     record.device = str(next(segmenter.members[0].model.parameters()).device)
     if len(files.inputs) > 1:
         record.save(at_once=True)
@@ -95,7 +107,7 @@ def run(spec: PredictSpec, run_dir: Path) -> dict[str, Any]:
             continue
         started = time.monotonic()
         try:
-            one = predict_one(segmenter, path, target, spec.range, preview=spec.preview)
+            one = predict_one(segmenter, path, target, spec.range, preview=spec.preview, form=written_as)
         except UserError as error:
             if len(files.inputs) == 1:
                 raise

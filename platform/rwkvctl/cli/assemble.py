@@ -369,6 +369,13 @@ def models_and_inputs(words: list[str]) -> tuple[list[str], list[str]]:
     return words[:count], words[count:]
 
 
+def segment_codes(file: str | None) -> dict[str, Any]:
+    """The option `--segment-codes FILE`."""
+    from rwkvctl.config.specs.segments import read_codes
+
+    return {} if file is None else dict(read_codes(Path(file).expanduser()))
+
+
 def threshold(text: str) -> tuple[str, float]:
     name, _, value = text.rpartition("=")
     try:

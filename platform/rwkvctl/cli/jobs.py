@@ -252,6 +252,15 @@ def predict(
     preview: Annotated[
         bool, typer.Option("--preview", help="Draw each image with its mask, into the folder previews of --out.")
     ] = False,
+    format_: Annotated[
+        str, typer.Option("--format", help="Of DICOM series: dicom-seg, dicom-labelmap, or auto, which is NIfTI.")
+    ] = "auto",
+    keep_empty_frames: Annotated[
+        bool, typer.Option("--keep-empty-frames", help="DICOM-SEG with frames that have nothing of their class.")
+    ] = False,
+    segment_codes: Annotated[
+        str | None, typer.Option(metavar="FILE", help="DICOM codes and colours of classes (YAML or JSON).")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Write a mask for every input, at the input's own size, and run.json with what is in them."""
@@ -265,5 +274,8 @@ def predict(
         "largest_component": largest_component,
         "fill_holes": fill_holes,
         "preview": preview,
+        "format": format_,
+        "keep_empty_frames": keep_empty_frames,
+        "segment_codes": assemble.segment_codes(segment_codes),
     }
     execute.predict(assemble.predict_spec([model, *inputs], out, range_, thresholds or [], options), as_json=as_json)

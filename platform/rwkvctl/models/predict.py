@@ -16,6 +16,7 @@ from rwkvctl.base.files import atomic_open, write_bytes
 from rwkvctl.data.images import deep
 from rwkvctl.models.bundle import BundleInfo
 from rwkvctl.models.ensemble import Member, Segmenter
+from rwkvctl.models.predict_form import Form
 from rwkvctl.models.predict_inputs import input_files, read_input
 from rwkvctl.models.predict_scans import is_scan, segment_scan
 from rwkvctl.models.predict_targets import checked_targets, preview_of, probabilities_of
@@ -57,6 +58,7 @@ def plan(
     overwrite: bool = False,
     replaceable: Collection[str] = (),
     window: deep.Range | None = None,
+    form: Form = Form(),
 ) -> Planned:
     """Everything that can be known to be wrong before the model is loaded and the first mask is written.
 
@@ -67,22 +69,29 @@ def plan(
     if window is not None and info.intensity is not None:
         raise UserError(f"--range: the model has a rule of its own (clip to {info.intensity['clip']}); leave it out")
     files = input_files(inputs)
-    return Planned(files, checked_targets(files, info, out, overwrite=overwrite, replaceable=replaceable))
+    form.check(files, info)
+    return Planned(files, checked_targets(files, info, out, overwrite=overwrite, replaceable=replaceable, form=form))
 
 
 def predict_one(
-    segmenter: Segmenter, path: Path, target: Path, window: deep.Range | None = None, *, preview: bool = False
+    segmenter: Segmenter,
+    path: Path,
+    target: Path,
+    window: deep.Range | None = None,
+    *,
+    preview: bool = False,
+    form: Form = Form(),
 ) -> Written:
     """Segment a file and write its mask: a palette PNG of class ids for an image, `.npy` (uint8) for a volume, and for
-    a NIfTI scan a NIfTI file on the scan's own grid; with probabilities, if they are asked for, in `.npz` beside it,
-    and a picture in the folder `previews`.
+    a scan a file of its kind on its own grid, or another `form`; with probabilities, if they are asked for, in `.npz`
+    beside it, and a picture in the folder `previews`.
 
     Inputs are images (JPEG, PNG, TIFF, BMP), scans (`.nii`, `.nii.gz`) as they come from the scanner, or slices (H, W)
     and volumes (D, H, W) as `.npy` or as the data set `image` of an `.h5` file, see `predict_inputs`.
     """
     try:
         if is_scan(path):
-            scan = segment_scan(segmenter, path, target.parent)
+            scan = segment_scan(segmenter, path, target, form)
             write_probabilities(target, scan.probabilities)
             if preview:
                 write_bytes(preview_of(target), preview_png(*scan.shown))

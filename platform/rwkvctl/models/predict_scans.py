@@ -12,6 +12,7 @@ from rwkvctl.base.errors import UserError
 from rwkvctl.base.files import write_bytes
 from rwkvctl.data.images import grid, intensity, itk
 from rwkvctl.models.ensemble import Segmenter
+from rwkvctl.models.predict_form import Form
 
 NIFTI = (".nii.gz", ".nii")
 
@@ -36,17 +37,19 @@ def is_scan(path: Path) -> bool:
     return path.name.lower().endswith((*NIFTI, *itk.FILES)) or itk.is_series(path)
 
 
-def mask_name(path: Path) -> str:
-    """The name of a scan's mask: its own; of a DICOM series, NIfTI with the folder's name."""
-    return f"{path.name}.nii.gz" if path.is_dir() else path.name
+def mask_name(path: Path, form: Form = Form()) -> str:
+    """The name of a scan's mask: its own; of a DICOM series, that of its folder with the form's ending."""
+    if not path.is_dir():
+        return path.name
+    return f"{path.name}.dcm" if form.is_dicom else f"{path.name}.nii.gz"
 
 
-def segment_scan(segmenter: Segmenter, path: Path, out: Path) -> SegmentedScan:
-    """Bring a scan to what the model was trained on, and its mask back to the scan's grid.
+def segment_scan(segmenter: Segmenter, path: Path, target: Path, form: Form = Form()) -> SegmentedScan:
+    """Bring a scan to what the model was trained on, and its mask back to the scan's grid, into the file `target`.
 
     The scan's axes are turned to the model's (`info.orientation`), as its training data were, whatever way the file is
     stored. The mask's file has the scan's header but for the type of its voxels; that of a DICOM series is a
-    NIfTI file on the series' grid.
+    NIfTI file on the series' grid, or a DICOM segmentation.
     """
     from rwkvctl.data.convert.sources import on_disk
     from rwkvctl.data.images import nifti
@@ -72,8 +75,9 @@ def segment_scan(segmenter: Segmenter, path: Path, out: Path) -> SegmentedScan:
         raise UserError(f"input {path}: {line}{remedy}") from None
     found, meta = segmenter.segment(volume), grid.geometry(scan.grid, layout)
     mask = np.asarray(grid.turned_back(found.mask, meta))
-    target = out / mask_name(path)
-    if isinstance(scan, itk.ItkScan):
+    if isinstance(scan, itk.ItkScan) and form.is_dicom:
+        form.write(scan, mask, info.classes, target)
+    elif isinstance(scan, itk.ItkScan):
         itk.write(scan, mask, target)
     else:
         write_bytes(target, nifti.like(scan, mask, gzipped=path.name.lower().endswith(".gz")))

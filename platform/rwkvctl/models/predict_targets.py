@@ -12,14 +12,15 @@ from pathlib import Path
 from rwkvctl.base.errors import UserError
 from rwkvctl.models import predict_scans
 from rwkvctl.models.bundle import BundleInfo
+from rwkvctl.models.predict_form import Form
 from rwkvctl.models.predict_inputs import array_shape
 from rwkvctl.models.predict_scans import is_scan
 
 
-def mask_name(path: Path, info: BundleInfo) -> str:
+def mask_name(path: Path, info: BundleInfo, form: Form = Form()) -> str:
     """The name of an input's mask: a scan's own; `.npy` for a volume's; `.png` for every other."""
     if is_scan(path):
-        return predict_scans.mask_name(path)
+        return predict_scans.mask_name(path, form)
     shape = array_shape(path) if info.image_kind == "float" else None
     return f"{path.stem}.{'npy' if shape is not None and len(shape) == 3 else 'png'}"
 
@@ -35,7 +36,13 @@ def preview_of(target: Path) -> Path:
 
 
 def checked_targets(
-    inputs: Sequence[Path], info: BundleInfo, out: Path, *, overwrite: bool, replaceable: Collection[str] = ()
+    inputs: Sequence[Path],
+    info: BundleInfo,
+    out: Path,
+    *,
+    overwrite: bool,
+    replaceable: Collection[str] = (),
+    form: Form = Form(),
 ) -> list[Path]:
     """The mask file of every input, in `out`.
 
@@ -47,7 +54,7 @@ def checked_targets(
     taken: dict[str, Path] = {}
     targets = []
     for path in inputs:
-        target = out / mask_name(path, info)
+        target = out / mask_name(path, info, form)
         key = unicodedata.normalize("NFC", target.name).casefold()
         if key in taken:
             raise UserError(_same_name(path, taken[key]))

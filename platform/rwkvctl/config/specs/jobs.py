@@ -22,6 +22,7 @@ from rwkvctl.config.specs.parts import (
     TrainSpec,
 )
 from rwkvctl.config.specs.places import check_storage
+from rwkvctl.config.specs.segments import SegmentCode
 from rwkvctl.config.specs.space import SpaceSpec
 
 
@@ -204,6 +205,21 @@ class PredictSpec(JobSpec):
     """Whether to draw each image with its mask's outline, into the folder `previews` of `out`."""
     range: tuple[float, float] | None = None
     """Black and white of images of more than 8 bits, for a model that was trained on 8-bit ones."""
+    format: Literal["auto", "dicom-seg", "dicom-labelmap"] = "auto"
+    """`auto`: a mask is a file of its input's kind, of a DICOM series NIfTI. `dicom-seg`: DICOM series get DICOM
+    segmentations, bits by class; `dicom-labelmap`: ids, which few viewers read."""
+    keep_empty_frames: bool = False
+    """Whether DICOM segmentations have frames without a pixel of their class."""
+    segment_codes: dict[str, SegmentCode] = Field(default_factory=dict)
+    """Codes and colours of classes in DICOM segmentations; ours for the rest."""
+
+    @model_validator(mode="after")
+    def _codes_are_of_dicom(self) -> PredictSpec:
+        if self.format == "auto" and (self.keep_empty_frames or self.segment_codes):
+            raise ValueError(
+                "--keep-empty-frames and --segment-codes are for DICOM segmentations; add --format dicom-seg"
+            )
+        return self
 
 
 Sampler = Literal["tpe", "random", "grid", "gp", "cmaes", "nsga2", "nsga3"]

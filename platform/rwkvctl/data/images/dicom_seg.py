@@ -6,6 +6,7 @@ lies in the body comes from that image and not from a grid that was fitted to al
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import warnings
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkvctl.base.errors import BadFile
+from rwkvctl.base.errors import BadFile, UserError
 from rwkvctl.base.lineage import code_version
 from rwkvctl.config.specs.segments import Code, SegmentCode, code_of
 
@@ -67,9 +68,10 @@ def encoded(
         keep_empty_frames: write frames without a pixel of their class too; some viewers want one for every image.
 
     Raises:
+        UserError: highdicom is not installed.
         BadFile: a header cannot be read, or lacks what a reference needs; SimpleITK's reader needs less.
     """
-    _check_installed()
+    check_installed()
     import highdicom as hd
 
     headers = [_header(path) for path in images]
@@ -109,11 +111,10 @@ def encoded(
     return file.getvalue()
 
 
-def _check_installed() -> None:
-    try:
-        import highdicom  # noqa: F401
-    except ModuleNotFoundError:
-        raise BadFile("DICOM-SEG needs highdicom: pip install 'rwkvctl[scans]'") from None
+def check_installed() -> None:
+    """UserError where the library is not there."""
+    if importlib.util.find_spec("highdicom") is None:
+        raise UserError("DICOM-SEG needs highdicom: pip install 'rwkvctl[scans]'")
 
 
 def _header(path: Path) -> Any:

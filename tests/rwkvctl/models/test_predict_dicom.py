@@ -1,0 +1,90 @@
+"""DICOM segmentations of predictions lie in the body as the NIfTI masks of the same predictions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import highdicom as hd
+import numpy as np
+import pydicom
+import pytest
+
+from rwkvctl.base.errors import UserError
+from rwkvctl.config.specs.segments import SegmentCode
+from rwkvctl.models.ensemble import Member, Segmenter
+from rwkvctl.models.predict import Written, plan, predict_one
+from rwkvctl.models.predict_form import Form, Name, maker
+
+from ..data.images.dicom_series import OBLIQUE, STRAIGHT, write_ct
+from .test_predict_itk import in_body
+from .test_predict_scans import Corner, for_scans
+
+SAGITTAL = ((0.0, 1.0, 0.0), (0.0, 0.0, -1.0))
+INFO = for_scans().model_copy(update={"classes": ["background", "liver", "spleen"], "weights_sha256": "ab" * 32})
+
+
+def noise(*shape: int) -> np.ndarray:
+    return np.random.default_rng(2).integers(-200, 300, shape)
+
+
+def predicted(series: Path, out: Path, name: Name, **options: Any) -> Written:
+    form = Form(name, maker=maker([INFO], ["/home/me/runs/first"]), **options)
+    inputs, [target] = plan([series], INFO, out, form=form)
+    return predict_one(Segmenter([Member(Corner().eval(), INFO)]), inputs[0], target, form=form)
+
+
+def in_body_of_dicom(mask: Path) -> dict[tuple[float, ...], int]:
+    """The class at every place of the body (LPS, mm)."""
+    volume = hd.seg.segread(mask).get_volume(combine_segments=True)
+    return {
+        tuple(np.round((volume.affine @ [*voxel, 1])[:3], 2) + 0.0): int(volume.array[tuple(voxel)])
+        for voxel in np.argwhere(volume.array)
+    }
+
+
+@pytest.mark.parametrize("axes", [STRAIGHT, OBLIQUE, SAGITTAL], ids=["straight", "oblique", "sagittal"])
+@pytest.mark.parametrize("name", ["dicom-seg", "dicom-labelmap"])
+def test_a_dicom_segmentation_lies_where_the_nifti_mask_lies(tmp_path: Path, axes: Any, name: Name):
+    series = write_ct(tmp_path / "ct", noise(12, 16, 5), axes=axes)
+    made, nifti = predicted(series, tmp_path / "dicom", name), predicted(series, tmp_path / "nifti", "auto")
+    assert (made.mask.name, nifti.mask.name) == ("ct.dcm", "ct.nii.gz")
+    np.testing.assert_array_equal(made.ids, nifti.ids)
+    expected = {tuple(np.array(place) + 0.0): number for place, number in in_body(nifti.mask).items()}
+    assert set(expected.values()) == {1, 2}
+    assert in_body_of_dicom(made.mask) == expected
+
+
+def test_it_says_which_model_made_it_and_not_where_that_lies(tmp_path: Path):
+    codes = {"spleen": SegmentCode(type=("99LOCAL", "S", "Milz"), color="#0000ff")}
+    series = write_ct(tmp_path / "ct", noise(12, 16, 5))
+    written = predicted(series, tmp_path / "masks", "dicom-seg", codes=codes, keep_empty_frames=True)
+    found = pydicom.dcmread(written.mask)
+    assert found.NumberOfFrames == 10
+    assert [each.SegmentLabel for each in found.SegmentSequence] == ["liver", "spleen"]
+    assert found.SegmentSequence[1].SegmentedPropertyTypeCodeSequence[0].CodeMeaning == "Milz"
+    [algorithm] = found.SegmentSequence[0].SegmentationAlgorithmIdentificationSequence
+    assert "first" in algorithm.AlgorithmParameters
+    assert "ab" * 32 in algorithm.AlgorithmParameters
+    assert b"/home/me" not in written.mask.read_bytes()
+
+
+def test_models_of_an_ensemble_are_all_named():
+    named = maker([INFO, INFO], ["models:/x@champion", "runs/second"])
+    assert named.version == "abababababab+abababababab"
+    assert named.parameters["model_1"] == "models:/x@champion"
+    assert named.parameters["model_2"] == "second"
+
+
+def test_what_has_no_dicom_segmentation_is_told_before_anything_is_made(tmp_path: Path):
+    series = write_ct(tmp_path / "ct", noise(12, 16, 5))
+    np.save(tmp_path / "x.npy", np.zeros((8, 8), np.float32))
+    with pytest.raises(UserError, match=r"x.npy: is no DICOM series, as --format dicom-seg needs; leave --format out"):
+        plan([series, tmp_path / "x.npy"], INFO, tmp_path / "masks", form=Form("dicom-seg"))
+    wrong = Form("dicom-seg", codes={"livr": SegmentCode(type=("SCT", "1", "x"))})
+    with pytest.raises(UserError, match=r"--segment-codes: livr: no such class; did you mean liver\?"):
+        plan([series], INFO, tmp_path / "masks", form=wrong)
+    bare = write_ct(tmp_path / "bare", noise(12, 16, 5), StudyInstanceUID=None)
+    with pytest.raises(UserError, match=r"^input .*IM000.: its DICOM header lacks StudyInstanceUID"):
+        predicted(bare, tmp_path / "masks", "dicom-seg")
+    assert not (tmp_path / "masks").exists()
