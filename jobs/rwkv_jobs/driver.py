@@ -20,6 +20,7 @@ from rwkvctl.config.specs.changes import flatten
 from rwkvctl.config.specs.jobs import JobSpec, PredictSpec, TuneSpec
 from rwkvctl.config.specs.parts import RESOLVED_AT_START
 from rwkvctl.launch import preflight
+from rwkvctl.registry.cases import TABLE
 from rwkvctl.runs import folder as run_folder
 from rwkvctl.runs import job_record, mirror, provenance, stop
 from rwkvctl.runs.journal import Journal, say
@@ -141,7 +142,7 @@ def end(run_dir: Path, status: str, reason: str, spec: JobSpec) -> None:
 
 
 def record_artifacts(journal: Journal, run_dir: Path) -> None:
-    """Tables and pictures that the job has left."""
+    """Pages and pictures that the job has left; the table of cases was sent when it was written."""
     for path in sorted((run_dir / "artifacts").rglob("*")):
-        if path.is_file():
+        if path.is_file() and path.name != TABLE:
             journal.artifact(path, str(path.parent.relative_to(run_dir / "artifacts")).removeprefix("."))

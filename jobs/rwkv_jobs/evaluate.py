@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from rwkv_jobs.case_scores import Gallery
+from rwkv_jobs.gallery import Gallery
 from rwkv_jobs.launch import launch
 from rwkv_jobs.recorder import Recorder
-from rwkv_jobs.scoring import count_accuracy, score_cases, write_cases
+from rwkv_jobs.scoring import Scores, count_accuracy, score_cases, write_cases
 from rwkv_jobs.worker import worker
 from rwkv_unet import fuse_for_inference
 from rwkvctl.base.errors import UserError
@@ -31,6 +31,7 @@ from rwkvctl.models import bundle, same_data
 from rwkvctl.registry import measured, references
 from rwkvctl.registry.cases import TABLE
 from rwkvctl.registry.release import SUMMARY, note_scores
+from rwkvctl.reports import evaluation_page
 from rwkvctl.runs import sync
 from rwkvctl.runs.journal import say
 from rwkvctl.training.metrics import Choices, tracked
@@ -69,16 +70,19 @@ def note_on_versions(spec: EvaluateSpec, run_dir: Path) -> None:
 
 def say_overlap(run_dir: Path, where: measured.Measured) -> None:
     """A line where scores are not a valid test of the model."""
+    if (text := overlap_in_words(where)) is not None:
+        say(run_dir, text + (", and no gate uses them" if where.trained_on else ""))
+
+
+def overlap_in_words(where: measured.Measured) -> str | None:
+    """Why scores are not a valid test of the model; None where they are."""
     if where.trained_on is None:
-        say(
-            run_dir,
-            "it is not known whether these cases were trained on: the model's training data is no longer at its path",
-        )
-    elif where.trained_on:
-        text = (
+        return "it is not known whether these cases were trained on: the model's training data is no longer at its path"
+    if where.trained_on:
+        return (
             f"{where.trained_on} of {where.cases} {where.part} cases were trained on: these are not valid test scores"
         )
-        say(run_dir, f"{text}, and no gate uses them")
+    return None
 
 
 def data_of(spec: EvaluateSpec, model: Path) -> tuple[Manifest, DataSpec, bundle.BundleInfo]:
@@ -155,6 +159,7 @@ def score(spec: EvaluateSpec, run_dir: Path) -> None:
         recorder.reads(manifest, data.split, spec.part)
         model = fuse_for_inference(bundle.load(run_dir / "model", device=me.device)[0])
         precision = precision_of(info, me.device)
+        where = measured_on(spec, manifest, data.split or manifest.default_split, info)
         if manifest.task == "classification":
             summary: dict[str, Any] = count_accuracy(
                 model, manifest, data, spec.part, me, batch=64, precision=precision
@@ -177,11 +182,56 @@ def score(spec: EvaluateSpec, run_dir: Path) -> None:
             if me.is_main:
                 write_cases(folder, scores)
                 recorder.artifact(folder / TABLE, spec.part)  # sent before the scores are noted, for their intervals
+                page = page_of(spec, run_dir, manifest, info, where, scores, gallery)
+                evaluation_page.write(folder / evaluation_page.PAGE, page)
         if me.is_main:
-            where = measured_on(spec, manifest, data.split or manifest.default_split, info)
             recorder.metrics(tracked(summary, spec.part), 0)
             write_json(run_dir / SUMMARY, summary | {"measured": measured.as_fields(where)})
             recorder.artifact(run_dir / SUMMARY, spec.part)
+
+
+def page_of(
+    spec: EvaluateSpec,
+    run_dir: Path,
+    manifest: Manifest,
+    info: bundle.BundleInfo,
+    where: measured.Measured,
+    scores: Scores,
+    gallery: Gallery,
+) -> evaluation_page.Evaluation:
+    """What the page says."""
+    leaks = manifest.splits[where.split].leak_groups_shared if where.split in manifest.splits else 0
+    warnings = [
+        overlap_in_words(where),
+        f"split {where.split}: {leaks} groups (patients, sequences, duplicates) are in several of its parts"
+        if leaks
+        else None,
+    ]
+    facts = {
+        "model": spec.model,
+        "network": info.model.get("name", ""),
+        "weights": info.weights_sha256[:12],
+        "data": f"{where.dataset}, fingerprint {where.fingerprint[:12]}",
+        "split": f"{where.split}, part {where.part}",
+        "cases": where.cases,
+        "trained on": "unknown" if where.trained_on is None else f"{where.trained_on} of these cases",
+        "image size": info.image_size,
+        "run": run_dir.name,
+        "program": where.code,
+    }
+    return evaluation_page.Evaluation(
+        title=f"{where.dataset}, {where.part}: {spec.model}",
+        facts=facts,
+        warnings=[text for text in warnings if text],
+        classes=scores.classes,
+        summary=scores.summary,
+        cases=scores.cases,
+        choices=scores.choices,
+        groups=scores.groups,
+        worst=gallery.worst,
+        median=gallery.median,
+        volume=gallery.stack,
+    )
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from rwkv_jobs.case_scores import Gallery
 from rwkv_jobs.consistency import Unlabeled
 from rwkv_jobs.epochs import (
     advance,
@@ -31,6 +30,7 @@ from rwkv_jobs.epochs import (
 from rwkv_jobs.failed_step import kept_for_replay
 from rwkv_jobs.fit import run_training
 from rwkv_jobs.form import TrainingForm
+from rwkv_jobs.gallery import Gallery
 from rwkv_jobs.meter import Meter
 from rwkv_jobs.model_summary import describe, model_info
 from rwkv_jobs.profiler import Profiler

@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from rwkv_jobs.case_scores import NEVER, Gallery, Predicted, Scorers, Scoring
+from rwkv_jobs.case_scores import Predicted, Scorers, Scoring
+from rwkv_jobs.gallery import Gallery, KeptMasks
 from rwkv_jobs.worker import Worker, autocast
 from rwkvctl.base.errors import JobFailedError
 from rwkvctl.base.files import write_bytes
@@ -41,6 +42,8 @@ class Scores:
     classes: list[str]
     summary: dict[str, Any]
     choices: metrics.Choices = metrics.USUAL
+    groups: dict[str, str | None] = field(default_factory=dict)
+    """Of each case its patient, sequence or video, if the data set says."""
 
     def mean(self, name: str) -> float:
         """The mean over classes of one measure, for example `dsc_strict`; 0 when nothing could be counted."""
@@ -66,37 +69,44 @@ class CaseScorer:
         self.manifest, self.me, self.hd95, self.choices = manifest, me, hd95, choices
         split = data.split or manifest.default_split
         self.ids = manifest.ids(split, part)
-        reader = case_reader(manifest, split=split, part=part, rank=me.rank, world_size=me.world_size)
-        processes = processes_for(reader, data)
-        scoring = Scoring(reader, len(manifest.classes), manifest.ignore_index, hd95, choices)
+        self.reader = case_reader(manifest, split=split, part=part, rank=me.rank, world_size=me.world_size)
+        processes = processes_for(self.reader, data)
+        scoring = Scoring(self.reader, len(manifest.classes), manifest.ignore_index, hd95, choices)
         self.scorers = Scorers(scoring, processes)
         batch = SLICES[me.device.type]
-        self.slices = SliceLoader(reader, image_size=data.image_size, batch=batch, workers=processes)
+        self.slices = SliceLoader(self.reader, image_size=data.image_size, batch=batch, workers=processes)
 
     def score(self, model: nn.Module, *, gallery: Gallery | None = None, precision: str = "fp32") -> Scores:
-        """The network runs under autocast of `precision`; the gallery gets the worst cases of this worker."""
+        """The network runs under autocast of `precision`; the gallery gets the cases that it chooses of all.."""
+        if gallery is None:
+            return self._score(model, precision, None)
+        with closing(KeptMasks()) as kept:
+            scores = self._score(model, precision, kept)
+            gallery.see(scores.cases, self.me.gather(gallery.look(scores.cases, self.reader, kept)))
+        if self.me.is_main:
+            gallery.write(scores.cases, scores.classes)
+        return scores
+
+    def _score(self, model: nn.Module, precision: str, kept: KeptMasks | None) -> Scores:
         self.me.share_buffers(model)
         model.eval()
         own: dict[str, tuple[list[metrics.ClassScore], str | None]] = {}
         with lost_loaders():
             predicted = predict_cases(model, self.slices, self.me, precision)
-            for case in self.scorers.each(predicted, gallery.bar if gallery else lambda: NEVER):
+            for case in self.scorers.each(predicted if kept is None else kept.keeping(predicted)):
                 own[case.key] = case.scores, case.group
                 mark("evaluation")
-                if gallery is not None:
-                    gallery.see(case)
-        if gallery is not None:
-            gallery.write()
         everyone: dict[str, tuple[list[metrics.ClassScore], str | None]] = {}
         for theirs in self.me.gather(own):
             everyone |= theirs
         assert sorted(everyone) == sorted(self.ids), "every case is scored exactly once"
         cases = {key: everyone[key][0] for key in self.ids}
+        groups = {key: everyone[key][1] for key in self.ids}
         classes = self.manifest.classes
         summary = metrics.summarise(cases, classes, self.choices)
         if self.hd95:  # else a validation among many
-            summary |= reliability(cases, classes, self.choices, {key: group for key, (_, group) in everyone.items()})
-        return Scores(cases, classes, summary, self.choices)
+            summary |= reliability(cases, classes, self.choices, groups)
+        return Scores(cases, classes, summary, self.choices, groups)
 
     def close(self) -> None:
         """End all processes."""

@@ -100,6 +100,12 @@ def test_scores_are_those_of_the_cases(jobs: Jobs, models: Path, shards: Path, n
     rows = list(csv.DictReader((run_dir / "artifacts" / "test" / "cases.csv").read_text().splitlines()))
     assert len(rows) == len(cases) * (len(manifest.classes) - 1)
     assert len(list((run_dir / "artifacts" / "test" / "overlays").glob("*.png"))) == min(2, len(cases))
+    page = (run_dir / "artifacts" / "test" / "evaluation.html").read_text()
+    assert ("data-volume=volume" in page) == (name == "hearts")
+    assert all(f"<td>{key}</td>" in page for key in cases)
+    journal = [json.loads(line) for line in (run_dir / "journal.jsonl").read_text().splitlines()]
+    named = [entry["path"] for entry in journal if entry["kind"] == "artifact"]
+    assert [named.count(f"artifacts/test/{file}") for file in ("cases.csv", "evaluation.html")] == [1, 1]
     [tracked] = mlflow_runs(jobs.home)
     sent = {key: value for key, _, value in mlflow_history(jobs.home, tracked)}
     assert sent["test/dsc_strict/mean"] == found["mean"]["dsc_strict"]

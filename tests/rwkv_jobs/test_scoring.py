@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from rwkv_jobs import evaluate, scoring
-from rwkv_jobs.case_scores import Gallery, Scored, Scorers, Scoring, draw, mean_dsc
+from rwkv_jobs.case_scores import Scored, Scorers, Scoring
+from rwkv_jobs.gallery import Gallery, KeptMasks, draw, mean_dsc
 from rwkv_jobs.worker import Worker
 from rwkv_unet import create_model
 from rwkvctl.base.errors import JobFailedError, UserError
@@ -29,6 +30,7 @@ from rwkvctl.data.store.manifest import Manifest
 from rwkvctl.models import bundle
 from rwkvctl.models.build import outputs
 from rwkvctl.models.inference import segment_image
+from rwkvctl.pictures.shown import slice_of
 from rwkvctl.training import metrics
 
 ME = Worker(0, 1, torch.device("cpu"))
@@ -112,11 +114,31 @@ def test_processes_score_and_draw_as_this_one(
             mask, case.mask, len(manifest.classes), case.spacing_mm, ignore_index=manifest.ignore_index
         )
         assert found[2].cases[case.key] == scores
-        drawn[mean_dsc(scores), case.key] = draw(case, mask)
+        shown = slice_of(case.key, case.image, case.mask, mask)
+        drawn[mean_dsc(scores), case.key] = draw(shown, scores, manifest.classes)
     worst = min(drawn)
     for workers in (0, 2):
         [picture] = (tmp_path / str(workers)).iterdir()
         assert (picture.stem, picture.read_bytes()) == (worst[1], drawn[worst])
+
+
+def test_the_worst_and_the_median_cases_are_chosen_among_all(tmp_path: Path) -> None:
+    cases = {f"case{n}": [metrics.ClassScore(1, 0.0, None, n / 10)] for n in (5, 3, 9, 1, 0, 7, 8, 2, 6, 4)}
+    chosen = Gallery(tmp_path, 3).choose(cases)
+    assert chosen == (["case0", "case1", "case2"], ["case4", "case5"])
+    few = {key: cases[key] for key in ("case5", "case0")}
+    assert Gallery(tmp_path, 4).choose(few) == (["case0", "case5"], [])
+    assert Gallery(tmp_path, 1).choose(few) == (["case0"], ["case5"])
+    assert Gallery(tmp_path, 0).choose(cases) == ([], [])
+
+
+def test_masks_are_kept_on_the_disk_until_they_are_needed() -> None:
+    rng = np.random.default_rng(0)
+    masks = [rng.integers(0, 3, shape).astype(np.uint8) for shape in ((4, 5), (3, 7, 6), (2, 2))]
+    with closing(KeptMasks()) as kept:
+        assert [row for row, _ in kept.keeping(iter(enumerate(masks)))] == [0, 1, 2]
+        for row in (1, 0, 2):
+            assert np.array_equal(kept.mask(row), masks[row])
 
 
 @pytest.mark.parametrize("manifest", ["polyps"], indirect=True)

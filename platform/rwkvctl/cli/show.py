@@ -32,7 +32,8 @@ def result(job: str, run_dir: Path, values: dict[str, Any]) -> None:
     match job:
         case "evaluate" if "classes" in values:
             show_scores(console, values)
-            console.print(f"cases and overlays: {mirror.address(run_dir)}/artifacts")
+            artifacts = f"{mirror.address(run_dir)}/artifacts/{values['part']}"
+            console.print(f"cases and pictures: {artifacts}/evaluation.html", soft_wrap=True)
         case "evaluate" | "pretrain":
             console.print(f"top-1 {values['top1']:.2f} %  top-5 {values['top5']:.2f} %")
         case "finetune" if "val" in values:

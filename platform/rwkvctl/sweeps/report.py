@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import html
 import io
 import warnings
 from collections.abc import Callable, Iterator
@@ -15,16 +13,12 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from rwkvctl.base import html
 from rwkvctl.base.files import write_bytes
 from rwkvctl.config.specs.jobs import TuneSpec
 from rwkvctl.sweeps.study import Study
 
 PAGE = "sweep.html"
-STYLE = """
-body{font:14px/1.4 system-ui,sans-serif;margin:2em auto;max-width:72em;padding:0 1em;color:#222}
-table{border-collapse:collapse;font-variant-numeric:tabular-nums}td,th{padding:.2em .8em;text-align:right;
-border-bottom:1px solid #ddd}tr.front{font-weight:600}img{max-width:100%}.wide{overflow-x:auto}
-"""
 FEWEST = 2
 """Trials to the end without which there is nothing to draw."""
 FEWEST_FOR_IMPORTANCE = 4
@@ -131,38 +125,18 @@ def as_page(name: str, table: dict[str, Any], pictures: dict[str, bytes]) -> str
     """One HTML page that needs nothing from elsewhere."""
     rows, others = table["trials"], table["others"]
     parts = [
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(name)}</title><style>{STYLE}</style>",
         f"<h1>{html.escape(name)}</h1>",
         f"<p>{len(rows)} trials to the end, {len(others)} others</p>",
         rows_of(rows),
-        *(f"<h2>{html.escape(title)}</h2>{picture_of(title, png)}" for title, png in pictures.items()),
+        *(f"<h2>{html.escape(title)}</h2>{html.picture(title, png)}" for title, png in pictures.items()),
     ]
     if others:
         parts += ["<h2>others</h2>", rows_of(others)]
-    return "\n".join(parts)
-
-
-def picture_of(title: str, png: bytes) -> str:
-    return f'<img alt="{html.escape(title)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+    return html.page(name, parts)
 
 
 def rows_of(rows: list[dict[str, Any]]) -> str:
     """An HTML table; a column for every key that any row has."""
     columns = list(dict.fromkeys(key for row in rows for key in row if key != "front"))
-    head = "".join(f"<th>{html.escape(column)}</th>" for column in columns)
-    body = "".join(
-        f"<tr{' class=front' if row.get('front') else ''}>"
-        + "".join(f"<td>{html.escape(cell(row.get(column)))}</td>" for column in columns)
-        + "</tr>"
-        for row in rows
-    )
-    return f"<div class=wide><table><tr>{head}</tr>{body}</table></div>"
-
-
-def cell(value: Any) -> str:
-    """A figure in four digits, a count with its thousands."""
-    if value is None:
-        return "-"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+    classes = ["front" if row.get("front") else "" for row in rows]
+    return html.table(columns, ([row.get(column) for column in columns] for row in rows), classes=classes)

@@ -120,6 +120,17 @@ class ClassScore:
     strict_nsd_mm: float | None = None
     lesions: Lesions | None = None
 
+    def in_words(self) -> str:
+        """DSC and HD95, strict, for a caption."""
+        if self.strict_dsc is None:
+            return "in neither mask"
+        said = f"DSC {self.strict_dsc:.3f}"
+        if self.strict_hd95_mm is not None:
+            return f"{said}, HD95 {self.strict_hd95_mm:.1f} mm"
+        if self.strict_hd95_vox is not None:
+            return f"{said}, HD95 {self.strict_hd95_vox:.1f} px"
+        return f"{said}, {self.note}" if self.note else said
+
     @property
     def lesion_f1(self) -> float | None:
         return self.lesions.f1 if self.lesions else None

@@ -164,7 +164,7 @@ class EvaluateSpec(JobSpec):
     split: str | None = None
     part: Literal["val", "test"] = "test"
     overlays: Annotated[int, Field(ge=0)] = 4
-    """How many of the worst cases are drawn."""
+    """How many of the worst cases are drawn, and half as many around the median."""
     nsd_tolerance_mm: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
     """Distance up to which a contour counts as right in NSD, where the spacing is known."""
     nsd_tolerance_vox: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 2.0
