@@ -5,10 +5,13 @@ python -m rwkv_jobs.predict RUN_FOLDER
 
 from __future__ import annotations
 
-import time
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
+
+from rwkv_jobs.predict_progress import Progress
 from rwkv_jobs.worker import pick_device
 from rwkv_unet import fuse_for_inference
 from rwkvctl.base.errors import JobFailedError, UserError
@@ -18,12 +21,14 @@ from rwkvctl.base.suggestions import did_you_mean
 from rwkvctl.config.specs.jobs import PredictSpec
 from rwkvctl.models import bundle, predict_record
 from rwkvctl.models.ensemble import Member, Options, Segmenter, check_alike, check_square
-from rwkvctl.models.predict import Planned, plan, predict_one
+from rwkvctl.models.predict import Planned, Written, plan, read
 from rwkvctl.models.predict_form import Form, maker
 from rwkvctl.models.predict_record import Made, Record, name_of, sha256_of
+from rwkvctl.models.predict_stream import predict_each
 from rwkvctl.models.predict_targets import probabilities_of
 from rwkvctl.registry import references
 
+NOTHING = np.empty(0, np.uint8)
 OF_THE_RESULT = {
     "tta", "thresholds", "probabilities", "largest_component", "fill_holes", "range", "format", "keep_empty_frames",
     "segment_codes",
@@ -100,34 +105,62 @@ def run(spec: PredictSpec, run_dir: Path) -> dict[str, Any]:
     record.device = str(next(segmenter.members[0].model.parameters()).device)
     if len(files.inputs) > 1:
         record.save(at_once=True)
-    written, kept = [], 0
-    for path, target in zip(*files, strict=True):
-        if spec.resume and record.is_whole(path, target, *([probabilities_of(target)] if spec.probabilities else [])):
-            kept += 1
-            continue
-        started = time.monotonic()
-        try:
-            one = predict_one(segmenter, path, target, spec.range, preview=spec.preview, form=written_as)
-        except UserError as error:
-            if len(files.inputs) == 1:
-                raise
-            record.fail(path, str(error))
-            continue
-        about = predict_record.content(one.ids, segmenter.info.classes, one.voxel_ml)
-        seconds = round(time.monotonic() - started, 3)
-        hashes = sha256_of(path), sha256_file(one.mask)
-        record.add(
-            Made(as_text(path), hashes[0], name_of(one.mask), hashes[1], seconds=seconds, note=one.note, **about)
+    jobs = [job for job in zip(*files, strict=True) if not (spec.resume and is_whole(spec, record, *job))]
+    written: list[Written] = []
+    with Progress(len(jobs)) as progress:
+        outcomes = predict_each(
+            segmenter,
+            jobs,
+            partial(read, segmenter.info, window=spec.range, form=written_as),
+            partial(made, segmenter.info),
+            preview=spec.preview,
+            seen=progress.seen,
         )
-        written.append(one)
+        for path, outcome in outcomes:
+            progress.done()
+            if not isinstance(outcome, UserError):
+                record.add(outcome.entry)
+                written.append(outcome.written)
+            elif len(files.inputs) == 1:
+                raise outcome
+            else:
+                record.fail(path, str(outcome))
     record.save(at_once=True)
     complain(record, len(files.inputs))
     return {
         "model": spec.model,
         "written": [as_text(one.mask) for one in written],
-        "kept": kept,
+        "kept": len(files.inputs) - len(jobs),
         "notes": [f"{as_text(one.input)}: {one.note}" for one in written if one.note],
     }
+
+
+class Outcome(NamedTuple):
+    """A mask that was written, without what is in it, and its entry in the record."""
+
+    written: Written
+    entry: Made
+
+
+def is_whole(spec: PredictSpec, record: Record, path: Path, target: Path) -> bool:
+    """Whether an earlier prediction has made all files of an input as it is now."""
+    return record.is_whole(path, target, *([probabilities_of(target)] if spec.probabilities else []))
+
+
+def made(info: bundle.BundleInfo, one: Written, seconds: float) -> Outcome:
+    """What the record says of a mask."""
+    about = predict_record.content(one.ids, info.classes, one.voxel_ml)
+    hashes = sha256_of(one.input), sha256_file(one.mask)
+    entry = Made(
+        as_text(one.input),
+        hashes[0],
+        name_of(one.mask),
+        hashes[1],
+        seconds=round(seconds, 3),
+        note=one.note,
+        **about,
+    )
+    return Outcome(one._replace(ids=NOTHING), entry)
 
 
 def load(spec: PredictSpec, models: list[Path]) -> Segmenter:

@@ -10,17 +10,20 @@ Mask = NDArray[np.uint8]
 
 def cleaned_up(mask: Mask, *, largest_component: bool, fill_holes: bool) -> Mask:
     """A new mask (H, W) or (D, H, W). Parts touch by their sides, not by corners; holes are filled last, and only
-    where they are background, so that no class is drawn over another."""
+    where they are background, so that no class is drawn over another. Each class is looked at in its own box."""
     from scipy import ndimage
 
     cleaned = mask.copy()
-    for class_id in np.unique(mask[mask > 0]):
-        own = mask == class_id
+    for class_id, box in enumerate(ndimage.find_objects(mask), start=1):
+        if box is None:
+            continue
+        own, kept = mask[box] == class_id, cleaned[box]
         if largest_component:
-            own = largest(own)
-            cleaned[(mask == class_id) & ~own] = 0
+            part = largest(own)
+            kept[own & ~part] = 0
+            own = part
         if fill_holes:
-            cleaned[ndimage.binary_fill_holes(own) & (cleaned == 0)] = class_id
+            kept[ndimage.binary_fill_holes(own) & (kept == 0)] = class_id
     return cleaned
 
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from rwkvctl.base.ahead import ahead
 from rwkvctl.base.errors import UserError
 from rwkvctl.models import inference
 from rwkvctl.models.bundle import BundleInfo
@@ -53,6 +54,10 @@ class Segmented(NamedTuple):
     probabilities: NDArray[np.float16] | None = None
 
 
+def float16_in_memory(shape: tuple[int, ...]) -> NDArray[np.float16]:
+    return np.empty(shape, np.float16)
+
+
 class Segmenter:
     """From an image, a slice or a volume to its mask at its own resolution.
 
@@ -69,27 +74,45 @@ class Segmenter:
             largest_component=options.largest_component, fill_holes=options.fill_holes
         )
 
-    def segment(self, image: NDArray[Any]) -> Segmented:
-        """Of uint8 (H, W, 3), or float32 (H, W) or (D, H, W)."""
-        # The best of the resized logits needs no probabilities.
-        found = Segmented(inference.segment(*self.members[0], image)) if self.plain else self.by_probabilities(image)
+    def segment(
+        self,
+        image: inference.Volume,
+        *,
+        seen: Callable[[int], None] = inference.not_seen,
+        kept: Callable[[tuple[int, ...]], NDArray[np.float16]] = float16_in_memory,
+    ) -> Segmented:
+        """Of uint8 (H, W, 3), or float32 (H, W) or (D, H, W).
+
+        seen: is told how many slices were segmented, each time.
+        kept: makes the array that is filled with the probabilities (classes, D, H, W), in memory or elsewhere.
+        """
+        if self.plain:  # the best of the resized logits needs no probabilities
+            found = Segmented(inference.segment(*self.members[0], image, seen=seen))
+        else:
+            found = self.by_probabilities(image, seen, kept)
         if self.options.largest_component or self.options.fill_holes:
             parts, holes = self.options.largest_component, self.options.fill_holes
             found = found._replace(mask=cleaned_up(found.mask, largest_component=parts, fill_holes=holes))
         return found
 
-    def by_probabilities(self, image: NDArray[Any]) -> Segmented:
+    def by_probabilities(
+        self,
+        image: inference.Volume,
+        seen: Callable[[int], None],
+        made: Callable[[tuple[int, ...]], NDArray[np.float16]],
+    ) -> Segmented:
         is_volume = image.ndim == 3 and self.info.image_kind == "float"
         slices = image if is_volume else image[None]
-        inference.check_values(slices)
         classes, native = number_of_classes(self.info), slices.shape[1:3]
-        kept = np.empty((classes, len(slices), *native), np.float16) if self.options.probabilities else None
+        kept = made((classes, len(slices), *native)) if self.options.probabilities else None
         mask = np.empty((len(slices), *native), np.uint8)
-        for part in chunks(len(slices), classes, native):
-            mean = self.mean_probabilities(slices[part])
+        for part, some in ahead(slices.__getitem__, chunks(len(slices), classes, native)):
+            inference.check_values(some)
+            mean = self.mean_probabilities(some)
             mask[part] = decide(mean, self.options.thresholds).cpu().numpy()
             if kept is not None:
                 kept[:, part] = mean.movedim(0, 1).cpu().numpy().astype(np.float16)
+            seen(len(some))
         if is_volume:
             return Segmented(mask, kept)
         return Segmented(mask[0], None if kept is None else kept[:, 0])

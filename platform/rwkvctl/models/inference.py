@@ -6,8 +6,8 @@ so that borders come out smooth. The authors resize the finished mask with neare
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -15,11 +15,33 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from rwkvctl.base.ahead import ahead
 from rwkvctl.base.errors import UserError
 from rwkvctl.models.bundle import BundleInfo
 
 ImageKind = Literal["rgb8", "float"]
 Mask = NDArray[np.uint8]
+
+
+class Volume(Protocol):
+    """An array, or what makes its slices when they are asked for."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+
+    @property
+    def ndim(self) -> int: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, which: Any, /) -> NDArray[Any]: ...
+
+
+def not_seen(slices: int) -> None:
+    """Nobody counts the slices."""
 
 
 def segment_image(
@@ -44,56 +66,59 @@ def segment_image(
         uint8 (H, W).
     """
     _check(image, image_kind, ndim=3 if image_kind == "rgb8" else 2)
-    return _segment(model, image[None], image_size, device, bf16)[0]
+    return segment_volume(model, image[None], image_size=image_size, image_kind=image_kind, device=device, bf16=bf16)[0]
 
 
 def segment_volume(
     model: nn.Module,
-    volume: NDArray[Any],
+    volume: Volume,
     *,
     image_size: int | tuple[int, int],
     image_kind: ImageKind = "float",
     device: str | torch.device = "cpu",
     bf16: bool = False,
     batch: int = 8,
+    seen: Callable[[int], None] = not_seen,
 ) -> Mask:
-    """The class of every voxel of a volume, slice by slice along its first axis, `batch` slices at a time.
+    """The class of every voxel of a volume, slice by slice along its first axis, `batch` slices at a time; the next
+    ones are brought to the network's size meanwhile.
 
     Args:
         volume: float32 (D, H, W), or uint8 (D, H, W, 3) for `rgb8`.
+        seen: is told how many slices were segmented, each time.
 
     Returns:
         uint8 (D, H, W).
     """
     _check(volume, image_kind, ndim=4 if image_kind == "rgb8" else 3)
+    native, device = volume.shape[1:3], torch.device(device)
     masks = np.empty(volume.shape[:3], np.uint8)
-    for start in range(0, len(volume), batch):
-        part = slice(start, start + batch)
-        masks[part] = _segment(model, volume[part], image_size, device, bf16)
+    parts = [slice(start, start + batch) for start in range(0, len(volume), batch)]
+    with torch.autocast(device.type, torch.bfloat16, enabled=bf16 and device.type == "cuda"):
+        for part, resized in ahead(lambda part: _resized(volume[part], image_size), parts):
+            masks[part] = masks_of(model, resized, [(native[0], native[1])] * len(resized), device)
+            seen(len(resized))
     return masks
 
 
-def segment(model: nn.Module, info: BundleInfo, image: NDArray[Any]) -> Mask:
-    """The mask of an image, a slice or a volume."""
-    function = segment_volume if image.ndim == 3 and info.image_kind == "float" else segment_image
-    device = next(model.parameters()).device
-    return function(model, image, image_size=info.image_size, image_kind=info.image_kind, device=device)
-
-
-def _segment(
-    model: nn.Module,
-    images: NDArray[Any],
-    image_size: int | tuple[int, int],
-    device: str | torch.device,
-    bf16: bool,
+def segment(
+    model: nn.Module, info: BundleInfo, image: Volume, batch: int = 8, seen: Callable[[int], None] = not_seen
 ) -> Mask:
+    """The mask of an image, a slice or a volume."""
+    device = next(model.parameters()).device
+    how: dict[str, Any] = {"image_size": info.image_size, "image_kind": info.image_kind, "device": device}
+    if image.ndim == 3 and info.image_kind == "float":
+        return segment_volume(model, image, **how, batch=batch, seen=seen)
+    mask = segment_image(model, image[...], **how)
+    seen(1)
+    return mask
+
+
+def _resized(images: NDArray[Any], image_size: int | tuple[int, int]) -> Tensor:
+    """(B, C, *size) of images or slices (B, H, W[, 3])."""
     check_values(images)  # of a volume slice by slice: one on the disk is not read as a whole
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
-    resized = torch.from_numpy(resize_batch(images, size))
-    device = torch.device(device)
-    height, width = images.shape[1:3]
-    with torch.autocast(device.type, torch.bfloat16, enabled=bf16 and device.type == "cuda"):
-        return np.stack(masks_of(model, resized, [(height, width)] * len(images), device))
+    return torch.from_numpy(resize_batch(images, size))
 
 
 @torch.inference_mode()
@@ -139,7 +164,7 @@ def resize_batch(images: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
     return np.ascontiguousarray(resized.transpose(0, 3, 1, 2)) if resized.ndim == 4 else resized[:, None]
 
 
-def _check(image: NDArray[Any], image_kind: ImageKind, ndim: int) -> None:
+def _check(image: Volume, image_kind: ImageKind, ndim: int) -> None:
     """UserError unless dtype, axes and size are those of the kind; never a silent conversion of intensities."""
     dtype = np.dtype(np.uint8 if image_kind == "rgb8" else np.float32)
     fits = image.ndim == ndim and image.dtype == dtype and (image_kind == "float" or image.shape[-1] == 3)

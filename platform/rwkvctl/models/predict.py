@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import os
+import tempfile
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,12 +19,18 @@ from rwkvctl.base.files import atomic_open, write_bytes
 from rwkvctl.data.images import deep
 from rwkvctl.models.bundle import BundleInfo
 from rwkvctl.models.ensemble import Member, Segmenter
+from rwkvctl.models.inference import Volume, not_seen
 from rwkvctl.models.predict_form import Form
 from rwkvctl.models.predict_inputs import input_files, read_input
-from rwkvctl.models.predict_scans import is_scan, segment_scan
+from rwkvctl.models.predict_npz import write_probabilities
+from rwkvctl.models.predict_scans import OpenScan, is_scan, one_line, open_scan
 from rwkvctl.models.predict_targets import checked_targets, preview_of, probabilities_of
 from rwkvctl.pictures.overlays import preview_png
 from rwkvctl.pictures.palette import palette
+
+IN_MEMORY = 256 << 20
+"""Bytes of one input's probabilities that are held in memory; more lie in a file beside the masks until they are
+written."""
 
 
 class Written(NamedTuple):
@@ -42,6 +51,37 @@ class Planned(NamedTuple):
 
     inputs: list[Path]
     targets: list[Path]
+
+
+class Opened(NamedTuple):
+    """An input that was read."""
+
+    path: Path
+    target: Path
+    values: Volume
+    note: str
+    scan: OpenScan | None
+
+    @property
+    def bytes(self) -> int:
+        """That it takes in memory, the mask that is to be made included."""
+        held = self.scan.volume.stored if self.scan else self.values
+        return int(np.prod(held.shape)) * (held.dtype.itemsize + 1)
+
+    @property
+    def slices(self) -> int:
+        """That the network sees."""
+        return len(self.values) if self.values.ndim == 3 and self.values.dtype == np.float32 else 1
+
+
+class Masked(NamedTuple):
+    """An input that was segmented, with what is to be written of it."""
+
+    written: Written
+    write: Callable[[Path, NDArray[np.uint8]], object]
+    probabilities: NDArray[np.float16] | None
+    """(classes, *ids' shape)"""
+    preview: bytes | None
 
 
 def predict_files(model: nn.Module, info: BundleInfo, inputs: list[Path], out: Path) -> list[Path]:
@@ -89,25 +129,61 @@ def predict_one(
     Inputs are images (JPEG, PNG, TIFF, BMP), scans (`.nii`, `.nii.gz`) as they come from the scanner, or slices (H, W)
     and volumes (D, H, W) as `.npy` or as the data set `image` of an `.h5` file, see `predict_inputs`.
     """
+    return write(segment(segmenter, read(segmenter.info, path, target, window, form), preview=preview))
+
+
+def read(info: BundleInfo, path: Path, target: Path, window: deep.Range | None = None, form: Form = Form()) -> Opened:
+    """A file as the model takes it; UserError for what it cannot be."""
+    if is_scan(path):
+        scan = open_scan(path, info, form)
+        return Opened(path, target, scan.volume, scan.note, scan)
+    given = read_input(path, info, window)
+    return Opened(path, target, given.values, given.note, None)
+
+
+def segment(
+    segmenter: Segmenter, opened: Opened, *, preview: bool = False, seen: Callable[[int], None] = not_seen
+) -> Masked:
+    """The mask of an input in the axes of its file, and its picture; the voxels are not needed any more.
+
+    seen: is told how many slices were segmented, each time.
+    """
+    with one_line(opened.path):
+        found = segmenter.segment(opened.values, seen=seen, kept=partial(float16_somewhere, opened.target.parent))
+    picture = preview_png(*most_of(opened.values, found.mask)) if preview else None
+    ids, likely, ml = found.mask, found.probabilities, None
+    if (scan := opened.scan) is not None:
+        ids, ml = scan.in_file_axes(ids), scan.voxel_ml
+        likely = None if likely is None else scan.in_file_axes(likely)
+    written = Written(opened.path, opened.target, ids, ml, opened.note)
+    return Masked(written, scan.write if scan else write_mask, likely, picture)
+
+
+def most_of(values: Volume, mask: NDArray[np.uint8]) -> tuple[NDArray[Any], NDArray[np.uint8]]:
+    """An image and its mask; of a volume, the slice with the most in its mask."""
+    if mask.ndim == 2:
+        return values[...], mask
+    areas = [np.count_nonzero(each) for each in mask]
+    z = int(np.argmax(areas)) if any(areas) else len(mask) // 2
+    return values[z], mask[z]
+
+
+def write(masked: Masked) -> Written:
+    """Write what is to be written of an input, its mask last: where it is, all is."""
+    target = masked.written.mask
     try:
-        if is_scan(path):
-            scan = segment_scan(segmenter, path, target, form)
-            write_probabilities(target, scan.probabilities)
-            if preview:
-                write_bytes(preview_of(target), preview_png(*scan.shown))
-            return Written(path, scan.mask, scan.ids, scan.voxel_ml, scan.note)
-        given = read_input(path, segmenter.info, window)
-        found = segmenter.segment(given.values)
-        write_probabilities(target, found.probabilities)
-        if preview:
-            write_bytes(preview_of(target), preview_png(given.values, found.mask))
-        return Written(path, write_mask(target, found.mask), found.mask, note=given.note)
+        if masked.probabilities is not None:
+            write_probabilities(probabilities_of(target), masked.probabilities)
+        if masked.preview is not None:
+            write_bytes(preview_of(target), masked.preview)
+        masked.write(target, masked.written.ids)
+        return masked.written
     except OSError as error:
         raise JobFailedError(f"{target}: cannot be written ({error.strerror})") from error
 
 
 def write_mask(target: Path, mask: np.ndarray[Any, Any]) -> Path:
-    """Write a mask atomically."""
+    """Write a mask that is no scan's atomically."""
     with atomic_open(target) as file:
         if mask.ndim == 3:
             np.save(file, mask)
@@ -118,8 +194,19 @@ def write_mask(target: Path, mask: np.ndarray[Any, Any]) -> Path:
     return target
 
 
-def write_probabilities(target: Path, probabilities: NDArray[np.float16] | None) -> None:
-    """Write `probabilities`, float16 (classes, *mask's shape), atomically beside the mask."""
-    if probabilities is not None:
-        with atomic_open(probabilities_of(target)) as file:
-            np.savez_compressed(file, probabilities=probabilities)
+def float16_somewhere(out: Path, shape: tuple[int, ...]) -> NDArray[np.float16]:
+    """An array in memory, or if it is large in a file in `out` that has no name, and ends with the array.
+
+    JobFailedError where the disk has no room for it."""
+    size = int(np.prod(shape)) * 2
+    if size <= IN_MEMORY:
+        return np.empty(shape, np.float16)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out) as file:
+            os.posix_fallocate(file.fileno(), 0, size)  # a full disk later on would be a bus error
+            return np.memmap(file, np.float16, "r+", shape=shape)
+    except OSError as error:
+        raise JobFailedError(
+            f"{out}: no room for probabilities while they are made ({error.strerror}; {size >> 20} MiB)"
+        ) from error

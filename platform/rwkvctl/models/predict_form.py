@@ -46,11 +46,11 @@ class Form:
         if other is not None:
             raise UserError(f"input {other}: is no DICOM series, as --format {self.name} needs; leave --format out")
 
-    def write(self, scan: itk.ItkScan, mask: NDArray[np.uint8], classes: Sequence[str], target: Path) -> None:
-        """A DICOM segmentation; UserError where none can refer to the series."""
+    def write(self, classes: Sequence[str], images: Sequence[Path], target: Path, mask: NDArray[np.uint8]) -> None:
+        """A DICOM segmentation of ids [x, y, z]; UserError where none can refer to the series' images."""
         try:
             made = dicom_seg.encoded(
-                scan.files,
+                images,
                 mask,
                 classes,
                 self.maker,

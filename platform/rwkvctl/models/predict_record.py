@@ -151,7 +151,10 @@ def read(folder: Path) -> dict[str, Any] | None:
 
 def content(mask: NDArray[np.uint8], classes: list[str], voxel_ml: float | None) -> dict[str, dict[str, Any]]:
     """`voxels` and `ml` of a mask by class."""
-    counts = np.bincount(mask.ravel(), minlength=len(classes))
+    counts = np.zeros(max(256, len(classes)), np.int64)
+    for part in mask.T:  # of a volume slice by slice: the numbers are made into eight bytes each
+        counts += np.bincount(part.ravel(), minlength=len(counts))
+    counts = counts[: max(len(classes), int(counts.nonzero()[0].max()) + 1)]
     names = {number: classes[number] if number < len(classes) else str(number) for number in range(1, len(counts))}
     voxels = {name: int(counts[number]) for number, name in names.items()}
     return {

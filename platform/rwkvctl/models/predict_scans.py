@@ -2,34 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rwkvctl.base.errors import UserError
-from rwkvctl.base.files import write_bytes
+from rwkvctl.base.files import atomic_open
 from rwkvctl.data.images import grid, intensity, itk
+from rwkvctl.models.bundle import BundleInfo
 from rwkvctl.models.ensemble import Segmenter
 from rwkvctl.models.predict_form import Form
 
 NIFTI = (".nii.gz", ".nii")
+Ids = NDArray[np.uint8]
 
 
-class SegmentedScan(NamedTuple):
-    """The mask of a scan."""
+class OpenScan(NamedTuple):
+    """A scan as the model takes it, and what is kept of it for its mask."""
 
-    mask: Path
-    ids: NDArray[np.uint8]
-    """[x, y, z], as in the mask's file."""
+    volume: intensity.ScaledSlices
+    """(D, H, W), the axes turned to the model's."""
+    geometry: dict[str, Any]
+    """The way back to the file's axes, see `grid.geometry`."""
     voxel_ml: float
     note: str
     """What was doubtful in the scan's header and how it was read; "" where nothing was."""
-    probabilities: NDArray[np.float16] | None
-    """[class, x, y, z]"""
-    shown: tuple[NDArray[np.float32], NDArray[np.uint8]]
-    """The slices (D, H, W) that the model saw, at their own size, and the mask in their axes."""
+    write: Callable[[Path, Ids], None]
+    """Write ids [x, y, z] on the scan's grid, atomically, in the form of a path's ending."""
+
+    def in_file_axes(self, volume: NDArray[Any]) -> NDArray[Any]:
+        """(D, H, W), or (classes, D, H, W), as a view [x, y, z] or [class, x, y, z]."""
+        if volume.ndim == 3:
+            return grid.turned_back(volume, self.geometry)
+        return np.moveaxis(grid.turned_back(np.moveaxis(volume, 0, -1), self.geometry), -1, 0)
 
 
 def is_scan(path: Path) -> bool:
@@ -44,17 +54,13 @@ def mask_name(path: Path, form: Form = Form()) -> str:
     return f"{path.name}.dcm" if form.is_dicom else f"{path.name}.nii.gz"
 
 
-def segment_scan(segmenter: Segmenter, path: Path, target: Path, form: Form = Form()) -> SegmentedScan:
-    """Bring a scan to what the model was trained on, and its mask back to the scan's grid, into the file `target`.
+def open_scan(path: Path, info: BundleInfo, form: Form = Form()) -> OpenScan:
+    """Bring a scan to what the model was trained on: its axes are turned to the model's (`info.orientation`), as its
+    training data were, whatever way the file is stored, and its numbers go through the model's rule.
 
-    The scan's axes are turned to the model's (`info.orientation`), as its training data were, whatever way the file is
-    stored. The mask's file has the scan's header but for the type of its voxels; that of a DICOM series is a
-    NIfTI file on the series' grid, or a DICOM segmentation.
+    The scan is held as it is stored. The mask's file has the scan's header but for the type of its voxels; that of a
+    DICOM series is a NIfTI file on the series' grid, or a DICOM segmentation.
     """
-    from rwkvctl.data.convert.sources import on_disk
-    from rwkvctl.data.images import nifti
-
-    info = segmenter.info
     if info.image_kind != "float":
         raise UserError(f"input {path}: this model takes colour images (JPEG, PNG, TIFF, BMP), not scans")
     if info.intensity is None or info.orientation is None:
@@ -63,30 +69,76 @@ def segment_scan(segmenter: Segmenter, path: Path, target: Path, form: Form = Fo
         raise UserError(
             f"input {path}: the model's orientation {info.orientation!r} is unknown; export the model again"
         )
+    with one_line(path):
+        if path.name.lower().endswith(NIFTI):
+            return _open_nifti(path, info.orientation, info.intensity["clip"])
+        write_dicom = partial(form.write, info.classes) if form.is_dicom else None
+        return _open_itk(path, info.orientation, info.intensity["clip"], write_dicom)
+
+
+@contextmanager
+def one_line(path: Path) -> Iterator[None]:
+    """Whatever is wrong with an input becomes one line with the way on. Some voxels of a scan are looked at only when
+    their slice is segmented."""
     try:
-        scan = nifti.read(on_disk(path)) if path.name.lower().endswith(NIFTI) else itk.read(path)
-        layout = grid.layout(scan.grid, info.orientation)
-        low, high = intensity.window(scan.voxels, *info.intensity["clip"])
-        volume = intensity.scaled(grid.turned(scan.voxels, scan.grid, layout), low, high)
+        yield
+    except UserError as error:
+        line = str(error)
+        raise UserError(line if line.startswith("input ") else f"input {path}: {line}") from None
     except ValueError as error:
         line = str(error).removeprefix(f"{path}: ")
         line = line.removesuffix("; replace it").removesuffix("; download it again")
         remedy = "" if "; " in line or "pip install" in line else "; give a whole scan"
         raise UserError(f"input {path}: {line}{remedy}") from None
-    found, meta = segmenter.segment(volume), grid.geometry(scan.grid, layout)
-    mask = np.asarray(grid.turned_back(found.mask, meta))
-    if isinstance(scan, itk.ItkScan) and form.is_dicom:
-        form.write(scan, mask, info.classes, target)
-    elif isinstance(scan, itk.ItkScan):
-        itk.write(scan, mask, target)
-    else:
-        write_bytes(target, nifti.like(scan, mask, gzipped=path.name.lower().endswith(".gz")))
-    likely = found.probabilities
-    return SegmentedScan(
-        target,
-        mask,
-        float(np.prod(scan.grid.spacing)) / 1000,
-        "; ".join(scan.grid.notes),
-        None if likely is None else np.stack([grid.turned_back(each, meta) for each in likely]),
-        (volume, found.mask),
+
+
+def _open_nifti(path: Path, orientation: str, clip: tuple[intensity.Bound, intensity.Bound]) -> OpenScan:
+    from rwkvctl.data.convert.sources import on_disk
+    from rwkvctl.data.images import nifti
+
+    scan = nifti.read_stored(on_disk(path))
+    window = scan.window(*clip)
+
+    def write(target: Path, ids: Ids, header: Any = scan.header) -> None:  # holds the header alone
+        with atomic_open(target) as file:
+            nifti.write_like(file, header, ids, gzipped=target.name.lower().endswith(".gz"))
+
+    return _opened(scan.voxels, scan.grid, orientation, window, write, scan.rescaled)
+
+
+def _open_itk(
+    path: Path,
+    orientation: str,
+    clip: tuple[intensity.Bound, intensity.Bound],
+    write_dicom: Callable[[tuple[Path, ...], Path, Ids], None] | None,
+) -> OpenScan:
+    scan = itk.read(path)
+    window = intensity.window(scan.voxels, *clip)
+    write = partial(write_dicom, scan.files) if write_dicom else partial(itk.write, scan.place)
+    return _opened(scan.voxels, scan.grid, orientation, window, write, np.asarray)
+
+
+def _opened(
+    voxels: NDArray[Any],
+    own: grid.Grid,
+    orientation: str,
+    window: tuple[float, float],
+    write: Callable[[Path, Ids], None],
+    rescaled: Callable[[NDArray[Any]], NDArray[Any]],
+) -> OpenScan:
+    layout = grid.layout(own, orientation)
+    return OpenScan(
+        intensity.ScaledSlices(grid.turned(voxels, own, layout), *window, rescaled),
+        grid.geometry(own, layout),
+        float(np.prod(own.spacing)) / 1000,
+        "; ".join(own.notes),
+        write,
     )
+
+
+def segment_scan(segmenter: Segmenter, path: Path, target: Path) -> None:
+    """Read a scan, segment it and write its mask."""
+    scan = open_scan(path, segmenter.info)
+    with one_line(path):
+        found = segmenter.segment(scan.volume)
+    scan.write(target, scan.in_file_axes(found.mask))

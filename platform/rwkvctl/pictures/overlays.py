@@ -36,10 +36,7 @@ def overlay_png(
 
 
 def preview_png(image: NDArray[Any], pred: NDArray[Any], *, min_side: int = 256) -> bytes:
-    """A PNG of image | contours of the prediction; of a volume (D, H, W), the slice with the most of it."""
-    if pred.ndim == 3:
-        z = int((pred > 0).sum(axis=(1, 2)).argmax()) if pred.any() else len(pred) // 2
-        image, pred = image[z], pred[z]
+    """A PNG of image | contours of the prediction."""
     return _side_by_side(image, [pred], min_side)
 
 

@@ -85,9 +85,9 @@ class SegmentationModel(PythonModel):
             scan = Path(folder) / ("scan.nii.gz" if content.startswith(GZIP) else "scan.nii")
             scan.write_bytes(content)
             try:
-                return segment_scan(
-                    Segmenter([Member(self.model, self.info)]), scan, Path(folder) / "mask"
-                ).mask.read_bytes()
+                segmenter = Segmenter([Member(self.model, self.info)])
+                segment_scan(segmenter, scan, mask := Path(folder) / f"mask-{scan.name}")
+                return mask.read_bytes()
             except UserError as error:
                 raise UserError(str(error).removeprefix(f"input {scan}: ")) from None
 

@@ -6,6 +6,7 @@ statistics of the volume: "min", or "p99" for the smallest value that 99 % of it
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,33 @@ def scaled(voxels: NDArray[Any], low: float, high: float) -> NDArray[np.float32]
     if bottom >= top:
         raise ValueError(f"has no contrast (all voxels {low:g})")
     return (np.clip(values, bottom, top) - bottom) / (top - bottom)
+
+
+class ScaledSlices:
+    """The slices of a volume (D, H, W) in [0, 1], each made when it is asked for: float32 for all of them would be
+    two to four times what the file holds.
+
+    rescaled: from numbers as they are stored to the scanner's.
+    """
+
+    dtype = np.dtype(np.float32)
+    ndim = 3
+
+    def __init__(
+        self,
+        stored: NDArray[Any],
+        low: float,
+        high: float,
+        rescaled: Callable[[NDArray[Any]], NDArray[Any]] = np.asarray,
+    ):
+        self.stored, self.low, self.high, self.rescaled = stored, low, high, rescaled
+        self.shape = stored.shape
+
+    def __len__(self) -> int:
+        return len(self.stored)
+
+    def __getitem__(self, which: int | slice) -> NDArray[np.float32]:
+        return scaled(self.rescaled(self.stored[which]), self.low, self.high)
 
 
 def _bound(voxels: NDArray[Any], bound: Bound) -> float:

@@ -27,12 +27,20 @@ UNEVEN = 0.01
 """Share of the distance between slices by which one may differ."""
 
 
+class Place(NamedTuple):
+    """Where ITK's image lies: in mm, of LPS."""
+
+    origin: tuple[float, ...]
+    spacing: tuple[float, ...]
+    direction: tuple[float, ...]
+
+
 class ItkScan(NamedTuple):
-    """A scan's voxels [x, y, z] and its grid; with SimpleITK's image, whose grid a mask is written on."""
+    """A scan's voxels [x, y, z] and its grid, also in ITK's terms, in which a mask is written on it."""
 
     voxels: NDArray[Any]
     grid: Grid
-    image: Any
+    place: Place
     files: tuple[Path, ...] = ()
     """Of a DICOM series, in the order of z."""
 
@@ -75,7 +83,8 @@ def read(path: Path) -> ItkScan:
         size = " x ".join(map(str, image.GetSize()))
         raise ValueError(f"{path}: is {size} with {channels} channels, where a scan has three axes and one channel")
     voxels = sitk.GetArrayFromImage(image).transpose(2, 1, 0)
-    return ItkScan(voxels, Grid(affine_of(image), voxels.shape), image, files)
+    place = Place(image.GetOrigin(), image.GetSpacing(), image.GetDirection())
+    return ItkScan(voxels, Grid(affine_of(image), voxels.shape), place, files)
 
 
 @contextmanager
@@ -146,11 +155,13 @@ def check_even(folder: Path, files: tuple[Path, ...]) -> None:
         )
 
 
-def write(scan: ItkScan, mask: NDArray[np.uint8], target: Path) -> None:
-    """Write class ids [x, y, z] on the scan's grid, atomically, in the form of the target's ending."""
+def write(place: Place, target: Path, mask: NDArray[np.uint8]) -> None:
+    """Write class ids [x, y, z] where a scan lies, atomically, in the form of the target's ending."""
     import SimpleITK as sitk
 
     made = sitk.GetImageFromArray(np.ascontiguousarray(mask.transpose(2, 1, 0)))
-    made.CopyInformation(scan.image)
+    made.SetOrigin(place.origin)
+    made.SetSpacing(place.spacing)
+    made.SetDirection(place.direction)
     with atomic_path(target) as temporary, same_locale():
         sitk.WriteImage(made, str(temporary), useCompression=True)

@@ -93,13 +93,16 @@ def test_simpleitk_reads_the_bits_of_every_segment(tmp_path: Path):
     import SimpleITK as sitk
 
     path, scan = made(tmp_path, write_ct(tmp_path / "ct", noise()))
+    grid = sitk.Image(*scan.voxels.shape, sitk.sitkUInt8)
+    for one, value in zip((grid.SetOrigin, grid.SetSpacing, grid.SetDirection), scan.place, strict=True):
+        one(value)
     with itk.same_locale():
         frames = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
     described = pydicom.dcmread(path).PerFrameFunctionalGroupsSequence
     assert len(frames) == len(described) == 8
     for bits, frame in zip(frames, described, strict=True):
         number = frame.SegmentIdentificationSequence[0].ReferencedSegmentNumber
-        place = scan.image.TransformPhysicalPointToIndex(frame.PlanePositionSequence[0].ImagePositionPatient)
+        place = grid.TransformPhysicalPointToIndex(frame.PlanePositionSequence[0].ImagePositionPatient)
         np.testing.assert_array_equal(bits != 0, number == ids()[..., place[2]].T)
 
 
