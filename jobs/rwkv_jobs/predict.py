@@ -5,6 +5,8 @@ python -m rwkv_jobs.predict RUN_FOLDER
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,11 +21,12 @@ from rwkvctl.base.files import sha256_file
 from rwkvctl.base.paths import as_text, from_text
 from rwkvctl.base.suggestions import did_you_mean
 from rwkvctl.config.specs.jobs import PredictSpec
-from rwkvctl.models import bundle, predict_record
+from rwkvctl.models import bundle, predict_record, predict_sources
 from rwkvctl.models.ensemble import Member, Options, Segmenter, check_alike, check_square
 from rwkvctl.models.predict import Planned, Written, plan, read
 from rwkvctl.models.predict_form import Form, maker
 from rwkvctl.models.predict_record import Made, Record, name_of, sha256_of
+from rwkvctl.models.predict_sources import Sources
 from rwkvctl.models.predict_stream import predict_each
 from rwkvctl.models.predict_targets import probabilities_of
 from rwkvctl.registry import references
@@ -34,11 +37,13 @@ OF_THE_RESULT = {
     "segment_codes",
 }  # fmt: skip
 """Options without which masks would be others."""
+INPUTS = "inputs"
+"""The folder in the run's for what is unpacked, and for links to the slices of series."""
 
 
 def check(spec: PredictSpec, run_dir: Path) -> None:
     """Whether the models make masks of the same kind, the inputs are there, and their masks can be written."""
-    planned(spec, folders(spec))
+    planned(spec, folders(spec), run_dir)
 
 
 def folders(spec: PredictSpec) -> list[Path]:
@@ -46,8 +51,9 @@ def folders(spec: PredictSpec) -> list[Path]:
     return [references.model_folder(reference, spec) for reference in (spec.model, *spec.ensemble)]
 
 
-def planned(spec: PredictSpec, models: list[Path]) -> tuple[Planned, Record]:
-    """The files that are read and written, and the record of it, with what an earlier prediction has left there."""
+def planned(spec: PredictSpec, models: list[Path], run_dir: Path) -> tuple[Sources, Planned, Record]:
+    """What is read, the files that are read and written, and the record of it, with what an earlier prediction has left
+    there."""
     infos = [bundle.read_info(folder) for folder in models]
     for info, reference in zip(infos, (spec.model, *spec.ensemble), strict=True):
         bundle.require(info, "segmentation", f"model {reference}")
@@ -65,17 +71,20 @@ def planned(spec: PredictSpec, models: list[Path]) -> tuple[Planned, Record]:
     )
     if not spec.overwrite:
         record.go_on()
-    files = plan(
-        [from_text(text) for text in spec.inputs],
-        infos[0],
-        record.folder,
-        overwrite=spec.overwrite,
-        replaceable=[from_text(name).name for name in record.planned] if spec.resume else (),
-        window=spec.range,
-        form=form(spec, infos),
-    )
+    sources = predict_sources.found(spec.inputs, run_dir / INPUTS)
+    with sources.in_words():
+        files = plan(
+            sources.paths,
+            infos[0],
+            record.folder,
+            overwrite=spec.overwrite,
+            replaceable=[from_text(name).name for name in record.planned] if spec.resume else (),
+            window=spec.range,
+            form=form(spec, infos),
+        )
     record.planned = list(dict.fromkeys([*record.planned, *map(name_of, files.targets)]))
-    return files, record
+    record.skipped = sources.skipped
+    return sources, files, record
 
 
 def form(spec: PredictSpec, infos: list[bundle.BundleInfo]) -> Form:
@@ -99,7 +108,18 @@ def run(spec: PredictSpec, run_dir: Path) -> dict[str, Any]:
     nothing could be.
     """
     models = folders(spec)
-    files, record = planned(spec, models)
+    try:
+        sources, files, record = planned(spec, models, run_dir)
+        with sources.in_words():
+            return predict_all(spec, models, sources, files, record)
+    finally:
+        shutil.rmtree(run_dir / INPUTS, ignore_errors=True)
+
+
+def predict_all(
+    spec: PredictSpec, models: list[Path], sources: Sources, files: Planned, record: Record
+) -> dict[str, Any]:
+    """Of the files as they were planned; returns what is shown of it."""
     segmenter = load(spec, models)
     written_as = form(spec, [member.info for member in segmenter.members])
     record.device = str(next(segmenter.members[0].model.parameters()).device)
@@ -119,19 +139,22 @@ def run(spec: PredictSpec, run_dir: Path) -> dict[str, Any]:
         for path, outcome in outcomes:
             progress.done()
             if not isinstance(outcome, UserError):
-                record.add(outcome.entry)
+                record.add(replace(outcome.entry, input=sources.say(outcome.entry.input)))
                 written.append(outcome.written)
             elif len(files.inputs) == 1:
                 raise outcome
             else:
-                record.fail(path, str(outcome))
+                record.fail(sources.say(as_text(path)), sources.say(str(outcome)))
     record.save(at_once=True)
     complain(record, len(files.inputs))
     return {
         "model": spec.model,
         "written": [as_text(one.mask) for one in written],
         "kept": len(files.inputs) - len(jobs),
-        "notes": [f"{as_text(one.input)}: {one.note}" for one in written if one.note],
+        "notes": [
+            *(f"skipped: {line}" for line in sources.skipped),
+            *(f"{sources.say(as_text(one.input))}: {one.note}" for one in written if one.note),
+        ],
     }
 
 

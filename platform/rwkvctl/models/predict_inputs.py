@@ -63,15 +63,15 @@ def input_files(paths: Iterable[Path]) -> list[Path]:
 
 def _in_folder(folder: Path) -> list[Path]:
     try:
-        found = [path for path in folder.iterdir() if not path.name.startswith(".") and _is_input(path)]
+        found = [path for path in folder.iterdir() if not path.name.startswith(".") and is_input(path)]
     except OSError as error:
         raise UserError(f"input {folder}: cannot be read ({error.strerror})") from None
     if not found:
-        raise UserError(f"input {folder}: a folder without {KINDS}; its subfolders are not looked into")
+        raise UserError(f"input {folder}: a folder without {KINDS}; of its subfolders only DICOM is taken")
     return sorted(found, key=lambda path: natural_key(path.name))
 
 
-def _is_input(path: Path) -> bool:
+def is_input(path: Path) -> bool:
     ending = path.suffix.lower()
     return path.is_file() and (ending in image_files.EXTENSIONS or ending in ARRAYS or is_scan(path))
 

@@ -59,14 +59,16 @@ class Record:
     """By the name of the mask."""
     failed: dict[str, str] = field(default_factory=dict)
     """By input, why."""
+    skipped: list[str] = field(default_factory=list)
+    """What of the inputs was passed over, and why: a line each."""
     written: float = 0.0
 
     def add(self, made: Made) -> None:
         self.made[made.mask] = made
         self.save()
 
-    def fail(self, path: Path, reason: str) -> None:
-        self.failed[as_text(path)] = reason
+    def fail(self, name: str, reason: str) -> None:
+        self.failed[name] = reason
         self.save()
 
     def save(self, *, at_once: bool = False) -> None:
@@ -84,6 +86,7 @@ class Record:
             "options": self.options,
             "planned": self.planned,
             "files": [asdict(made) for made in self.made.values()],
+            "skipped": self.skipped,
             "failed": [{"input": path, "reason": reason} for path, reason in self.failed.items()],
         }
 

@@ -50,7 +50,7 @@ def checked_targets(
     case are the same), if a mask would replace an input, by whatever link, or any other file without `overwrite`.
     """
     check_folder(out)
-    sources = {_identity(path): path for path in inputs}
+    sources = {_identity(file): path for path in inputs for file in (path, *(path.iterdir() if path.is_dir() else ()))}
     taken: dict[str, Path] = {}
     targets = []
     for path in inputs:

@@ -173,5 +173,5 @@ def test_a_folder_means_all_that_is_in_it_in_natural_order(tmp_path: Path):
     assert [path.name for path in files] == ["1.npy", "2.PNG", "3.nii.gz", "10.png", "notes.txt"]
     with pytest.raises(UserError, match=r"absent: no such file$"):
         input_files([tmp_path / "absent"])
-    with pytest.raises(UserError, match=r"a folder without JPEG.*; its subfolders are not looked into"):
+    with pytest.raises(UserError, match=r"a folder without JPEG.*; of its subfolders only DICOM is taken"):
         input_files([tmp_path])
