@@ -58,20 +58,21 @@ class Opened(NamedTuple):
 
     path: Path
     target: Path
-    values: Volume
+    volumes: Sequence[Volume]
+    """What is segmented on its own: one image or volume, or each volume of a 4-D scan."""
     note: str
     scan: OpenScan | None
 
     @property
     def bytes(self) -> int:
         """That it takes in memory, the mask that is to be made included."""
-        held = self.scan.volume.stored if self.scan else self.values
-        return int(np.prod(held.shape)) * (held.dtype.itemsize + 1)
+        every = [volume.stored for volume in self.scan.volumes] if self.scan else self.volumes
+        return sum(int(np.prod(held.shape)) * (held.dtype.itemsize + 1) for held in every)
 
     @property
     def slices(self) -> int:
         """That the network sees."""
-        return len(self.values) if self.values.ndim == 3 and self.values.dtype == np.float32 else 1
+        return sum(len(each) if each.ndim == 3 and each.dtype == np.float32 else 1 for each in self.volumes)
 
 
 class Masked(NamedTuple):
@@ -136,9 +137,9 @@ def read(info: BundleInfo, path: Path, target: Path, window: deep.Range | None =
     """A file as the model takes it; UserError for what it cannot be."""
     if is_scan(path):
         scan = open_scan(path, info, form)
-        return Opened(path, target, scan.volume, scan.note, scan)
+        return Opened(path, target, scan.volumes, scan.note, scan)
     given = read_input(path, info, window)
-    return Opened(path, target, given.values, given.note, None)
+    return Opened(path, target, [given.values], given.note, None)
 
 
 def segment(
@@ -148,13 +149,15 @@ def segment(
 
     seen: is told how many slices were segmented, each time.
     """
+    kept = partial(float16_somewhere, opened.target.parent)
     with one_line(opened.path):
-        found = segmenter.segment(opened.values, seen=seen, kept=partial(float16_somewhere, opened.target.parent))
-    picture = preview_png(*most_of(opened.values, found.mask)) if preview else None
-    ids, likely, ml = found.mask, found.probabilities, None
+        found = [segmenter.segment(each, seen=seen, kept=kept) for each in opened.volumes]
+    picture = preview_png(*most_of(opened.volumes[0], found[0].mask)) if preview else None
+    ids, likely, ml = found[0].mask, found[0].probabilities, None
     if (scan := opened.scan) is not None:
-        ids, ml = scan.in_file_axes(ids), scan.voxel_ml
-        likely = None if likely is None else scan.in_file_axes(likely)
+        ids = scan.joined([each.mask for each in found], partial(np.empty, dtype=np.uint8))
+        every = [each.probabilities for each in found if each.probabilities is not None]
+        likely, ml = scan.joined(every, kept) if every else None, scan.voxel_ml
     written = Written(opened.path, opened.target, ids, ml, opened.note)
     return Masked(written, scan.write if scan else write_mask, likely, picture)
 

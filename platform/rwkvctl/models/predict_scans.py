@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -25,15 +25,27 @@ Ids = NDArray[np.uint8]
 class OpenScan(NamedTuple):
     """A scan as the model takes it, and what is kept of it for its mask."""
 
-    volume: intensity.ScaledSlices
-    """(D, H, W), the axes turned to the model's."""
+    volumes: list[intensity.ScaledSlices]
+    """Each (D, H, W), the axes turned to the model's; several of a 4-D file."""
     geometry: dict[str, Any]
     """The way back to the file's axes, see `grid.geometry`."""
-    voxel_ml: float
+    voxel_ml: float | None
+    """None where voxels of several volumes would be counted."""
     note: str
     """What was doubtful in the scan's header and how it was read; "" where nothing was."""
     write: Callable[[Path, Ids], None]
-    """Write ids [x, y, z] on the scan's grid, atomically, in the form of a path's ending."""
+    """Write ids [x, y, z], or [x, y, z, t], on the scan's grid, atomically, in the form of a path's ending."""
+
+    def joined(self, volumes: Sequence[NDArray[Any]], made: Callable[..., NDArray[Any]]) -> NDArray[Any]:
+        """What was made of each of the volumes in the file's axes, [x, y, z] or [x, y, z, t], after a class where there
+        is one; `made` gives the array that several are put into."""
+        if len(volumes) == 1:
+            return self.in_file_axes(volumes[0])
+        first = self.in_file_axes(volumes[0])
+        every = made((*first.shape, len(volumes)))
+        for time, volume in enumerate(volumes):
+            every[..., time] = self.in_file_axes(volume)
+        return every
 
     def in_file_axes(self, volume: NDArray[Any]) -> NDArray[Any]:
         """(D, H, W), or (classes, D, H, W), as a view [x, y, z] or [class, x, y, z]."""
@@ -96,14 +108,14 @@ def _open_nifti(path: Path, orientation: str, clip: tuple[intensity.Bound, inten
     from rwkvctl.data.convert.sources import on_disk
     from rwkvctl.data.images import nifti
 
-    scan = nifti.read_stored(on_disk(path))
-    window = scan.window(*clip)
+    scan = nifti.read_stored(on_disk(path), several=True)
 
     def write(target: Path, ids: Ids, header: Any = scan.header) -> None:  # holds the header alone
         with atomic_open(target) as file:
             nifti.write_like(file, header, ids, gzipped=target.name.lower().endswith(".gz"))
 
-    return _opened(scan.voxels, scan.grid, orientation, window, write, scan.rescaled)
+    every = [(volume.voxels, volume.window(*clip)) for volume in scan.volumes]
+    return _opened(every, scan.grid, orientation, write, scan.rescaled)
 
 
 def _open_itk(
@@ -115,23 +127,23 @@ def _open_itk(
     scan = itk.read(path)
     window = intensity.window(scan.voxels, *clip)
     write = partial(write_dicom, scan.files) if write_dicom else partial(itk.write, scan.place)
-    return _opened(scan.voxels, scan.grid, orientation, window, write, np.asarray)
+    return _opened([(scan.voxels, window)], scan.grid, orientation, write, np.asarray)
 
 
 def _opened(
-    voxels: NDArray[Any],
+    volumes: Sequence[tuple[NDArray[Any], tuple[float, float]]],
     own: grid.Grid,
     orientation: str,
-    window: tuple[float, float],
     write: Callable[[Path, Ids], None],
     rescaled: Callable[[NDArray[Any]], NDArray[Any]],
 ) -> OpenScan:
     layout = grid.layout(own, orientation)
+    several = [f"{len(volumes)} volumes, each segmented on its own"] if len(volumes) > 1 else []
     return OpenScan(
-        intensity.ScaledSlices(grid.turned(voxels, own, layout), *window, rescaled),
+        [intensity.ScaledSlices(grid.turned(voxels, own, layout), *window, rescaled) for voxels, window in volumes],
         grid.geometry(own, layout),
-        float(np.prod(own.spacing)) / 1000,
-        "; ".join(own.notes),
+        None if several else float(np.prod(own.spacing)) / 1000,
+        "; ".join([*several, *own.notes]),
         write,
     )
 
@@ -140,5 +152,5 @@ def segment_scan(segmenter: Segmenter, path: Path, target: Path) -> None:
     """Read a scan, segment it and write its mask."""
     scan = open_scan(path, segmenter.info)
     with one_line(path):
-        found = segmenter.segment(scan.volume)
-    scan.write(target, scan.in_file_axes(found.mask))
+        masks = [segmenter.segment(volume).mask for volume in scan.volumes]
+    scan.write(target, scan.joined(masks, partial(np.empty, dtype=np.uint8)))

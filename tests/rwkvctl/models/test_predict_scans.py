@@ -14,7 +14,7 @@ from torch import nn
 from rwkvctl.base.errors import UserError
 from rwkvctl.data.images import grid, intensity
 from rwkvctl.models.bundle import BundleInfo
-from rwkvctl.models.ensemble import Member, Segmenter
+from rwkvctl.models.ensemble import Member, Options, Segmenter
 from rwkvctl.models.predict import plan, predict_files, predict_one
 
 from .test_predict import Bright, info
@@ -210,3 +210,45 @@ def to_bytes(image: nibabel.Nifti1Image) -> bytes:
     header = image.header.copy()
     header["magic"], header["vox_offset"] = header.single_magic, 352
     return header.binaryblock + bytes(4) + np.asarray(image.dataobj).tobytes(order="F")
+
+
+# Several volumes in one file ------------------------------------------------------------------------------------------
+
+
+def test_each_volume_of_a_4d_scan_is_segmented_on_its_own(tmp_path: Path):
+    """A volume twice as bright has the mask of its own window, not that of the file; grid and time axis stay."""
+    info = for_scans().model_copy(update={"intensity": intensity.rule("min", "p99")})
+    voxels = np.random.default_rng(3).integers(0, 200, (32, 24, 6, 3)).astype(np.int16)
+    voxels[..., 1] *= 2
+    voxels[..., 2] = voxels[::-1, :, :, 0]
+    image = nibabel.Nifti1Image(voxels, body().affine)
+    image.header.set_xyzt_units("mm", "msec")
+    image.header["pixdim"][4] = 41.5
+    nibabel.save(image, tmp_path / "cine.nii.gz")
+    segmenter = Segmenter([Member(Bright().eval(), info)], Options(probabilities=True, largest_component=True))
+    planned = plan([tmp_path / "cine.nii.gz"], info, tmp_path / "masks")
+    written = predict_one(segmenter, planned.inputs[0], planned.targets[0], preview=True)
+    mask = nibabel.load(written.mask)
+    found = np.asarray(mask.dataobj)
+    assert found.shape == (32, 24, 6, 3)
+    assert (mask.header["pixdim"][4], mask.header.get_xyzt_units()) == (41.5, ("mm", "msec"))
+    np.testing.assert_allclose(mask.affine, image.affine)
+    for time in range(3):
+        alone = nibabel.Nifti1Image(np.ascontiguousarray(voxels[..., time]), body().affine)
+        nibabel.save(alone, tmp_path / f"{time}.nii.gz")
+        one = plan([tmp_path / f"{time}.nii.gz"], info, tmp_path / "single")
+        predict_one(segmenter, one.inputs[0], one.targets[0])
+        expected = np.asarray(nibabel.load(one.targets[0]).dataobj)
+        np.testing.assert_array_equal(found[..., time], expected)
+        assert expected.any()
+        every = np.load(tmp_path / "masks" / "cine.probabilities.npz")["probabilities"]
+        likely = np.load(tmp_path / "single" / f"{time}.probabilities.npz")["probabilities"]
+        np.testing.assert_array_equal(every[..., time], likely)
+    assert written.note == "3 volumes, each segmented on its own"
+    assert written.voxel_ml is None
+
+
+def test_a_scan_of_five_axes(tmp_path: Path):
+    nibabel.save(nibabel.Nifti1Image(np.zeros((4, 4, 2, 3, 2), np.int16), np.eye(4)), tmp_path / "x.nii")
+    with pytest.raises(UserError, match=r"x.nii: has shape \(4, 4, 2, 3, 2\); a volume has three axes, it holds"):
+        predict_files(Corner(), for_scans(), [tmp_path / "x.nii"], tmp_path / "masks")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import numpy as np
@@ -51,7 +51,8 @@ class Nifti(NamedTuple):
 
 @dataclass(frozen=True)
 class Stored:
-    """Voxels [x, y, z] as the file holds them, a view of its content; `rescaled` makes the scanner's numbers of any."""
+    """Voxels [x, y, z], or [x, y, z, t] of several volumes on one grid, as the file holds them, a view of its content;
+    `rescaled` makes the scanner's numbers of any."""
 
     voxels: NDArray[Any]
     grid: Grid
@@ -63,6 +64,13 @@ class Stored:
         import nibabel.volumeutils
 
         return np.asarray(nibabel.volumeutils.apply_read_scaling(voxels, self.slope, self.inter))
+
+    @property
+    def volumes(self) -> list[Stored]:
+        """Each volume for itself."""
+        if self.voxels.ndim == 3:
+            return [self]
+        return [replace(self, voxels=self.voxels[..., time]) for time in range(self.voxels.shape[3])]
 
     def window(self, low: intensity.Bound, high: intensity.Bound) -> tuple[float, float]:
         """As `intensity.window` of the scanner's numbers, which are in the order of the stored ones."""
@@ -96,17 +104,20 @@ def read(file: ScanFile) -> Nifti:
     return Nifti(stored.rescaled(stored.voxels), stored.grid, stored.header, data)
 
 
-def read_stored(file: ScanFile) -> Stored:
-    """The whole file, its voxels as they are stored; BadFile when it is damaged or not 3-D."""
-    return _stored(file, file.read())
+def read_stored(file: ScanFile, *, several: bool = False) -> Stored:
+    """The whole file, its voxels as they are stored; BadFile when it is damaged or not 3-D, with `several` not 4-D
+    either."""
+    return _stored(file, file.read(), several)
 
 
-def _stored(file: ScanFile, data: bytes) -> Stored:
+def _stored(file: ScanFile, data: bytes, several: bool = False) -> Stored:
     _refuse_no_scan(file, data)
     content = gunzip(data, file) if data.startswith(b"\x1f\x8b") else data
     header = _header(file, content)
-    grid = _grid(file, header)
-    voxels = _voxels(file, header, content).reshape(grid.shape, order="F")
+    times = _times(header) if several else 1
+    grid = _grid(file, header, times)
+    shape = grid.shape if times == 1 else (*grid.shape, times)
+    voxels = _voxels(file, header, content).reshape(shape, order="F")
     return Stored(voxels, grid, header, *_scaling(file, header))
 
 
@@ -117,8 +128,8 @@ GZIP_LEVEL = 4
 
 
 def write_like(file: BinaryIO, header: Any, mask: NDArray[np.uint8], *, gzipped: bool) -> None:
-    """Write a NIfTI file of class ids [x, y, z] with a scan's header but for the type of the voxels, their scaling
-    and their intent. `mask` may be a view with any strides; a slab of it is copied at a time."""
+    """Write a NIfTI file of class ids [x, y, z], or [x, y, z, t], with a scan's header but for the type of the voxels,
+    their scaling and their intent. `mask` may be a view with any strides; a slab of it is copied at a time."""
     if gzipped:
         with gzip.GzipFile("", "wb", GZIP_LEVEL, file, mtime=0) as packed:
             write_like(packed, header, mask, gzipped=False)  # type: ignore[arg-type]
@@ -132,8 +143,9 @@ def write_like(file: BinaryIO, header: Any, mask: NDArray[np.uint8], *, gzipped:
     header["vox_offset"] = header.single_vox_offset
     file.write(header.binaryblock + b"\0\0\0\0")  # no extensions follow
     slices = max(1, SLAB // max(1, mask.shape[0] * mask.shape[1]))
-    for start in range(0, mask.shape[2], slices):
-        file.write(mask[:, :, start : start + slices].tobytes(order="F"))
+    for volume in np.moveaxis(mask, -1, 0) if mask.ndim == 4 else [mask]:
+        for start in range(0, mask.shape[2], slices):
+            file.write(volume[:, :, start : start + slices].tobytes(order="F"))
 
 
 # The header ----------------------------------------------------------------------------------------------------------
@@ -191,10 +203,18 @@ def _scaling(file: ScanFile, header: Any) -> tuple[float | None, float | None]:
     return slope, inter
 
 
-def _grid(file: ScanFile, header: Any) -> Grid:
+def _times(header: Any) -> int:
+    """How many volumes lie one after the other along the fourth axis."""
+    shape = [int(n) for n in header.get_data_shape()]
+    while len(shape) > 4 and shape[-1] == 1:
+        shape.pop()
+    return max(1, shape[3]) if len(shape) == 4 else 1
+
+
+def _grid(file: ScanFile, header: Any, times: int = 1) -> Grid:
     full = tuple(int(n) for n in header.get_data_shape())
     shape = full
-    while len(shape) > 3 and shape[-1] == 1:
+    while len(shape) > 3 and (shape[-1] == 1 or (len(shape) == 4 and times > 1)):
         shape = shape[:-1]
     if len(shape) != 3 or min(shape) < 1:
         several = ", it holds several volumes: save each as a file of its own" if len(shape) > 3 else ""
