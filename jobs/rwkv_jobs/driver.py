@@ -17,7 +17,7 @@ from rwkvctl.base.errors import UserError
 from rwkvctl.base.exit_codes import STOPPED
 from rwkvctl.base.files import write_json
 from rwkvctl.config.specs.changes import flatten
-from rwkvctl.config.specs.jobs import JobSpec, PredictSpec, TuneSpec
+from rwkvctl.config.specs.jobs import JobSpec, PredictSpec, ServeSpec, TuneSpec
 from rwkvctl.config.specs.parts import RESOLVED_AT_START
 from rwkvctl.launch import preflight
 from rwkvctl.registry.cases import TABLE
@@ -51,6 +51,8 @@ def drive(spec: JobSpec, run_dir: Path) -> dict[str, Any]:
         result = job.run(spec, run_dir)
         write_json(run_dir / run_folder.RESULT, result)
         return result
+    if isinstance(spec, ServeSpec):
+        return job.run(spec, run_dir)
     mirror.remove(run_dir, run_folder.RESULT)
     with watched(spec, run_dir), reconciled(run_dir), followed(run_dir), Progress(run_dir):
         # The lease waits for workers that outlived a killed driver, and refuses a run that another job is writing.

@@ -24,6 +24,7 @@ NOT_IMPORTED_BY_US = {
     "onnx": "torch.onnx imports it",
     "s3fs": "fsspec imports it for s3://",
     "gcsfs": "fsspec imports it for gs://",
+    "python-multipart": "Starlette imports it for uploads",
     "psycopg": "SQLAlchemy imports it for postgresql://, under Optuna and MLflow",
 }
 COMES_WITH_TORCH = {"triton"}  # on the machines that it runs on
@@ -64,6 +65,7 @@ def test_the_platform_imports_what_it_declares():
             *EXTRAS["baselines"],
             *EXTRAS["onnx"],
             *EXTRAS["scans"],
+            *EXTRAS["serve"],
             *EXTRAS["s3"],
             *EXTRAS["gs"],
             *EXTRAS["postgres"],

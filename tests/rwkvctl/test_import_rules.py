@@ -19,7 +19,7 @@ PACKAGES = {  # from the top to the bottom: a package may import those below it
     "biwkv": ROOT / "kernels" / "biwkv",
 }
 MAY_IMPORT = {
-    "ray": ["rwkvctl/launch/", "rwkv_jobs/launch.py", "rwkv_jobs/trial_runner.py"],
+    "ray": ["rwkvctl/launch/", "rwkvctl/serving/server.py", "rwkv_jobs/launch.py", "rwkv_jobs/trial_runner.py"],
     "mlflow": ["rwkvctl/runs/", "rwkvctl/registry/"],
     "optuna": ["rwkvctl/sweeps/"],
 }
@@ -28,8 +28,8 @@ OPTIONAL = {  # inside functions only
     "rwkv_unet/hub.py": {"safetensors", "huggingface_hub"},
 }
 ROOMS = [
-    "base", "config", "pictures", "data", "training", "models", "runs", "registry", "sweeps", "launch", "reports",
-    "cli",
+    "base", "config", "pictures", "data", "training", "models", "runs", "registry", "sweeps", "launch", "serving",
+    "reports", "cli",
 ]  # fmt: skip
 """A room imports itself and those before it."""
 DATA_ROOMS = ["images", "store", "feed", "convert"]
@@ -38,7 +38,7 @@ COMMANDS = [
     "",
     "data", "data prepare", "data verify", "data show", "data list", "data synth", "data verify-synapse",
     "data doctor", "data split",
-    "pretrain", "finetune", "tune", "evaluate", "predict",
+    "pretrain", "finetune", "tune", "evaluate", "predict", "serve",
     "model", "model list", "model show", "model promote", "model rules",
     "model history", "model rollback", "model lineage", "model card", "model export", "model compare", "model erf",
     "model plot", "model push", "model pull",

@@ -48,10 +48,11 @@ def isolate_children() -> None:
     os.environ["PYTHONSAFEPATH"] = "1"
 
 
-def run_group(command: list[str], *beside: list[str]) -> int:
+def run_group(command: list[str], *beside: list[str], leader_first: bool = False) -> int:
     """Run a command with all processes that it starts, and end them all when a stop signal comes; its exit code,
     130 when it was stopped. Commands `beside` it run as long as it does, or less. Nothing outlives this process, not
-    even if it is killed."""
+    even if it is killed. With `leader_first` a stop signal goes to the command's own process alone, which still needs
+    the others to end in order."""
     stopped = threading.Event()
     children: list[subprocess.Popen[bytes]] = []
 
@@ -61,7 +62,10 @@ def run_group(command: list[str], *beside: list[str]) -> int:
 
     def stop(number: int, _: FrameType | None) -> None:
         stopped.set()
-        tell_all()
+        if leader_first and children:
+            children[0].send_signal(signal.SIGTERM)
+        else:
+            tell_all()
 
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:

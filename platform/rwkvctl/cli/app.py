@@ -13,7 +13,7 @@ from rwkvctl.base.exit_codes import FAILED, INTERRUPTED
 from rwkvctl.base.lineage import COMMAND_VARIABLE
 from rwkvctl.base.processes import isolate_children
 from rwkvctl.base.uris import mask
-from rwkvctl.cli import chaos, checkpoint, config, data, demo, doctor, jobs, model, recipe, run, runs, study
+from rwkvctl.cli import chaos, checkpoint, config, data, demo, doctor, jobs, model, recipe, run, runs, serve, study
 
 app = typer.Typer(
     name="rwkvctl",
@@ -28,6 +28,7 @@ app.command()(jobs.finetune)
 app.command()(jobs.tune)
 app.command()(jobs.evaluate)
 app.command()(jobs.predict)
+app.command()(serve.serve)
 app.add_typer(model.app, name="model", help="Models: list, show, promote, export, compare, look at.")
 app.add_typer(checkpoint.app, name="checkpoint", help="What a run can go on from: list, verify, gc.")
 app.command(name="runs")(run.list_runs)

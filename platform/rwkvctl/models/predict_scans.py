@@ -53,6 +53,10 @@ class OpenScan(NamedTuple):
             return grid.turned_back(volume, self.geometry)
         return np.moveaxis(grid.turned_back(np.moveaxis(volume, 0, -1), self.geometry), -1, 0)
 
+    def in_model_axes(self, ids: Ids) -> Ids:
+        """[x, y, z] as a view (D, H, W)."""
+        return grid.turned_again(ids, self.geometry)
+
 
 def is_scan(path: Path) -> bool:
     """Whether a path is a scan by its ending, or a folder with DICOM slices."""

@@ -55,6 +55,15 @@ def downloaded(uri: str, tracking_uri: str) -> Path:
     return kept
 
 
+def pinned(uri: str, tracking_uri: str) -> str:
+    """`models:/name/3` of what an alias, or `latest`, is at this moment. UserError as in `downloaded`."""
+    parts = _URI.fullmatch(uri)
+    if parts is None:
+        raise UserError(f"model URI {uri!r}: write models:/NAME@ALIAS, models:/NAME/VERSION or models:/NAME/latest")
+    version = _version_of(connect(tracking_uri), parts)
+    return f"models:/{version.name}/{version.version}"
+
+
 def _foreign(uri: str, version: ModelVersion, tracking_uri: str) -> Path:
     """The model folder of a version that another client made from one of our MLflow models; else UserError, which says
     what the version is."""

@@ -222,6 +222,43 @@ class PredictSpec(JobSpec):
         return self
 
 
+class LimitsSpec(Spec):
+    """What a server takes from those who ask it; more is refused before memory is taken for it."""
+
+    upload_mb: Annotated[int, Field(ge=1, le=16384)] = 512
+    """Megabytes of one upload."""
+    pixels: Annotated[int, Field(ge=1, le=2**27)] = 2**25
+    """Of an image, when it is decoded."""
+    voxels: Annotated[int, Field(ge=1, le=2**31)] = 2**28
+    """Of a scan, when it is decoded; also the sum over all that a replica works on at once."""
+    files: Annotated[int, Field(ge=1, le=100_000)] = 4096
+    """In the zip of a DICOM series."""
+    seconds: Annotated[float, Field(gt=0, le=86400)] = 300.0
+    """From the first byte of a request to its answer."""
+    waiting: Annotated[int, Field(ge=0, le=100_000)] = 32
+    """Requests that wait while all replicas are busy."""
+
+
+class ServeSpec(JobSpec):
+    """A server of one model's masks."""
+
+    job: Literal["serve"] = "serve"
+    model: str
+    """A run, a folder, or models:/NAME@ALIAS, whose alias is followed."""
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    """0 is any that is free."""
+    replicas: Annotated[int, Field(ge=1, le=1024)] = 1
+    """Processes that each hold the model."""
+    at_once: Annotated[int, Field(ge=1, le=256)] = 8
+    """Requests that a replica reads, segments and writes at once."""
+    batch: Annotated[int, Field(ge=1, le=256)] = 8
+    """Slices of all of them that the network is given together; 1 gives each request's own alone."""
+    poll: Annotated[float, Field(ge=0.1, le=3600)] = 10.0
+    """Seconds between two looks at where the alias points."""
+    limits: LimitsSpec = LimitsSpec()
+
+
 Sampler = Literal["tpe", "random", "grid", "gp", "cmaes", "nsga2", "nsga3"]
 Pruner = Literal["asha", "median", "hyperband", "none"]
 
@@ -321,4 +358,5 @@ JOBS: dict[str, type[JobSpec]] = {
     "evaluate": EvaluateSpec,
     "predict": PredictSpec,
     "tune": TuneSpec,
+    "serve": ServeSpec,
 }

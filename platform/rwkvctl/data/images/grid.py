@@ -113,6 +113,11 @@ def turned_back(volume: NDArray[Any], meta: Mapping[str, Any]) -> NDArray[Any]:
     return _reordered(volume, axes_of(meta["orientation"]), meta["axes"])
 
 
+def turned_again(voxels: NDArray[Any], meta: Mapping[str, Any]) -> NDArray[Any]:
+    """The inverse of `turned_back`: [x, y, z] of a file to the stored (D, H, W)."""
+    return _reordered(voxels, meta["axes"], axes_of(meta["orientation"]))
+
+
 def depth(grid: Grid, orientation: str) -> int:
     """The number of slices that a file has when it is stored."""
     return grid.shape[_places(grid.axes, axes_of(orientation))[0]]

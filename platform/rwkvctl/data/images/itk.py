@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import locale
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +34,9 @@ class Place(NamedTuple):
     origin: tuple[float, ...]
     spacing: tuple[float, ...]
     direction: tuple[float, ...]
+
+
+_LOCALE = threading.RLock()
 
 
 class ItkScan(NamedTuple):
@@ -89,12 +93,14 @@ def read(path: Path) -> ItkScan:
 
 @contextmanager
 def same_locale() -> Iterator[None]:
-    """ITK's DICOM library leaves a process in the locale C, where Python reads text as ASCII."""
-    before = locale.setlocale(locale.LC_ALL)
-    try:
-        yield
-    finally:
-        locale.setlocale(locale.LC_ALL, before)
+    """ITK's DICOM library leaves a process in the locale C, where Python reads text as ASCII. One thread at a time:
+    another one would take the C of the first for what was there before."""
+    with _LOCALE:
+        before = locale.setlocale(locale.LC_ALL)
+        try:
+            yield
+        finally:
+            locale.setlocale(locale.LC_ALL, before)
 
 
 def refuse_detached(path: Path) -> None:
