@@ -71,7 +71,7 @@ def read(
     target = folder / f"mask{ENDINGS.get(wish, '.nii')}"
     if kind == "picture":
         given = decode(data, segmenter.info)
-        return predict.Opened(folder, target, given.values, given.note, None)
+        return predict.Opened(folder, target, [given.values], given.note, None)
     if kind != "dicom":
         path = folder / f"scan{kind}"
         path.write_bytes(data)
@@ -94,7 +94,9 @@ def made(segmenter: Segmenter, opened: predict.Opened, wish: str) -> bytes:
     if wish == media.JSON:
         return json.dumps(about).encode() + b"\n"
     ids = masked.written.ids
-    return slices.encode(opened.values, opened.scan.in_model_axes(ids) if opened.scan else ids, about)
+    if opened.scan is not None:
+        ids = opened.scan.in_model_axes(ids if ids.ndim == 3 else ids[..., 0])  # a page shows the first volume
+    return slices.encode(opened.volumes[0], ids, about)
 
 
 def described(segmenter: Segmenter, written: predict.Written) -> dict[str, Any]:

@@ -101,6 +101,16 @@ def test_a_nifti_scan_has_the_file_that_predict_writes(scans: Served, ct_model: 
     assert scans.post(("x", plain)).headers["content-type"] == "application/x-nifti"
 
 
+def test_a_scan_of_several_volumes(scans: Served, ct_model: Path, tmp_path: Path):
+    voxels = np.random.default_rng(3).integers(-300, 500, (12, 14, 5, 3)).astype(np.int16)
+    nibabel.save(nibabel.Nifti1Image(voxels, np.eye(4)), tmp_path / "cine.nii")
+    upload = (tmp_path / "cine.nii").read_bytes()
+    assert scans.post(("x", upload)).body == predicted(ct_model, tmp_path / "cine.nii", tmp_path / "masks")
+    reply = scans.post(("x", upload), accept="application/vnd.rwkvctl.slices")
+    about = json.loads(reply.body.partition(b"\n")[0])
+    assert (about["depth"], about["shape"]) == (5, [12, 14, 5, 3])
+
+
 def test_the_volumes_of_a_scan(scans: Served, nifti: Path, tmp_path: Path):
     mask = scans.post(("x", nifti.read_bytes()), accept="application/x-nifti").body
     ids = np.asarray(nibabel.Nifti1Image.from_bytes(mask).dataobj)
