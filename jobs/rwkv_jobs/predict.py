@@ -13,23 +13,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rwkv_jobs import predict_models
+from rwkv_jobs.predict_models import class_ids, info_of, load, places
 from rwkv_jobs.predict_progress import Progress
-from rwkv_jobs.worker import pick_device
-from rwkv_unet import fuse_for_inference
 from rwkvctl.base.errors import JobFailedError, UserError
 from rwkvctl.base.files import sha256_file
 from rwkvctl.base.paths import as_text, from_text
-from rwkvctl.base.suggestions import did_you_mean
 from rwkvctl.config.specs.jobs import PredictSpec
 from rwkvctl.models import bundle, predict_record, predict_sources
-from rwkvctl.models.ensemble import Member, Options, Segmenter, check_alike, check_square
 from rwkvctl.models.predict import Planned, Written, plan, read
 from rwkvctl.models.predict_form import Form, maker
 from rwkvctl.models.predict_record import Made, Record, name_of, sha256_of
 from rwkvctl.models.predict_sources import Sources
 from rwkvctl.models.predict_stream import predict_each
 from rwkvctl.models.predict_targets import probabilities_of
-from rwkvctl.registry import references
+from rwkvctl.models.segmenting import check_alike, check_square
 
 NOTHING = np.empty(0, np.uint8)
 OF_THE_RESULT = {
@@ -43,18 +41,13 @@ INPUTS = "inputs"
 
 def check(spec: PredictSpec, run_dir: Path) -> None:
     """Whether the models make masks of the same kind, the inputs are there, and their masks can be written."""
-    planned(spec, folders(spec), run_dir)
-
-
-def folders(spec: PredictSpec) -> list[Path]:
-    """The model folders, the first model's first."""
-    return [references.model_folder(reference, spec) for reference in (spec.model, *spec.ensemble)]
+    planned(spec, places(spec), run_dir)
 
 
 def planned(spec: PredictSpec, models: list[Path], run_dir: Path) -> tuple[Sources, Planned, Record]:
     """What is read, the files that are read and written, and the record of it, with what an earlier prediction has left
     there."""
-    infos = [bundle.read_info(folder) for folder in models]
+    infos = [info_of(place) for place in models]
     for info, reference in zip(infos, (spec.model, *spec.ensemble), strict=True):
         bundle.require(info, "segmentation", f"model {reference}")
     check_alike(infos)
@@ -64,8 +57,8 @@ def planned(spec: PredictSpec, models: list[Path], run_dir: Path) -> tuple[Sourc
     record = Record(
         folder=from_text(spec.out),
         models=[
-            {"reference": reference, "weights_sha256": info.weights_sha256}
-            for reference, info in zip(spec.named or (spec.model, *spec.ensemble), infos, strict=True)
+            {"reference": reference, "weights_sha256": predict_models.sha256_of(place)}
+            for reference, place in zip(spec.named or (spec.model, *spec.ensemble), models, strict=True)
         ],
         options=spec.model_dump(mode="json", include=OF_THE_RESULT),
     )
@@ -93,21 +86,13 @@ def form(spec: PredictSpec, infos: list[bundle.BundleInfo]) -> Form:
     return Form(spec.format, spec.keep_empty_frames, spec.segment_codes, made_by)
 
 
-def class_ids(spec: PredictSpec, info: bundle.BundleInfo) -> dict[int, float]:
-    """Thresholds by class id; UserError for a class that the model does not have."""
-    for name in spec.thresholds:
-        if name not in info.classes[1:]:
-            raise UserError(f"--threshold {name}: no such class; {did_you_mean(name, info.classes[1:])}")
-    return {info.classes.index(name): least for name, least in spec.thresholds.items()}
-
-
 def run(spec: PredictSpec, run_dir: Path) -> dict[str, Any]:
     """One mask file for every input, in the output folder, at the input's own size, and `run.json` about them.
 
     What cannot be segmented does not keep the others from being: JobFailedError at the end names it; UserError where
     nothing could be.
     """
-    models = folders(spec)
+    models = places(spec)
     try:
         sources, files, record = planned(spec, models, run_dir)
         with sources.in_words():
@@ -120,9 +105,8 @@ def predict_all(
     spec: PredictSpec, models: list[Path], sources: Sources, files: Planned, record: Record
 ) -> dict[str, Any]:
     """Of the files as they were planned; returns what is shown of it."""
-    segmenter = load(spec, models)
-    written_as = form(spec, [member.info for member in segmenter.members])
-    record.device = str(next(segmenter.members[0].model.parameters()).device)
+    segmenter, record.device = load(spec, models)
+    written_as = form(spec, [info_of(place) for place in models])
     if len(files.inputs) > 1:
         record.save(at_once=True)
     jobs = [job for job in zip(*files, strict=True) if not (spec.resume and is_whole(spec, record, *job))]
@@ -184,22 +168,6 @@ def made(info: bundle.BundleInfo, one: Written, seconds: float) -> Outcome:
         **about,
     )
     return Outcome(one._replace(ids=NOTHING), entry)
-
-
-def load(spec: PredictSpec, models: list[Path]) -> Segmenter:
-    """The models, on this machine's device."""
-    members = []
-    for folder in models:
-        model, info = bundle.load(folder, device=pick_device())
-        members.append(Member(fuse_for_inference(model), info))
-    options = Options(
-        tta=spec.tta,
-        thresholds=class_ids(spec, members[0].info) or None,
-        probabilities=spec.probabilities,
-        largest_component=spec.largest_component,
-        fill_holes=spec.fill_holes,
-    )
-    return Segmenter(members, options)
 
 
 def complain(record: Record, inputs: int) -> None:

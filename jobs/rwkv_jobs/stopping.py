@@ -13,15 +13,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from rwkv_jobs.worker import Worker
 from rwkvctl.base.exit_codes import INTERRUPTED, STOPPED
 from rwkvctl.config.specs.jobs import JobSpec, TrainingSpec
 from rwkvctl.runs import mirror, stop
 from rwkvctl.runs.lease import LEASE
+
+if TYPE_CHECKING:  # every job comes by here, also those that need no torch
+    from rwkv_jobs.worker import Worker
 
 LOOK_EVERY = 1.0
 """Seconds between two looks of the workers. On a GPU each waits for the steps that are under way."""
@@ -52,6 +52,8 @@ class Stopping:
 
     def look(self) -> bool:
         """Called after every step, by all workers; True behind the last, of which a checkpoint is due."""
+        import torch
+
         self.until_look -= 1
         if self.until_look <= 0:
             now = time.monotonic()

@@ -330,6 +330,7 @@ def predict_spec(
 ) -> PredictSpec:
     """Which models, which files, where to. `words` are the models and then the inputs."""
     from rwkvctl.data.images.deep import parse_range
+    from rwkvctl.models import onnx_model
 
     models, inputs = models_and_inputs(words)
     fields = {
@@ -343,6 +344,7 @@ def predict_spec(
         **options,
     }
     spec = load.build(PredictSpec, fields, "predict")
+    onnx_model.backend(models, spec.backend)
     return on_machine(spec, settings.load())
 
 
@@ -351,12 +353,17 @@ MODEL_FILES = ("model.json", "model/model.json")
 
 
 def models_and_inputs(words: list[str]) -> tuple[list[str], list[str]]:
-    """The first is a model; so are those that follow it and are a `models:/` URI, a folder with a model, or the name
-    of a run that is no path. The rest are inputs."""
+    """The first is a model; so are those that follow it and are a `models:/` URI, a folder with a model, an exported
+    file, or the name of a run that is no path. The rest are inputs."""
+    from rwkvctl.models import onnx_model
     from rwkvctl.runs import folder as run_folder
 
     def is_model(word: str) -> bool:
-        if word.startswith("models:/") or any((Path(word) / place).is_file() for place in MODEL_FILES):
+        if (
+            word.startswith("models:/")
+            or onnx_model.is_file(word)
+            or any((Path(word) / place).is_file() for place in MODEL_FILES)
+        ):
             return True
         named = None if Path(word).exists() else run_folder.named(word, settings.load().storage)
         return named is not None and (named / run_folder.SPEC).is_file()
@@ -385,5 +392,6 @@ def threshold(text: str) -> tuple[str, float]:
 
 
 def absolute_model(reference: str) -> str:
-    """A model folder as an absolute path; names of runs and URIs as they are."""
-    return settings.absolute(reference) if (Path(reference) / "model.json").is_file() else reference
+    """A model folder or an exported file as an absolute path; names of runs and URIs as they are."""
+    is_path = (Path(reference) / "model.json").is_file() or (reference.endswith(".onnx") and Path(reference).is_file())
+    return settings.absolute(reference) if is_path else reference

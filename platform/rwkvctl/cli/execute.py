@@ -133,7 +133,7 @@ def check_models(spec: JobSpec, continued: Path | None, *, networks: bool) -> No
         references.model_folder(spec.model, spec)
     elif isinstance(spec, PredictSpec):
         for model in (spec.model, *spec.ensemble):
-            references.model_folder(model, spec)
+            references.folder_or_file(model, spec)
 
 
 def run_to_continue(job: str, spec: JobSpec, resume: str | None, storage: str) -> Path | None:
@@ -234,7 +234,7 @@ def show_result(job: str, run_dir: Path, *, as_json: bool) -> None:
 def predict(spec: PredictSpec, *, as_json: bool) -> None:
     """Predictions leave no run behind: their folder is a temporary one."""
     named = (spec.model, *spec.ensemble)
-    first, *others = (str(references.model_folder(model, spec)) for model in named)
+    first, *others = (str(references.folder_or_file(model, spec)) for model in named)
     spec = spec.model_copy(update={"model": first, "ensemble": tuple(others), "named": named})
     with tempfile.TemporaryDirectory(prefix="rwkvctl-") as folder:
         start("predict", spec.model_copy(update={"storage": folder}), resume=None, dry_run=False, as_json=as_json)

@@ -220,13 +220,19 @@ def evaluate(
 
 def predict(
     model: Annotated[
-        str, typer.Argument(metavar="MODEL...", help="Runs, models:/NAME@ALIAS, or folders; several are an ensemble.")
+        str,
+        typer.Argument(
+            metavar="MODEL...", help="Runs, models:/NAME@ALIAS, folders or exported .onnx; several are an ensemble."
+        ),
     ],
     inputs: Annotated[
         list[str],
         typer.Argument(metavar="INPUT...", help="Images, NIfTI scans, .npy/.h5 slices and volumes, or folders."),
     ],
     out: Annotated[str, typer.Option(help="Folder that the masks are written into.")],
+    backend: Annotated[
+        str, typer.Option(help="torch, or onnxruntime for exported files [default: by the model]", show_default=False)
+    ] = "auto",
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace files in --out that have a mask's name; never an input.")
     ] = False,
@@ -267,6 +273,7 @@ def predict(
     from rwkvctl.cli import assemble, execute
 
     options = {
+        "backend": backend,
         "overwrite": overwrite,
         "resume": resume,
         "tta": tta,

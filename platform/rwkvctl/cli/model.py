@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +13,8 @@ from rwkvctl.base.errors import UserError
 from rwkvctl.cli import model_exchange
 
 if TYPE_CHECKING:
+    from rwkvctl.models.export import Exported
+    from rwkvctl.models.export_whole import ExportedWhole
     from rwkvctl.reports.compare import Figures
 
 app = typer.Typer(no_args_is_help=True)
@@ -183,25 +185,56 @@ def export(
     model: Annotated[str, typer.Argument(help="A run, models:/NAME@ALIAS, models:/NAME/VERSION, or a model folder.")],
     out: Annotated[Path, typer.Option(help="File to write.")],
     form: Annotated[str, typer.Option("--format", help="onnx, or pt2 for torch.export.")] = "onnx",
-    fixed_size: Annotated[bool, typer.Option("--fixed-size", help="For images of the training size alone.")] = False,
+    inputs: Annotated[
+        list[Path] | None,
+        typer.Option("--check", help="File or folder whose masks must be those of predict, too. Repeatable."),
+    ] = None,
+    logits: Annotated[
+        bool, typer.Option("--logits", help="The network alone: normalised images in, logits out.")
+    ] = False,
+    fixed_size: Annotated[
+        bool, typer.Option("--fixed-size", help="With --logits: for images of the training size alone.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Write a trained model as one file, and check that it gives the same logits."""
+    """Write a trained model as one file, raw pixels or HU to class ids, and check that its masks are predict's."""
+    if fixed_size and not logits:
+        raise UserError("--fixed-size: is for --logits; without it the file takes images of any size")
+    if inputs and logits:
+        raise UserError("--check: compares masks, which a file of --logits does not give; leave one of them out")
     from rwkvctl.config import settings
-    from rwkvctl.models import bundle
-    from rwkvctl.models.export import export as run
+    from rwkvctl.models import bundle, export_whole
+    from rwkvctl.models.export import export as export_network
     from rwkvctl.registry import references
 
     machine = settings.load()
     folder = references.find_model_folder(model, machine.storage, machine.tracking_uri)
     bundle.require(bundle.read_info(folder), "segmentation", f"model {model}")
-    made = run(*bundle.load(folder), out, form, fixed_size=fixed_size)
+    network, info = bundle.load(folder)
+    if logits:
+        made = export_network(network, info, out, form, fixed_size=fixed_size)
+        lines = [
+            f"{size}: largest difference of logits {error:.1e} of the largest" for size, error in made.errors.items()
+        ]
+        shown(made, asdict(made), lines, as_json=as_json)
+        return
+    whole = export_whole.export(network, info, out, form, inputs)
+    lines = [
+        f"{one.input} {' x '.join(map(str, one.shape))}: {one.different:.3%} of the pixels differ from predict's"
+        + ("" if one.probability is None else f", probabilities by {one.probability:.1e}")
+        for one in whole.parity.compared
+    ]
+    fields = asdict(whole) | {"parity": whole.parity.as_fields()}
+    shown(whole, fields, [*lines, f"what it takes and gives: {whole.path}.json"], as_json=as_json)
+
+
+def shown(made: Exported | ExportedWhole, fields: dict[str, Any], lines: list[str], *, as_json: bool) -> None:
+    """What was exported."""
     if as_json:
-        print(json.dumps(asdict(made), indent=2))
+        print(json.dumps(fields, indent=2))
         return
     print(f"{made.path}  {made.format}  {made.bytes / 1e6:.1f} MB")
-    for size, error in made.errors.items():
-        print(f"  {size}: largest difference of logits {error:.1e} of the largest logit")
+    print("\n".join(f"  {line}" for line in lines))
 
 
 @app.command()

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,15 +12,20 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rwkvctl.base.ahead import ahead
-from rwkvctl.base.errors import UserError
 from rwkvctl.models import inference
 from rwkvctl.models.bundle import BundleInfo
 from rwkvctl.models.clean_up import cleaned_up
+from rwkvctl.models.segmenting import (
+    Options,
+    Segmented,
+    Views,
+    check_alike,
+    check_square,
+    float16_in_memory,
+    number_of_classes,
+)
 
-Views = Literal["none", "flips", "rotations"]
 AXES = (-2, -1)
-TOLD_APART = ("classes", "image_kind", "channels", "intensity", "orientation")
-"""What must be the same for models that are asked the same question."""
 
 
 class Member(NamedTuple):
@@ -29,33 +33,6 @@ class Member(NamedTuple):
 
     model: nn.Module
     info: BundleInfo
-
-
-@dataclass(frozen=True)
-class Options:
-    """How a mask is made of logits."""
-
-    tta: Views = "none"
-    """Test-time augmentation: the mean over the four flips, or over the four rotations by 90 degrees."""
-    thresholds: Mapping[int, float] | None = None
-    """By class id: below this probability a pixel is not of the class, but of the next most probable that may be."""
-    probabilities: bool = False
-    """Hand them back, too."""
-    largest_component: bool = False
-    """Of every class keep its largest connected part alone."""
-    fill_holes: bool = False
-    """Fill what a class encloses wholly, where it is background."""
-
-
-class Segmented(NamedTuple):
-    """A mask, uint8 of the image's shape, and probabilities, float16 (classes, *shape), where they were asked for."""
-
-    mask: inference.Mask
-    probabilities: NDArray[np.float16] | None = None
-
-
-def float16_in_memory(shape: tuple[int, ...]) -> NDArray[np.float16]:
-    return np.empty(shape, np.float16)
 
 
 class Segmenter:
@@ -135,29 +112,6 @@ class Segmenter:
             total = mean if total is None else total + mean.to(total.device)
         assert total is not None
         return total / len(self.members)
-
-
-def number_of_classes(info: BundleInfo) -> int:
-    """With the background; a network with one logit tells two apart."""
-    return max(2, len(info.classes))
-
-
-def check_alike(infos: Sequence[BundleInfo]) -> None:
-    first = infos[0]
-    for other in infos[1:]:
-        for name in TOLD_APART:
-            ours, theirs = getattr(first, name), getattr(other, name)
-            if ours != theirs:
-                raise UserError(
-                    f"these models are no ensemble: {name} is {ours} of the first and {theirs} of another; "
-                    "predict with each into a folder of its own"
-                )
-
-
-def check_square(infos: Sequence[BundleInfo]) -> None:
-    for info in infos:
-        if isinstance(info.image_size, tuple) and len(set(info.image_size)) > 1:
-            raise UserError(f"--tta rotations: the model takes images of {info.image_size}, not square ones; use flips")
 
 
 Way = tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]

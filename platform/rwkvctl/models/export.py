@@ -1,4 +1,5 @@
-"""A trained model as one file for other programs: ONNX, or a program of `torch.export`.
+"""A trained network as one file for other programs: ONNX, or a program of `torch.export`. With what `predict` does
+around it, see `export_whole`.
 
 Both take batches of any size, of images of any size from three times the model's divisor on, or of the training size
 alone; they are run and compared with the model before they get their name.
@@ -24,6 +25,7 @@ from rwkvctl.data.feed.model_input import IMAGENET_MEAN, IMAGENET_STD
 from rwkvctl.models.bundle import BundleInfo
 
 Run = Callable[[Tensor], Tensor]
+"""An open file, from images to logits."""
 
 TOLERANCE = 1e-4
 """Largest difference of logits, relative to the largest logit."""
@@ -41,6 +43,19 @@ class Exported:
     format: str
     bytes: int
     errors: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """What is written: a module with its inputs as they are to be traced, and what is free in their shapes."""
+
+    module: nn.Module
+    examples: tuple[Tensor, ...]
+    shapes: Any
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    facts: dict[str, str]
+    """The file's metadata."""
 
 
 def export(model: nn.Module, info: BundleInfo, out: Path, form: str, *, fixed_size: bool = False) -> Exported:
@@ -63,7 +78,7 @@ def export(model: nn.Module, info: BundleInfo, out: Path, form: str, *, fixed_si
     example = example_image(info, batch=2, size=sizes[-1])
     with files.atomic_path(out) as temporary:
         with exporting(model, form):
-            write(model, example, shapes, metadata(info), temporary)
+            write(Graph(model, (example,), shapes, ("image",), ("logits",), metadata(info)), temporary)
             run = open_(temporary)
             errors = {f"{height}x{width}": difference(model, run, info, (height, width)) for height, width in sizes}
         worst = max(errors.values())
@@ -151,27 +166,34 @@ def exporting(model: nn.Module, form: str) -> Iterator[None]:
 # ONNX ---------------------------------------------------------------------------------------------------------------
 
 
-def write_onnx(model: nn.Module, example: Tensor, shapes: Any, facts: dict[str, str], path: Path) -> None:
-    """An ONNX model in standard operators only."""
+def write_onnx(graph: Graph, path: Path) -> None:
+    """An ONNX model in standard operators only. Inputs after the first are optional, with their examples as default."""
     try:
+        import onnx_ir
         import onnxruntime  # noqa: F401
+        from onnx_ir.passes.common import RemoveUnusedNodesPass
 
         from rwkvctl.models.onnx_ops import TRANSLATIONS
     except ImportError as error:
         raise UserError(f"ONNX export needs {error.name}; install it with: pip install 'rwkvctl[onnx]'") from None
     program = torch.onnx.export(
-        model,
-        (example,),
+        graph.module,
+        graph.examples,
         dynamo=True,
         opset_version=OPSET,
         custom_translation_table=TRANSLATIONS,
-        dynamic_shapes=shapes,
-        input_names=["image"],
-        output_names=["logits"],
+        dynamic_shapes=graph.shapes,
+        input_names=graph.inputs,
+        output_names=graph.outputs,
         verbose=False,
     )
     assert program is not None
-    program.model.metadata_props.update(facts)
+    model = program.model
+    for given, example in zip(model.graph.inputs[1:], graph.examples[1:], strict=True):
+        given.const_value = onnx_ir.tensor(example.numpy(), name=given.name)
+        model.graph.register_initializer(given)
+    RemoveUnusedNodesPass()(model)
+    model.metadata_props.update(graph.facts)
     program.save(path)
 
 
@@ -186,11 +208,11 @@ def open_onnx(path: Path) -> Run:
 # torch.export -------------------------------------------------------------------------------------------------------
 
 
-def write_pt2(model: nn.Module, example: Tensor, shapes: Any, facts: dict[str, str], path: Path) -> None:
+def write_pt2(graph: Graph, path: Path) -> None:
     """A program for `torch.export.load`, after `import biwkv`; it needs no other code of ours."""
-    program = torch.export.export(model, (example,), dynamic_shapes=shapes)
+    program = torch.export.export(graph.module, graph.examples, dynamic_shapes=graph.shapes)
     with path.open("wb") as file:
-        torch.export.save(program, file, extra_files=dict(facts))
+        torch.export.save(program, file, extra_files=dict(graph.facts))
 
 
 def open_pt2(path: Path) -> Run:
@@ -201,7 +223,7 @@ def open_pt2(path: Path) -> Run:
         return torch.export.load(file).module()
 
 
-WRITERS: dict[str, tuple[Callable[..., None], Callable[[Path], Run]]] = {
+WRITERS: dict[str, tuple[Callable[[Graph, Path], None], Callable[[Path], Run]]] = {
     "onnx": (write_onnx, open_onnx),
     "pt2": (write_pt2, open_pt2),
 }

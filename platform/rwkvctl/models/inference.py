@@ -7,7 +7,7 @@ so that borders come out smooth. The authors resize the finished mask with neare
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,30 +18,10 @@ from torch import Tensor, nn
 from rwkvctl.base.ahead import ahead
 from rwkvctl.base.errors import UserError
 from rwkvctl.models.bundle import BundleInfo
+from rwkvctl.models.segmenting import Volume, check_values, not_seen
 
 ImageKind = Literal["rgb8", "float"]
 Mask = NDArray[np.uint8]
-
-
-class Volume(Protocol):
-    """An array, or what makes its slices when they are asked for."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-    @property
-    def dtype(self) -> np.dtype[Any]: ...
-
-    @property
-    def ndim(self) -> int: ...
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, which: Any, /) -> NDArray[Any]: ...
-
-
-def not_seen(slices: int) -> None:
-    """Nobody counts the slices."""
 
 
 def segment_image(
@@ -179,8 +159,3 @@ def _check(image: Volume, image_kind: ImageKind, ndim: int) -> None:
             f"image is {image.dtype} {image.shape}, but a model of kind {image_kind!r} takes "
             f"{dtype} {axes[image_kind, ndim]}: convert it as the training data was"
         )
-
-
-def check_values(images: NDArray[Any]) -> None:
-    if images.dtype != np.uint8 and not np.isfinite(images).all():
-        raise UserError("image holds NaN or infinite values: replace them before segmenting it")

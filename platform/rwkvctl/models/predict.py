@@ -7,26 +7,27 @@ import tempfile
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from torch import nn
 
 from rwkvctl.base.errors import JobFailedError, UserError
 from rwkvctl.base.files import atomic_open, write_bytes
 from rwkvctl.data.images import deep
 from rwkvctl.models.bundle import BundleInfo
-from rwkvctl.models.ensemble import Member, Segmenter
-from rwkvctl.models.inference import Volume, not_seen
 from rwkvctl.models.predict_form import Form
 from rwkvctl.models.predict_inputs import input_files, read_input
 from rwkvctl.models.predict_npz import write_probabilities
 from rwkvctl.models.predict_scans import OpenScan, is_scan, one_line, open_scan
 from rwkvctl.models.predict_targets import checked_targets, preview_of, probabilities_of
+from rwkvctl.models.segmenting import MakesMasks, Volume, not_seen
 from rwkvctl.pictures.overlays import preview_png
 from rwkvctl.pictures.palette import palette
+
+if TYPE_CHECKING:  # masks are made without torch, too
+    from torch import nn
 
 IN_MEMORY = 256 << 20
 """Bytes of one input's probabilities that are held in memory; more lie in a file beside the masks until they are
@@ -87,6 +88,8 @@ class Masked(NamedTuple):
 
 def predict_files(model: nn.Module, info: BundleInfo, inputs: list[Path], out: Path) -> list[Path]:
     """Write one mask a file into `out`; nothing there is replaced. See `plan` and `predict_one`."""
+    from rwkvctl.models.ensemble import Member, Segmenter
+
     segmenter, planned = Segmenter([Member(model, info)]), plan(inputs, info, out)
     return [predict_one(segmenter, *each).mask for each in zip(*planned, strict=True)]
 
@@ -115,7 +118,7 @@ def plan(
 
 
 def predict_one(
-    segmenter: Segmenter,
+    segmenter: MakesMasks,
     path: Path,
     target: Path,
     window: deep.Range | None = None,
@@ -143,7 +146,7 @@ def read(info: BundleInfo, path: Path, target: Path, window: deep.Range | None =
 
 
 def segment(
-    segmenter: Segmenter, opened: Opened, *, preview: bool = False, seen: Callable[[int], None] = not_seen
+    segmenter: MakesMasks, opened: Opened, *, preview: bool = False, seen: Callable[[int], None] = not_seen
 ) -> Masked:
     """The mask of an input in the axes of its file, and its picture; the voxels are not needed any more.
 

@@ -15,8 +15,8 @@ from rwkvctl.base.errors import UserError
 from rwkvctl.base.files import atomic_open
 from rwkvctl.data.images import grid, intensity, itk
 from rwkvctl.models.bundle import BundleInfo
-from rwkvctl.models.ensemble import Segmenter
 from rwkvctl.models.predict_form import Form
+from rwkvctl.models.segmenting import MakesMasks
 
 NIFTI = (".nii.gz", ".nii")
 Ids = NDArray[np.uint8]
@@ -152,7 +152,7 @@ def _opened(
     )
 
 
-def segment_scan(segmenter: Segmenter, path: Path, target: Path) -> None:
+def segment_scan(segmenter: MakesMasks, path: Path, target: Path) -> None:
     """Read a scan, segment it and write its mask."""
     scan = open_scan(path, segmenter.info)
     with one_line(path):

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from rwkvctl.base.errors import UserError
-from rwkvctl.models.ensemble import Segmenter
 from rwkvctl.models.predict import Masked, Opened, Written, segment, write
+from rwkvctl.models.segmenting import MakesMasks
 
 T = TypeVar("T")
 READ_AHEAD = 256 << 20
@@ -25,7 +25,7 @@ class Done(NamedTuple, Generic[T]):
 
 
 def predict_each(
-    segmenter: Segmenter,
+    segmenter: MakesMasks,
     jobs: Iterable[tuple[Path, Path]],
     read: Callable[[Path, Path], Opened],
     finish: Callable[[Written, float], T],

@@ -29,6 +29,17 @@ def model_folder(reference: str, spec: JobSpec) -> Path:
     return find_model_folder(reference, spec.storage, spec.tracking.uri)
 
 
+def folder_or_file(reference: str, spec: JobSpec) -> Path:
+    """As `model_folder`; or an exported file, which is looked for on this machine alone."""
+    from rwkvctl.models import onnx_model
+
+    if not onnx_model.is_file(reference):
+        return model_folder(reference, spec)
+    if not Path(reference).is_file():
+        raise UserError(f"model {reference}: no such file")
+    return Path(reference).absolute()
+
+
 def find_model_folder(reference: str, storage: str, tracking_uri: str) -> Path:
     """The model folder of a run, of `models:/name@alias` or `models:/name/version`, or of a path.
 

@@ -81,14 +81,18 @@ def not_worse(client: MlflowClient, rule: NotWorse, candidate: ModelVersion, ali
 
 
 def exported(folder: Path, form: str) -> str:
-    """It can be exported, and the file gives the same logits; raises what keeps it from that."""
+    """It can be exported, and the file gives the masks of predict; raises what keeps it from that."""
     from rwkvctl.models import bundle
-    from rwkvctl.models.export import export
+    from rwkvctl.models.export_parity import MOST_DIFFERENT
+    from rwkvctl.models.export_whole import export
 
     bundle.require(bundle.read_info(folder), "segmentation", "export")
     with tempfile.TemporaryDirectory() as temporary:
-        made = export(*bundle.load(folder), Path(temporary) / f"model.{form}", form)
-    return f"export to {form}: largest difference of logits {max(made.errors.values()):.1e} of the largest logit"
+        parity = export(*bundle.load(folder), Path(temporary) / f"model.{form}", form).parity
+    return (
+        f"export to {form}: at most {parity.different:.3%} of an image's pixels differ from predict's "
+        f"(<= {MOST_DIFFERENT:.3%}), probabilities by {parity.probability:.1e}"
+    )
 
 
 def costs(most: Most, candidate: ModelVersion, folder: Callable[[], Path]) -> Iterator[Checked]:

@@ -184,6 +184,8 @@ class PredictSpec(JobSpec):
     """More models; the mean of all probabilities decides."""
     named: tuple[str, ...] = ()
     """How the models were named where they have been looked up since."""
+    backend: Literal["auto", "torch", "onnxruntime"] = "auto"
+    """What runs the networks; auto is onnxruntime for exported files (`.onnx`), torch for all others."""
     inputs: Annotated[list[str], Field(min_length=1)]
     """Files, or folders whose images, arrays and scans are all meant."""
     out: str

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import cv2
 import numpy as np
@@ -44,12 +43,8 @@ ClassificationTransform = Callable[[Photo, np.random.Generator], torch.Tensor]
 
 
 def resize_image(image: Pixels, size: Size) -> Pixels:
-    """(H, W[, C]) to (*size[, C]): area average when it shrinks, bilinear when it grows."""
-    height, width = size
-    if image.shape[:2] == size:
-        return image
-    shrinks = image.shape[0] * image.shape[1] > height * width
-    resized: Any = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    """(H, W[, C]) to (*size[, C]), see `images.files.resize`."""
+    resized: Pixels = image_files.resize(image, size)
     return resized
 
 

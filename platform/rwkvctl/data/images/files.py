@@ -221,6 +221,16 @@ def perceptual_hash(data: bytes) -> str:
         return str(imagehash.phash(image))
 
 
+def resize(image: NDArray[Any], size: Size) -> NDArray[Any]:
+    """(H, W[, C]) to (*size[, C]): area average when it shrinks, bilinear when it grows."""
+    height, width = size
+    if image.shape[:2] == size:
+        return image
+    shrinks = image.shape[0] * image.shape[1] > height * width
+    resized: Any = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    return resized
+
+
 def resize_nearest(ids: NDArray[Any], height: int, width: int) -> NDArray[Any]:
     """A mask (H, W) at another size, no new values."""
     # Not INTER_NEAREST, which samples the corner of a pixel and so shifts masks against images by half of one.

@@ -1,0 +1,99 @@
+"""What an exported file with its processing takes and gives, for people and programs that have nothing of ours."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from rwkvctl.data.feed.model_input import IMAGENET_MEAN, IMAGENET_STD
+from rwkvctl.data.images import grid
+from rwkvctl.models.bundle import BundleInfo
+from rwkvctl.models.onnx_model import INFO
+
+CONTRACT = "rwkvctl.expects"
+
+RESIZING = (
+    "to network_size as OpenCV does: INTER_AREA where the area shrinks, else INTER_LINEAR; the logits back to the "
+    "image's size bilinearly (centres on centres), then the largest one"
+)
+
+
+def contract(info: BundleInfo, form: str) -> dict[str, Any]:
+    """The content of `NAME.json`, which the file's metadata has too."""
+    size = info.image_size
+    logits = 1 if len(info.classes) <= 2 else len(info.classes)
+    return {
+        "schema": "rwkv-exported/1",
+        "format": form,
+        "inputs": inputs(info, form),
+        "outputs": {
+            "ids": {"dtype": "uint8", "shape": ["N", "H", "W"], "values": "class ids, at the input's own size"},
+            "logits": {
+                "dtype": "float32",
+                "shape": ["N", logits, *((size, size) if isinstance(size, int) else size)],
+                "values": "at the network's size, before the softmax"
+                if logits > 1
+                else "at the network's size; above 0 is the foreground",
+            },
+        },
+        "classes": dict(enumerate(info.classes)),
+        "network_size": [size, size] if isinstance(size, int) else list(size),
+        "resize": RESIZING,
+        "normalisation": {"divide_by": 255, "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+        if info.image_kind == "rgb8"
+        else None,
+        "intensity": info.intensity,
+        "orientation": orientation(info),
+        "spacing": "not resampled: slices as they are stored, whatever their spacing",
+        "dataset": info.dataset,
+        "network": info.model,
+        "weights_sha256": info.weights_sha256,
+    }
+
+
+def inputs(info: BundleInfo, form: str) -> dict[str, Any]:
+    """Every input by its name."""
+    if info.image_kind == "rgb8":
+        return {
+            "image": {
+                "dtype": "uint8",
+                "shape": ["N", "H", "W", 3],
+                "axes": "images of one size, rows from the top, columns from the left, colours R, G, B",
+                "values": "0 to 255, as an image is shown (its EXIF rotation applied); nothing else is done to them",
+            }
+        }
+    return {
+        "image": {
+            "dtype": "float32",
+            "shape": ["N", "H", "W"],
+            "axes": "slices, rows, columns, see orientation; a whole volume, or parts of it with its window",
+            "values": "as the scanner gave them (HU of a CT), finite" if info.intensity else "in [0, 1]",
+        },
+        "window": {
+            "dtype": "float32",
+            "shape": [2],
+            "optional": form == "onnx",
+            "default": "NaN, NaN: the rule `intensity`, of the slices that are given",
+            "values": "the two numbers that become 0 and 1; [0, 1] where values are scaled already",
+        },
+    }
+
+
+def orientation(info: BundleInfo) -> dict[str, Any] | None:
+    """How a scan's axes are to be laid."""
+    if info.orientation is None or not grid.is_orientation(info.orientation):
+        return None
+    return {
+        "name": info.orientation,
+        "axes": grid.axes_of(info.orientation),
+        "meaning": "where slices, rows and columns lead: R(ight) or L(eft), A(nterior) or P(osterior), S(uperior) or "
+        "I(nferior), of the patient",
+    }
+
+
+def metadata(info: BundleInfo, form: str) -> dict[str, str]:
+    """What is written into the file; values are JSON."""
+    return {
+        CONTRACT: json.dumps(contract(info, form), sort_keys=True),
+        INFO: json.dumps(info.model_dump(mode="json", by_alias=True), sort_keys=True),
+    }

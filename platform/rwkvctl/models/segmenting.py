@@ -1,0 +1,112 @@
+"""What every way to make masks has in common, whichever library runs the network. Needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rwkvctl.base.errors import UserError
+from rwkvctl.models.bundle import BundleInfo
+
+Views = Literal["none", "flips", "rotations"]
+TOLD_APART = ("classes", "image_kind", "channels", "intensity", "orientation")
+"""What must be the same for models that are asked the same question."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a mask is made of logits."""
+
+    tta: Views = "none"
+    """Test-time augmentation: the mean over the four flips, or over the four rotations by 90 degrees."""
+    thresholds: Mapping[int, float] | None = None
+    """By class id: below this probability a pixel is not of the class, but of the next most probable that may be."""
+    probabilities: bool = False
+    """Hand them back, too."""
+    largest_component: bool = False
+    """Of every class keep its largest connected part alone."""
+    fill_holes: bool = False
+    """Fill what a class encloses wholly, where it is background."""
+
+
+class Segmented(NamedTuple):
+    """A mask, uint8 of the image's shape, and probabilities, float16 (classes, *shape), where they were asked for."""
+
+    mask: NDArray[np.uint8]
+    probabilities: NDArray[np.float16] | None = None
+
+
+class Volume(Protocol):
+    """An array, or what makes its slices when they are asked for."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+
+    @property
+    def ndim(self) -> int: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, which: Any, /) -> NDArray[Any]: ...
+
+
+def not_seen(slices: int) -> None:
+    """Nobody counts the slices."""
+
+
+def float16_in_memory(shape: tuple[int, ...]) -> NDArray[np.float16]:
+    return np.empty(shape, np.float16)
+
+
+class MakesMasks(Protocol):
+    """`ensemble.Segmenter` and `onnx_segmenter.OnnxSegmenter`."""
+
+    info: BundleInfo
+
+    def segment(
+        self,
+        image: Volume,
+        *,
+        seen: Callable[[int], None] = not_seen,
+        kept: Callable[[tuple[int, ...]], NDArray[np.float16]] = float16_in_memory,
+    ) -> Segmented:
+        """Of uint8 (H, W, 3), or float32 (H, W) or (D, H, W) in [0, 1].
+
+        seen: is told how many slices were segmented, each time.
+        kept: makes the array that is filled with the probabilities (classes, D, H, W), in memory or elsewhere.
+        """
+
+
+def check_values(images: NDArray[Any]) -> None:
+    if images.dtype != np.uint8 and not np.isfinite(images).all():
+        raise UserError("image holds NaN or infinite values: replace them before segmenting it")
+
+
+def number_of_classes(info: BundleInfo) -> int:
+    """With the background; a network with one logit tells two apart."""
+    return max(2, len(info.classes))
+
+
+def check_alike(infos: Sequence[BundleInfo]) -> None:
+    first = infos[0]
+    for other in infos[1:]:
+        for name in TOLD_APART:
+            ours, theirs = getattr(first, name), getattr(other, name)
+            if ours != theirs:
+                raise UserError(
+                    f"these models are no ensemble: {name} is {ours} of the first and {theirs} of another; "
+                    "predict with each into a folder of its own"
+                )
+
+
+def check_square(infos: Sequence[BundleInfo]) -> None:
+    for info in infos:
+        if isinstance(info.image_size, tuple) and len(set(info.image_size)) > 1:
+            raise UserError(f"--tta rotations: the model takes images of {info.image_size}, not square ones; use flips")
