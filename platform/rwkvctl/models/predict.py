@@ -15,7 +15,7 @@ from PIL import Image
 
 from rwkvctl.base.errors import JobFailedError, UserError
 from rwkvctl.base.files import atomic_open, write_bytes
-from rwkvctl.data.images import deep
+from rwkvctl.data.images import deep, tiff_stack
 from rwkvctl.models.bundle import BundleInfo
 from rwkvctl.models.predict_form import Form
 from rwkvctl.models.predict_inputs import input_files, read_input
@@ -63,6 +63,15 @@ class Opened(NamedTuple):
     """What is segmented on its own: one image or volume, or each volume of a 4-D scan."""
     note: str
     scan: OpenScan | None
+    calibration: dict[int, Any] | None = None
+    """Of a TIFF of several pages, which its mask becomes too."""
+
+    @property
+    def write(self) -> Callable[[Path, NDArray[np.uint8]], object]:
+        """Writes the mask."""
+        if self.scan is not None:
+            return self.scan.write
+        return write_mask if self.calibration is None else partial(tiff_stack.write, self.calibration)
 
     @property
     def bytes(self) -> int:
@@ -142,7 +151,8 @@ def read(info: BundleInfo, path: Path, target: Path, window: deep.Range | None =
         scan = open_scan(path, info, form)
         return Opened(path, target, scan.volumes, scan.note, scan)
     given = read_input(path, info, window)
-    return Opened(path, target, [given.values], given.note, None)
+    volumes = list(given.values) if given.values.ndim == 4 else [given.values]
+    return Opened(path, target, volumes, given.note, None, given.calibration)
 
 
 def segment(
@@ -156,13 +166,17 @@ def segment(
     with one_line(opened.path):
         found = [segmenter.segment(each, seen=seen, kept=kept) for each in opened.volumes]
     picture = preview_png(*most_of(opened.volumes[0], found[0].mask)) if preview else None
-    ids, likely, ml = found[0].mask, found[0].probabilities, None
+    masks = [each.mask for each in found]
+    every = [each.probabilities for each in found if each.probabilities is not None]
+    likely: NDArray[np.float16] | None
     if (scan := opened.scan) is not None:
-        ids = scan.joined([each.mask for each in found], partial(np.empty, dtype=np.uint8))
-        every = [each.probabilities for each in found if each.probabilities is not None]
-        likely, ml = scan.joined(every, kept) if every else None, scan.voxel_ml
+        ids, ml = scan.joined(masks, partial(np.empty, dtype=np.uint8)), scan.voxel_ml
+        likely = scan.joined(every, kept) if every else None
+    else:
+        ids, ml = (np.stack(masks) if len(masks) > 1 else masks[0]), None
+        likely = None if not every else np.stack(every, axis=1) if len(every) > 1 else every[0]
     written = Written(opened.path, opened.target, ids, ml, opened.note)
-    return Masked(written, scan.write if scan else write_mask, likely, picture)
+    return Masked(written, opened.write, likely, picture)
 
 
 def most_of(values: Volume, mask: NDArray[np.uint8]) -> tuple[NDArray[Any], NDArray[np.uint8]]:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from rwkvctl.base.errors import UserError
 from rwkvctl.data.convert.sources import natural_key
-from rwkvctl.data.images import deep, intensity, itk
+from rwkvctl.data.images import deep, intensity, itk, tiff_stack
 from rwkvctl.data.images import files as image_files
 from rwkvctl.models.bundle import BundleInfo
 from rwkvctl.models.predict_scans import is_scan
@@ -39,7 +39,10 @@ class Given(NamedTuple):
     """uint8 (H, W, 3), or float32 (H, W) or (D, H, W) in [0, 1]; and what a person should know of how it was read."""
 
     values: Values
+    """Of a TIFF of several pages in colour uint8 (N, H, W, 3)."""
     note: str = ""
+    calibration: dict[int, Any] | None = None
+    """Of a TIFF of several pages, see `tiff_stack`."""
 
 
 # Which files --------------------------------------------------------------------------------------------------------
@@ -102,7 +105,8 @@ def read_input(path: Path, info: BundleInfo, window: deep.Range | None = None) -
         data = path.read_bytes()
         if path.suffix.lower() in ARRAYS and not data.startswith((_NPY, _HDF5)):
             raise UserError(f"cannot be read (not {'an .npy' if path.suffix.lower() == '.npy' else 'an HDF5'} file)")
-        return decode(data, info, window)
+        several = image_files.sniff(data) == "tif" and tiff_stack.page_count(path) > 1
+        return _from_stack(data, info, window) if several else decode(data, info, window)
     except OSError as error:
         raise UserError(f"input {path}: cannot be read ({error.strerror})") from None
     except UserError as error:
@@ -116,13 +120,15 @@ def decode(data: bytes, info: BundleInfo, window: deep.Range | None = None) -> G
     try:
         return _from_picture(data, info, window)
     except image_files.NoRange as error:
-        raise UserError(
-            f"{error}: the model was trained on 8-bit images; convert it as they were, or give predict --range LOW,HIGH"
-        ) from None
+        raise UserError(no_range(str(error))) from None
     except UserError:
         raise
     except ValueError as error:
         raise UserError(f"{error}; give a JPEG, PNG, TIFF or BMP file") from None
+
+
+def no_range(error: str) -> str:
+    return f"{error}: the model was trained on 8-bit images; convert it as they were, or give predict --range LOW,HIGH"
 
 
 def _from_picture(data: bytes, info: BundleInfo, window: deep.Range | None) -> Given:
@@ -136,6 +142,28 @@ def _from_picture(data: bytes, info: BundleInfo, window: deep.Range | None) -> G
     if info.image_kind == "float":
         return Given(_luma(pixels).astype(np.float32) / 255, _note(checked))
     return Given(pixels, _note(checked))
+
+
+def _from_stack(data: bytes, info: BundleInfo, window: deep.Range | None) -> Given:
+    """A TIFF of several pages: a volume, or for a model of colour images a stack of them."""
+    try:
+        stack = tiff_stack.read(data)
+    except ValueError as error:
+        raise UserError(f"{error}") from None
+    pages, note = stack.pages, f"{len(stack.pages)} pages, each a slice"
+    if info.image_kind == "float" and stack.is_deep:
+        pages = _unit(pages.astype(np.float32), info, window, is_array=False)
+    elif info.image_kind == "float":
+        pages = np.stack([_luma(page).astype(np.float32) / 255 for page in pages])
+    else:
+        if stack.is_deep:
+            own = deep.extent(pages)
+            window = window or _rule(info) or _evident(pages)
+            if window is None:
+                raise UserError(no_range(f"has values {deep.range_text(own.low, own.high)}"))
+            pages = np.stack([deep.to_8bit(page, *window) for page in pages])
+        pages = pages if pages.ndim == 4 else np.repeat(pages[..., None], 3, axis=3)
+    return Given(pages, note, stack.calibration)
 
 
 def _note(checked: image_files.Checked) -> str:

@@ -274,10 +274,16 @@ def _pages(image: Image.Image) -> int:
     count = int(getattr(image, "n_frames", 1)) if image.format in ("TIFF", "GIF", "PNG") else 1
     if count == 1 or image.format != "TIFF":
         return count
-    own = 0
-    for page in range(count):
+    return len(own_pages(image))
+
+
+def own_pages(image: Image.Image) -> list[int]:
+    """The numbers of a TIFF's pages that are pictures of their own."""
+    own = []
+    for page in range(int(getattr(image, "n_frames", 1))):
         image.seek(page)
-        own += not int(image.tag_v2.get(_SUBFILE, 0)) & _REDUCED_OR_MASK  # type: ignore[attr-defined]
+        if not int(image.tag_v2.get(_SUBFILE, 0)) & _REDUCED_OR_MASK:  # type: ignore[attr-defined]
+            own.append(page)
     image.seek(0)
     return own
 
