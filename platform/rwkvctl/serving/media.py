@@ -18,8 +18,6 @@ OF_PICTURES = (PNG, JSON, SLICES)
 OF_SCANS = (GZIP, NIFTI, JSON, SLICES)
 OF_SERIES = (GZIP, NIFTI, DICOM, JSON, SLICES)
 OFFERED = tuple(dict.fromkeys((*OF_PICTURES, *OF_SERIES)))
-
-
 ANY = "*/*"
 """Whatever form `rwkvctl predict` would give."""
 
@@ -47,13 +45,18 @@ def is_meant(kind: str, name: str) -> bool:
     return name == kind or name == f"{kind.partition('/')[0]}/*"
 
 
+def possible(kind: Kind) -> tuple[str, ...]:
+    """What an upload of a kind can be answered with; the first is the default."""
+    return {"picture": OF_PICTURES, "dicom": OF_SERIES}.get(kind, OF_SCANS)
+
+
 def chosen(wishes: list[str], kind: Kind) -> str:
     """What an upload of a kind is answered with; Refused, with 406, where nothing that is wanted can be."""
-    possible = {"picture": OF_PICTURES, "dicom": OF_SERIES}.get(kind, OF_SCANS)
+    forms = possible(kind)
     for wish in wishes:
         if wish == ANY:
-            return NIFTI if kind == ".nii" else possible[0]
-        if wish in possible:
+            return NIFTI if kind == ".nii" else forms[0]
+        if wish in forms:
             return wish
     what = {"picture": "an image", "dicom": "a DICOM series"}.get(kind, "a scan that is no DICOM series")
-    raise Refused(406, f"Accept: {what} is answered with one of {', '.join(possible)}")
+    raise Refused(406, f"Accept: {what} is answered with one of {', '.join(forms)}")

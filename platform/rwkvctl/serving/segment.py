@@ -17,6 +17,7 @@ from rwkvctl.models.ensemble import Segmenter
 from rwkvctl.models.predict_form import Form, maker
 from rwkvctl.models.predict_inputs import decode
 from rwkvctl.models.predict_record import content as in_mask
+from rwkvctl.pictures.palette import palette
 from rwkvctl.serving import contents, media, slices
 from rwkvctl.serving.refusals import Late, Refused, without_paths
 from rwkvctl.serving.room import Room
@@ -55,7 +56,7 @@ def answer(
         check()
         try:
             opened = read(segmenter, reference, data, found.kind, wish, folder, limits)
-            return Answer(wish, made(segmenter, opened, wish), "scan" if opened.scan else "picture")
+            return Answer(wish, made(segmenter, opened, found.kind, wish), "scan" if opened.scan else "picture")
         except Refused:
             raise
         except (UserError, BadFile) as error:
@@ -84,7 +85,7 @@ def read(
     return predict.read(segmenter.info, series, target, form=form)
 
 
-def made(segmenter: Segmenter, opened: predict.Opened, wish: str) -> bytes:
+def made(segmenter: Segmenter, opened: predict.Opened, kind: contents.Kind, wish: str) -> bytes:
     """The mask of an upload in the form that is wanted."""
     started = time.monotonic()
     masked = predict.segment(segmenter, opened)
@@ -93,6 +94,8 @@ def made(segmenter: Segmenter, opened: predict.Opened, wish: str) -> bytes:
     about = described(segmenter, masked.written) | {"seconds": round(time.monotonic() - started, 3)}
     if wish == media.JSON:
         return json.dumps(about).encode() + b"\n"
+    colours = palette()[: len(segmenter.info.classes)].tolist()
+    about |= {"colours": colours, "forms": media.possible(kind)}
     ids = masked.written.ids
     if opened.scan is not None:
         ids = opened.scan.in_model_axes(ids if ids.ndim == 3 else ids[..., 0])  # a page shows the first volume

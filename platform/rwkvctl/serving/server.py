@@ -127,5 +127,4 @@ async def tell_when_ready(
         await asyncio.sleep(0.05)
     host, port = listening.getsockname()[:2]
     place = f"[{host}]" if ":" in host else host
-    about = front.about
-    say(f"serving {about['reference']}, version {about['version']}, at http://{place}:{port} (Ctrl-C ends it)")
+    say(f"serving {front.spec.model}, version {front.about['version']}, at http://{place}:{port} (Ctrl-C ends it)")

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from rwkvctl.base.errors import JobFailedError, UserError
+from rwkvctl.base.uris import mask
 from rwkvctl.models import bundle
 from rwkvctl.models.ensemble import Member, Segmenter
 from rwkvctl.registry.references import find_model_folder
 from rwkvctl.serving.batching import Batched
+from rwkvctl.serving.refusals import PATH
 
 FOLLOWED = re.compile(r"models:/[^/@]+(@[^/@]+|/latest)")
 """References that can come to mean another version."""
@@ -40,7 +42,7 @@ class Served:
         """What `/model` says of it."""
         info = self.segmenter.info
         return {
-            "reference": self.reference,
+            "reference": shown(self.reference),
             "version": self.version,
             "weights_sha256": info.weights_sha256,
             "model": info.model.get("name", ""),
@@ -54,6 +56,11 @@ class Served:
             },
             "dataset": info.dataset,
         }
+
+
+def shown(reference: str) -> str:
+    """How a model is called in answers: of a path its last name alone, because answers leave this machine."""
+    return reference if reference.startswith("models:/") else Path(reference).name
 
 
 def pinned(reference: str, tracking_uri: str) -> str:
@@ -96,7 +103,7 @@ class Follower:
                 self.served, self._exact = self._load(exact), exact
             self.problem = ""
         except (UserError, JobFailedError) as error:
-            self.problem = " ".join(str(error).split())
+            self.problem = PATH.sub("...", mask(" ".join(str(error).split())))
         except Exception as error:  # a server must outlive whatever its registry does
             traceback.print_exc()
             self.problem = f"{type(error).__name__} at the registry"

@@ -121,22 +121,27 @@ def test_the_volumes_of_a_scan(scans: Served, nifti: Path, tmp_path: Path):
     assert about["shape"] == [20, 26, 11]
 
 
-def test_dicom_nrrd_and_mha_are_answered_on_their_grid(scans: Served, ct_model: Path, tmp_path: Path):
-    series = write_ct(tmp_path / "series", np.random.default_rng(1).integers(-200, 300, (24, 32, 6)))
-    image = itk.read_series(series, itk.read(series).files)
-    for name in ("ct.nrrd", "ct.mha"):
-        sitk.WriteImage(image, str(tmp_path / name))
+def packed_series(series: Path) -> bytes:
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("study/README.txt", "not a slice")
         for file in sorted(series.iterdir()):
             archive.write(file, f"study/series 1/{file.name}")
+    return packed.getvalue()
+
+
+def test_dicom_nrrd_and_mha_are_answered_on_their_grid(scans: Served, ct_model: Path, tmp_path: Path):
+    series = write_ct(tmp_path / "series", np.random.default_rng(1).integers(-200, 300, (24, 32, 6)))
+    image = itk.read_series(series, itk.read(series).files)
+    for name in ("ct.nrrd", "ct.mha"):
+        sitk.WriteImage(image, str(tmp_path / name))
+    packed = packed_series(series)
     expected = predicted(ct_model, series, tmp_path / "masks")
-    reply = scans.post(("series.zip", packed.getvalue()))
+    reply = scans.post(("series.zip", packed))
     assert (reply.status, reply.headers["content-type"]) == (200, "application/gzip"), reply
     assert gzip.decompress(reply.body) == gzip.decompress(expected)
     found = sitk.ReadImage(str(written(tmp_path / "series.nii.gz", reply.body)))
-    reply = scans.post(("series.zip", packed.getvalue()), accept="application/dicom")
+    reply = scans.post(("series.zip", packed), accept="application/dicom")
     assert (reply.status, reply.headers["content-type"]) == (200, "application/dicom"), reply
     segments = highdicom.seg.segread(io.BytesIO(reply.body))
     assert [segment.SegmentLabel for segment in segments.SegmentSequence] == ["liver", "tumour"]
