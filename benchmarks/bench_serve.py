@@ -2,9 +2,9 @@
 
     python benchmarks/bench_serve.py --clients 8 --requests 160
 
-Starts `rwkvctl serve` twice with the same model of random weights (`--set batch=8`, `--set batch=1`), on free ports, and
-asks them in turn, round by round, so that whatever else the machine does meets all sides alike. Every answer is compared
-with the first one: a mask that differs is an error. Ends after --requests of each side or --seconds.
+Starts `rwkvctl serve` twice with the same model of random weights (`--set batch=8`, `--set batch=1`), on free ports,
+and asks them in turn, round by round, so that whatever else the machine does meets all sides alike. Every answer is
+compared with the first one: a mask that differs is an error. Ends after --requests of each side or --seconds.
 """
 
 from __future__ import annotations
