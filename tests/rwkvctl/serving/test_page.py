@@ -48,7 +48,7 @@ def test_an_image_and_its_mask(colour_model: Path, tmp_path: Path):
         page.until("!document.querySelector('#key').hidden")
         drop(page, "image.png", upload)
         page.until("document.querySelector('#said').className === 'bad'")
-        assert text(page, "#said").startswith("give the token of this server")
+        assert text(page, "#said").startswith("image.png: give the token of this server")
         page.click("#token")
         page.write(TOKEN)
         page.click("#key button")
@@ -84,7 +84,7 @@ def test_a_series_is_scrolled_and_a_bad_file_is_told(ct_model: Path, tmp_path: P
         page.open(f"http://127.0.0.1:{server.port}/")
         drop(page, "notes.txt", b"<b>not an image</b>")
         page.until("document.querySelector('#said').className === 'bad'")
-        assert text(page, "#said").startswith("is of no known kind")
+        assert text(page, "#said").startswith("notes.txt: is of no known kind")
         drop(page, "series.zip", series)
         page.until("!document.querySelector('#result').hidden")
         assert text(page, "#unit") == "ml"
