@@ -15,7 +15,7 @@ import torch
 from rwkv_jobs.gallery import Gallery
 from rwkv_jobs.launch import launch
 from rwkv_jobs.recorder import Recorder
-from rwkv_jobs.scoring import Scores, count_accuracy, score_cases, write_cases
+from rwkv_jobs.scoring import Probabilities, Scores, count_accuracy, score_cases, write_cases
 from rwkv_jobs.worker import worker
 from rwkv_unet import fuse_for_inference
 from rwkvctl.base.errors import UserError
@@ -177,6 +177,7 @@ def score(spec: EvaluateSpec, run_dir: Path) -> None:
                 gallery=gallery,
                 precision=precision,
                 choices=choices_of(spec, manifest),
+                probabilities=Probabilities(info.temperature),
             )
             summary = scores.summary
             if me.is_main:
@@ -228,6 +229,7 @@ def page_of(
         cases=scores.cases,
         choices=scores.choices,
         groups=scores.groups,
+        sureness=scores.sureness,
         worst=gallery.worst,
         median=gallery.median,
         volume=gallery.stack,

@@ -35,7 +35,7 @@ from rwkv_jobs.meter import Meter
 from rwkv_jobs.model_summary import describe, model_info
 from rwkv_jobs.profiler import Profiler
 from rwkv_jobs.recorder import Recorder
-from rwkv_jobs.scoring import CaseScorer, has_foreground, score_cases, write_cases
+from rwkv_jobs.scoring import CaseScorer, Probabilities, has_foreground, score_cases, write_cases
 from rwkv_jobs.stepper import LossOf, Stepper, Total
 from rwkv_jobs.stopping import Stopping
 from rwkv_jobs.worker import Worker, autocast, named_if_not_deterministic, set_arithmetic, worker
@@ -48,6 +48,7 @@ from rwkvctl.data.store.manifest import Manifest
 from rwkvctl.launch import preflight
 from rwkvctl.models import build as networks
 from rwkvctl.models import bundle
+from rwkvctl.models.calibrate import calibrated
 from rwkvctl.registry import encoder_weights, references
 from rwkvctl.registry.cases import TABLE
 from rwkvctl.registry.release import SUMMARY
@@ -251,7 +252,15 @@ def finish(
     scores = None
     if spec.train.validate_every:
         scores = score_cases(
-            model, manifest, spec.data, "val", me, hd95=True, gallery=gallery, precision=spec.train.precision
+            model,
+            manifest,
+            spec.data,
+            "val",
+            me,
+            hd95=True,
+            gallery=gallery,
+            precision=spec.train.precision,
+            probabilities=Probabilities(fit=True),
         )
     if not me.is_main:
         return
@@ -268,6 +277,8 @@ def finish(
     if source := encoder_weights.source_of(run_dir):
         extra["encoder"] = source
     info = model_info(spec, manifest, description, extra)
+    if scores is not None and scores.calibration is not None:
+        info = info.model_copy(update={"calibration": calibrated(scores.calibration, manifest, split)})
     bundle.save(run_dir / "model", model.state_dict(), info)
     write_json(run_dir / SUMMARY, summary)
     recorder.artifact(run_dir / SUMMARY, "")

@@ -6,9 +6,10 @@ import csv
 import io
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,20 +17,23 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rwkv_jobs.case_scores import Predicted, Scorers, Scoring
+from rwkv_jobs.confidence import Confidence
 from rwkv_jobs.gallery import Gallery, KeptMasks
 from rwkv_jobs.worker import Worker, autocast
 from rwkvctl.base.errors import JobFailedError
 from rwkvctl.base.files import write_bytes
 from rwkvctl.base.processes import available_cpus
 from rwkvctl.config.specs.parts import DataSpec
-from rwkvctl.data.feed.cases import SliceLoader, case_reader
+from rwkvctl.data.feed.cases import Place, SliceLoader, case_reader
 from rwkvctl.data.feed.loaders import ClassificationEvalLoader
 from rwkvctl.data.feed.model_input import to_input
 from rwkvctl.data.store.manifest import Manifest
 from rwkvctl.data.store.reader import Reader, reader_for
 from rwkvctl.launch.heartbeat import mark
+from rwkvctl.models.certainty import Sureness, ranks, spearman
 from rwkvctl.models.inference import masks_of
 from rwkvctl.training import metrics
+from rwkvctl.training.calibration import Calibration
 from rwkvctl.training.intervals import reliability
 from rwkvctl.training.metrics import USUAL, Choices
 
@@ -44,6 +48,9 @@ class Scores:
     choices: metrics.Choices = metrics.USUAL
     groups: dict[str, str | None] = field(default_factory=dict)
     """Of each case its patient, sequence or video, if the data set says."""
+    sureness: dict[str, Sureness] = field(default_factory=dict)
+    """Of each case how sure the model is of it; empty where probabilities were not looked at."""
+    calibration: Calibration | None = None
 
     def mean(self, name: str) -> float:
         """The mean over classes of one measure, for example `dsc_strict`; 0 when nothing could be counted."""
@@ -53,6 +60,13 @@ class Scores:
     def metrics(self, prefix: str) -> dict[str, float]:
         """Flat names for tracking."""
         return metrics.flat_metrics(self.summary, prefix)
+
+
+class Probabilities(NamedTuple):
+    """How the probabilities of a model are looked at: divided by its temperature; whether another is looked for."""
+
+    temperature: float = 1.0
+    fit: bool = False
 
 
 class CaseScorer:
@@ -76,23 +90,37 @@ class CaseScorer:
         batch = SLICES[me.device.type]
         self.slices = SliceLoader(self.reader, image_size=data.image_size, batch=batch, workers=processes)
 
-    def score(self, model: nn.Module, *, gallery: Gallery | None = None, precision: str = "fp32") -> Scores:
-        """The network runs under autocast of `precision`; the gallery gets the cases that it chooses of all.."""
+    def score(
+        self,
+        model: nn.Module,
+        *,
+        gallery: Gallery | None = None,
+        precision: str = "fp32",
+        probabilities: Probabilities | None = None,
+    ) -> Scores:
+        """The network runs under autocast of `precision`; the gallery gets the cases that it chooses of all; with
+        `probabilities` the scores tell how far the model's can be believed."""
         if gallery is None:
-            return self._score(model, precision, None)
+            return self._score(model, precision, None, probabilities)
         with closing(KeptMasks()) as kept:
-            scores = self._score(model, precision, kept)
+            scores = self._score(model, precision, kept, probabilities)
             gallery.see(scores.cases, self.me.gather(gallery.look(scores.cases, self.reader, kept)))
         if self.me.is_main:
             gallery.write(scores.cases, scores.classes)
         return scores
 
-    def _score(self, model: nn.Module, precision: str, kept: KeptMasks | None) -> Scores:
+    def _score(
+        self, model: nn.Module, precision: str, kept: KeptMasks | None, probabilities: Probabilities | None
+    ) -> Scores:
         self.me.share_buffers(model)
         model.eval()
         own: dict[str, tuple[list[metrics.ClassScore], str | None]] = {}
+        confidence = None
+        if probabilities is not None:
+            ignored = self.manifest.ignore_index
+            confidence = Confidence(self.reader, probabilities.temperature, fit=probabilities.fit, ignore_index=ignored)
         with lost_loaders():
-            predicted = predict_cases(model, self.slices, self.me, precision)
+            predicted = predict_cases(model, self.slices, self.me, precision, confidence)
             for case in self.scorers.each(predicted if kept is None else kept.keeping(predicted)):
                 own[case.key] = case.scores, case.group
                 mark("evaluation")
@@ -106,7 +134,18 @@ class CaseScorer:
         summary = metrics.summarise(cases, classes, self.choices)
         if self.hd95:  # else a validation among many
             summary |= reliability(cases, classes, self.choices, groups)
-        return Scores(cases, classes, summary, self.choices, groups)
+        scores = Scores(cases, classes, summary, self.choices, groups)
+        return scores if confidence is None else self.with_confidence(scores, confidence)
+
+    def with_confidence(self, scores: Scores, confidence: Confidence) -> Scores:
+        """With what all workers have seen of the probabilities."""
+        [(calibration, sureness), *others] = self.me.gather((confidence.calibration, confidence.cases()))
+        for theirs, of_theirs in others:
+            calibration.merge(theirs)
+            sureness |= of_theirs
+        sureness = {key: sureness[key] for key in self.ids}
+        found = {"calibration": calibration.as_fields(), "review": review(scores.cases, sureness)}
+        return replace(scores, summary=scores.summary | found, sureness=sureness, calibration=calibration)
 
     def close(self) -> None:
         """End all processes."""
@@ -125,10 +164,11 @@ def score_cases(
     gallery: Gallery | None = None,
     precision: str = "fp32",
     choices: Choices = USUAL,
+    probabilities: Probabilities | None = None,
 ) -> Scores:
     """Score a part once, as `CaseScorer`."""
     with closing(CaseScorer(manifest, data, part, me, hd95=hd95, choices=choices)) as scorer:
-        return scorer.score(model, gallery=gallery, precision=precision)
+        return scorer.score(model, gallery=gallery, precision=precision, probabilities=probabilities)
 
 
 SLICES = {"cuda": 16, "cpu": 2}
@@ -155,13 +195,17 @@ def lost_loaders() -> Iterator[None]:
         raise JobFailedError("a process that loads cases ended early, perhaps for want of memory") from None
 
 
-def predict_cases(model: nn.Module, slices: SliceLoader, me: Worker, precision: str) -> Iterator[Predicted]:
+def predict_cases(
+    model: nn.Module, slices: SliceLoader, me: Worker, precision: str, confidence: Confidence | None = None
+) -> Iterator[Predicted]:
     """The row of every case and its mask at its native size, (H, W) of an image and (D, H, W) of a volume."""
     volume: NDArray[np.uint8] | None = None
     for images, places in slices:
         mark("evaluation")
+        natives = [(place.height, place.width) for place in places]
+        watch = None if confidence is None else partial(look, confidence, places)
         with autocast(precision, me.device):
-            masks = masks_of(model, images, [(place.height, place.width) for place in places], me.device)
+            masks = masks_of(model, images, natives, me.device, watch)
         for place, mask in zip(places, masks, strict=True):
             if place.depth == 0:
                 yield place.row, mask
@@ -172,6 +216,12 @@ def predict_cases(model: nn.Module, slices: SliceLoader, me: Worker, precision: 
             volume[place.z] = mask
             if place.last:
                 yield place.row, volume
+
+
+def look(confidence: Confidence, places: list[Place], first: int, logits: Tensor, masks: Tensor) -> None:
+    """Show logits and masks of some of a batch's slices, outside autocast."""
+    with torch.autocast(logits.device.type, enabled=False):
+        confidence.see(places[first : first + len(logits)], logits, masks)
 
 
 def has_foreground(manifest: Manifest, data: DataSpec, part: str, me: Worker) -> bool:
@@ -229,8 +279,40 @@ def count_hits(logits: Tensor, targets: Tensor) -> Tensor:
 def write_cases(folder: Path, scores: Scores) -> None:
     """`cases.csv`: a row for every case and class. Their means are in the run's `summary.json`."""
     rows = metrics.case_rows(scores.cases, scores.classes, scores.choices)
+    if scores.sureness:
+        rows = [row | extra for row, extra in zip(rows, sureness_columns(scores), strict=True)]
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write_bytes(folder / "cases.csv", text.getvalue().encode())
+
+
+def sureness_columns(scores: Scores) -> Iterator[dict[str, Any]]:
+    """Of every case and class, in the order of the table: the predicted DSC of the class, and of the case the entropy
+    and its place among those to look at, 1 the first."""
+    places = ranks(scores.sureness)
+    for key, of_classes in scores.cases.items():
+        found = scores.sureness[key]
+        for score in of_classes:
+            predicted = found.predicted_dsc[score.class_id - 1]
+            yield {"predicted_dsc": predicted, "entropy": found.entropy, "review_rank": places[key]}
+
+
+def review(cases: dict[str, list[metrics.ClassScore]], sureness: dict[str, Sureness]) -> dict[str, Any]:
+    """How well what the model thinks of its masks ranks the cases: Spearman's correlation with their true mean DSC, of
+    the predicted DSC and of entropies (less is better), and the mean error of the predicted DSC."""
+    known = {
+        key: [score.strict_dsc for score in scores if score.strict_dsc is not None] for key, scores in cases.items()
+    }
+    true = {key: sum(found) / len(found) for key, found in known.items() if found}
+    predicted = {key: sureness[key].mean_dsc for key in true}
+    found: dict[str, Any] = {
+        "cases": len(true),
+        "spearman": spearman([*predicted.values()], [*true.values()]),
+        "mean_error": sum(predicted[key] - true[key] for key in true) / len(true) if true else None,
+    }
+    for name in ("entropy", "border_entropy"):
+        both = {key: value for key in true if (value := getattr(sureness[key], name)) is not None}
+        found[f"spearman_{name}"] = spearman([*both.values()], [true[key] for key in both])
+    return found

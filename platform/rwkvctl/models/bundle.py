@@ -11,7 +11,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 from safetensors import SafetensorError
@@ -30,6 +30,23 @@ HUB_WEIGHTS_NAME = "model.safetensors"
 """What the weights are called in the Hugging Face hub's form of a model folder, see `registry.hub_form`."""
 
 Kind = Literal["segmentation", "classifier"]
+
+
+class Calibrated(Spec):
+    """The temperature that a model's logits are divided by to give probabilities, and what it was fitted to, see
+    `training.calibration`."""
+
+    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    dataset: str = ""
+    fingerprint: str = ""
+    split: str = ""
+    part: str = "val"
+    pixels: int = 0
+    """How many it was fitted to."""
+    ece: tuple[float, float] | None = None
+    """Of those pixels, before and after."""
+    likelihood: tuple[float, float] | None = None
+    """The mean negative log-likelihood, before and after."""
 
 
 class BundleInfo(Spec):
@@ -58,7 +75,14 @@ class BundleInfo(Spec):
     """Of the manifest of the data that it was trained on."""
     weights_sha256: str = ""
     """Filled in by `save`."""
+    calibration: Calibrated | None = None
+    """Null for a model whose temperature was never fitted."""
     extra: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def temperature(self) -> float:
+        """What logits are divided by before they become probabilities."""
+        return 1.0 if self.calibration is None else self.calibration.temperature
 
     @model_validator(mode="before")
     @classmethod

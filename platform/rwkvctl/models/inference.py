@@ -101,9 +101,17 @@ def _resized(images: NDArray[Any], image_size: int | tuple[int, int]) -> Tensor:
     return torch.from_numpy(resize_batch(images, size))
 
 
+Watch = Callable[[int, Tensor, Tensor], None]
+"""Is told the place of the first of some images in their batch, their logits (B, C, *native) and their masks."""
+
+
 @torch.inference_mode()
 def masks_of(
-    model: nn.Module, images: Tensor, natives: Sequence[tuple[int, int]], device: str | torch.device
+    model: nn.Module,
+    images: Tensor,
+    natives: Sequence[tuple[int, int]],
+    device: str | torch.device,
+    watch: Watch | None = None,
 ) -> list[Mask]:
     """The masks of a batch, each uint8 (height, width) of its own native size.
 
@@ -120,7 +128,11 @@ def masks_of(
         native = natives[begin]
         same = next((i for i in range(begin, len(natives)) if natives[i] != native), len(natives))
         at_once = max(1, NATIVE_LOGITS // (logits.shape[1] * native[0] * native[1]))
-        masks.extend(_best_class(logits[begin : min(same, begin + at_once)], native).cpu().numpy())
+        resized = at_native_size(logits[begin : min(same, begin + at_once)], native)
+        best = best_class(resized)
+        if watch is not None:
+            watch(begin, resized, best)
+        masks.extend(best.cpu().numpy())
     return masks
 
 
@@ -128,10 +140,15 @@ NATIVE_LOGITS = 2**25
 """Logits that are resized at once: 128 MB, the 9 classes of 14 slices of 512 x 512."""
 
 
-def _best_class(logits: Tensor, native: tuple[int, int]) -> Tensor:
-    """uint8 (B, *native) from logits (B, num_classes, H, W)."""
-    if tuple(logits.shape[-2:]) != native:
-        logits = F.interpolate(logits, size=native, mode="bilinear", align_corners=False)
+def at_native_size(logits: Tensor, native: tuple[int, int]) -> Tensor:
+    """(B, C, *native)."""
+    if tuple(logits.shape[-2:]) == native:
+        return logits
+    return F.interpolate(logits, size=native, mode="bilinear", align_corners=False)
+
+
+def best_class(logits: Tensor) -> Tensor:
+    """uint8 (B, H, W) from logits (B, num_classes, H, W)."""
     best = logits[:, 0] > 0 if logits.shape[1] == 1 else logits.argmax(dim=1)
     return best.to(torch.uint8)
 

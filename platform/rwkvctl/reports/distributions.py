@@ -1,4 +1,5 @@
-"""How scores are distributed, as SVG within a page: a box for each class, a histogram of the cases."""
+"""How scores are distributed, as SVG within a page: a box for each class, a histogram of the cases; what confidence is
+worth, and what the predicted DSC."""
 
 from __future__ import annotations
 
@@ -65,6 +66,68 @@ def histogram(values: Sequence[float]) -> str:
     return svg(height, "Cases by their mean DSC", axis(height) + label + bars)
 
 
+SQUARE = 260
+
+
+def reliability(raw: Mapping[str, Sequence[float | None]], calibrated: Mapping[str, Sequence[float | None]]) -> str:
+    """Share of pixels that is right against their mean confidence, of each bin, before and after the temperature."""
+    series = [(raw, "#999", "temperature 1"), (calibrated, "#4a7ab5", "the model's temperature")]
+    if raw == calibrated:
+        series = series[:1]
+    parts = [square("confidence", "share that is right")]
+    for number, (found, colour, name) in enumerate(series):
+        points = [
+            (confidence, right, pixels)
+            for confidence, right, pixels in zip(found["confidence"], found["right"], found["pixels"], strict=True)
+            if confidence is not None and right is not None
+        ]
+        line = " ".join(f"{sx(confidence)},{sy(right)}" for confidence, right, _ in points)
+        parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        parts += [
+            f'<circle cx="{sx(confidence)}" cy="{sy(right)}" r="4" fill="{colour}"><title>{pixels:,} pixels: '
+            f"confidence {confidence:.3f}, right {right:.3f}</title></circle>"
+            for confidence, right, pixels in points
+        ]
+        parts.append(f'<text x="{sx(0) + 8}" y="{20 + 16 * number}" fill="{colour}">{name}</text>')
+    return svg(SQUARE + 40, "Reliability: share that is right by confidence", "".join(parts), SQUARE + 60)
+
+
+def scatter(points: Sequence[tuple[str, float, float]]) -> str:
+    """A point for each case: (name, predicted DSC, true DSC); of many, every second, third, ..."""
+    kept = points[:: max(1, -(-len(points) // (4 * MOST_POINTS)))]
+    drawn = "".join(
+        f'<circle cx="{sx(predicted)}" cy="{sy(true)}" r="3" fill="#4a7ab5" fill-opacity=".6"><title>{escape(key)}: '
+        f"predicted {predicted:.3f}, true {true:.3f}</title></circle>"
+        for key, predicted, true in kept
+    )
+    return svg(SQUARE + 40, "True DSC by predicted DSC", square("predicted DSC", "true DSC") + drawn, SQUARE + 60)
+
+
+def square(across: str, up: str) -> str:
+    """Axes from 0 to 1, and the diagonal."""
+    ticks = [tick / 5 for tick in range(6)]
+    lines = "".join(
+        f'<line x1="{sx(t)}" x2="{sx(t)}" y1="{sy(0)}" y2="{sy(1)}" stroke="#eee"/>'
+        f'<line x1="{sx(0)}" x2="{sx(1)}" y1="{sy(t)}" y2="{sy(t)}" stroke="#eee"/>'
+        f'<text x="{sx(t)}" y="{SQUARE + 18}" text-anchor="middle">{t:.1f}</text>'
+        f'<text x="{sx(0) - 6}" y="{sy(t) + 4}" text-anchor="end">{t:.1f}</text>'
+        for t in ticks
+    )
+    return (
+        f'{lines}<line x1="{sx(0)}" y1="{sy(0)}" x2="{sx(1)}" y2="{sy(1)}" stroke="#bbb" stroke-dasharray="4"/>'
+        f'<text x="{sx(0.5)}" y="{SQUARE + 36}" text-anchor="middle">{across}</text>'
+        f'<text transform="translate(12 {sy(0.5)}) rotate(-90)" text-anchor="middle">{up}</text>'
+    )
+
+
+def sx(value: float) -> float:
+    return round(48 + float(value) * SQUARE, 1)
+
+
+def sy(value: float) -> float:
+    return round(4 + (1 - float(value)) * (SQUARE - 4), 1)
+
+
 def axis(height: float) -> str:
     ticks = [tick / 5 for tick in range(6)]
     lines = "".join(f'<line x1="{x(t)}" x2="{x(t)}" y1="0" y2="{height - 20}" stroke="#ddd"/>' for t in ticks)
@@ -79,8 +142,8 @@ def shortened(name: str) -> str:
     return name if len(name) <= 22 else f"{name[:21]}…"
 
 
-def svg(height: float, title: str, inside: str) -> str:
+def svg(height: float, title: str, inside: str, width: float = LEFT + WIDTH + 20) -> str:
     return (
-        f'<svg viewBox="0 0 {LEFT + WIDTH + 20} {height}" width="{LEFT + WIDTH + 20}" role="img" '
+        f'<svg viewBox="0 0 {width} {height}" width="{width}" role="img" '
         f'aria-label="{escape(title)}" font-size="12">{inside}</svg>'
     )

@@ -12,6 +12,7 @@ from typing import Any
 
 from rwkvctl.base import html
 from rwkvctl.base.files import write_bytes
+from rwkvctl.models.certainty import Sureness, ranks
 from rwkvctl.pictures import shown
 from rwkvctl.pictures.palette import palette
 from rwkvctl.pictures.shown import Slice, Stack
@@ -45,6 +46,8 @@ class Evaluation:
     cases: Mapping[str, Sequence[ClassScore]]
     choices: Choices
     groups: Mapping[str, str | None] = field(default_factory=dict)
+    sureness: Mapping[str, Sureness] = field(default_factory=dict)
+    """Of each case how sure the model is of it; empty where its probabilities were not looked at."""
     worst: Sequence[Slice] = ()
     median: Sequence[Slice] = ()
     volume: Stack | None = None
@@ -68,6 +71,7 @@ def as_page(evaluation: Evaluation) -> str:
         "<h2>Classes</h2>",
         by_class(evaluation.summary),
         *by_group(evaluation),
+        *trust(evaluation),
         "<h2>Cases</h2>",
         *by_case(evaluation),
         *viewer(evaluation),
@@ -171,18 +175,21 @@ def by_case(evaluation: Evaluation) -> list[str]:
     found = [(key, score) for key, scores in evaluation.cases.items() for score in scores]
     if len(found) > MOST_ROWS:
         found.sort(key=lambda item: (item[1].strict_dsc is None, item[1].strict_dsc))
-    grouped = any(evaluation.groups.values())
+    grouped, sureness = any(evaluation.groups.values()), evaluation.sureness
+    places = ranks(sureness)
     rows = [
         [
             key,
             evaluation.classes[score.class_id],
             *([evaluation.groups.get(key)] if grouped else []),
+            *([places[key], fixed(sureness[key].predicted_dsc[score.class_id - 1])] if sureness else []),
             *(fixed(getattr(score, figure_of[name])) for name in names),
             score.note,
         ]
         for key, score in found[:MOST_ROWS]
     ]
-    columns = ["case", "class", *(["group"] if grouped else []), *names, "note"]
+    sure = ["look at", "predicted DSC"] if sureness else []
+    columns = ["case", "class", *(["group"] if grouped else []), *sure, *names, "note"]
     return [
         f"<p>All figures of every case and class are in cases.csv beside this page. {rest(len(found))}</p>",
         '<p><input type=search data-filters=cases placeholder="Filter" aria-label="Filter the table of cases"></p>',
@@ -193,6 +200,36 @@ def by_case(evaluation: Evaluation) -> list[str]:
 def rest(count: int) -> str:
     """What a table leaves out."""
     return f"The {MOST_ROWS:,} rows with the lowest DSC of {count:,}." if count > MOST_ROWS else ""
+
+
+def trust(evaluation: Evaluation) -> list[str]:
+    """Calibration, and how well the predicted DSC ranks the cases."""
+    found, review = evaluation.summary.get("calibration"), evaluation.summary.get("review")
+    if not found or not review or not evaluation.sureness:
+        return []
+    own = f"temperature {found['temperature']:g}" if found["temperature"] != 1 else "no temperature"
+    rows = [
+        ["around the foreground", fixed(found["ece_raw"]), fixed(found["ece"])],
+        ["all pixels", fixed(found["ece_all_raw"]), fixed(found["ece_all"])],
+    ]
+    points = []
+    for key, scores in evaluation.cases.items():
+        if known := [score.strict_dsc for score in scores if score.strict_dsc is not None]:
+            points.append((key, evaluation.sureness[key].mean_dsc, sum(known) / len(known)))
+    correlation = "unknown" if review["spearman"] is None else f"{review['spearman']:.2f}"
+    return [
+        "<h2>Can its probabilities be trusted?</h2>",
+        f"<p>Expected calibration error, {found['bins']} bins of the confidence of the chosen class (Guo et al. 2017), "
+        f"of every pixel. The model has {own}.</p>",
+        html.table(["ECE", "temperature 1", "as the model gives them"], rows, name="calibration"),
+        "<div class=beside><div>",
+        distributions.reliability(found["reliability_raw"], found["reliability"]),
+        "<p class=note>Pixels around the foreground; below the dashed line: too sure.</p></div><div>",
+        distributions.scatter(points),
+        "<p class=note>The DSC of each case as its probabilities predict it, and the true one. Spearman's rank "
+        f"correlation {correlation} over {review['cases']} cases. In the table below, 1 is to be looked at first.</p>"
+        "</div></div>",
+    ]
 
 
 # Pictures -----------------------------------------------------------------------------------------------------------

@@ -364,7 +364,9 @@ def tracked(summary: Mapping[str, Any], prefix: str) -> dict[str, float]:
     summary: of a segmentation model as `summarise` returns it, or with `top1` and `top5` of a classifier.
     """
     if "classes" in summary:
-        return flat_metrics(summary, prefix)
+        calibration = summary.get("calibration") or {}
+        eces = {name: calibration[name] for name in ("ece", "ece_raw") if calibration.get(name) is not None}
+        return flat_metrics(summary, prefix) | {f"{prefix}/{name}/mean": value for name, value in eces.items()}
     return {f"{prefix}/{key}": summary[key] for key in ("top1", "top5") if key in summary}
 
 
