@@ -11,7 +11,8 @@ from torch import Tensor
 from rwkvctl.data.feed.cases import Place
 from rwkvctl.data.store.reader import Reader
 from rwkvctl.models.calibrate import Truths
-from rwkvctl.models.certainty import Certainty, Sureness, probabilities_of
+from rwkvctl.models.certainty import Certainty, probabilities_of
+from rwkvctl.models.sureness import Sureness
 from rwkvctl.training.calibration import Calibration
 
 

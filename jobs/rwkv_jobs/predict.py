@@ -156,7 +156,8 @@ def is_whole(spec: PredictSpec, record: Record, path: Path, target: Path) -> boo
 
 def made(info: bundle.BundleInfo, one: Written, seconds: float) -> Outcome:
     """What the record says of a mask."""
-    about = predict_record.content(one.ids, info.classes, one.voxel_ml)
+    about: dict[str, Any] = predict_record.content(one.ids, info.classes, one.voxel_ml)
+    about |= predict_record.sure(one.sureness, info.classes)
     hashes = sha256_of(one.input), sha256_file(one.mask)
     entry = Made(
         as_text(one.input),

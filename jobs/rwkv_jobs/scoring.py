@@ -30,8 +30,8 @@ from rwkvctl.data.feed.model_input import to_input
 from rwkvctl.data.store.manifest import Manifest
 from rwkvctl.data.store.reader import Reader, reader_for
 from rwkvctl.launch.heartbeat import mark
-from rwkvctl.models.certainty import Sureness, ranks, spearman
 from rwkvctl.models.inference import masks_of
+from rwkvctl.models.sureness import Sureness, ranks, spearman
 from rwkvctl.training import metrics
 from rwkvctl.training.calibration import Calibration
 from rwkvctl.training.intervals import reliability
@@ -301,7 +301,7 @@ def sureness_columns(scores: Scores) -> Iterator[dict[str, Any]]:
 
 def review(cases: dict[str, list[metrics.ClassScore]], sureness: dict[str, Sureness]) -> dict[str, Any]:
     """How well what the model thinks of its masks ranks the cases: Spearman's correlation with their true mean DSC, of
-    the predicted DSC and of entropies (less is better), and the mean error of the predicted DSC."""
+    the predicted DSC and of the entropy (less is better), and the mean error of the predicted DSC."""
     known = {
         key: [score.strict_dsc for score in scores if score.strict_dsc is not None] for key, scores in cases.items()
     }
@@ -312,7 +312,6 @@ def review(cases: dict[str, list[metrics.ClassScore]], sureness: dict[str, Suren
         "spearman": spearman([*predicted.values()], [*true.values()]),
         "mean_error": sum(predicted[key] - true[key] for key in true) / len(true) if true else None,
     }
-    for name in ("entropy", "border_entropy"):
-        both = {key: value for key in true if (value := getattr(sureness[key], name)) is not None}
-        found[f"spearman_{name}"] = spearman([*both.values()], [true[key] for key in both])
+    entropies = {key: value for key in true if (value := sureness[key].entropy) is not None}
+    found["spearman_entropy"] = spearman([*entropies.values()], [true[key] for key in entropies])
     return found

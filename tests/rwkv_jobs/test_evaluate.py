@@ -92,6 +92,10 @@ def test_scores_are_those_of_the_cases(jobs: Jobs, models: Path, shards: Path, n
         ]
         mask = np.stack(masks) if case.mask.ndim == 3 else masks[0]
         cases[case.key] = metrics.score_case(mask, case.mask, len(manifest.classes), case.spacing_mm)
+    [first, *_] = csv.DictReader((run_dir / "artifacts" / "test" / "cases.csv").read_text().splitlines())
+    assert first["review_rank"] in "1234"
+    assert 0 <= found["calibration"]["ece"] <= 1
+    assert found["review"]["cases"] <= len(cases)
     expected = json.loads(json.dumps(metrics.summarise(cases, manifest.classes)))
     assert {key: found[key] for key in expected} == expected
     for convention in ("strict", "official"):
@@ -109,6 +113,7 @@ def test_scores_are_those_of_the_cases(jobs: Jobs, models: Path, shards: Path, n
     [tracked] = mlflow_runs(jobs.home)
     sent = {key: value for key, _, value in mlflow_history(jobs.home, tracked)}
     assert sent["test/dsc_strict/mean"] == found["mean"]["dsc_strict"]
+    assert sent["test/ece/mean"] == found["calibration"]["ece"]
     assert (tracked.info.status, tracked.info.run_id) == ("FINISHED", found["run_id"])
 
 
@@ -253,6 +258,7 @@ def test_a_gate_counts_the_models_own_test_part_and_says_what_was_trained_on(
     assert promote("net", 1, "champion", gates=["dsc_strict>=0"], tracking_uri=uri)
     assert guarded("evaluate", str(new(jobs, "again", models / "polyps")), []) == 0
     card = client.get_model_version("net", "1").description
+    assert len([line for line in card.splitlines() if line.startswith(("| test | ece |", "| test | ece_raw |"))]) == 2
     [row] = [line for line in card.splitlines() if line.startswith("| test | dsc_strict |")]
     assert re.fullmatch(r"\| test \| dsc_strict \| [\d.]+ \| [\d.]+ to [\d.]+ \| 2 \|", row), row
 

@@ -50,6 +50,9 @@ def both_conventions(run_dir: Path, result: dict[str, Any]) -> None:
         assert 0 <= mean[name] <= 1
     assert {"hd95_vox_strict", "hd95_vox_official", "undefined_hd95", "both_empty"} <= set(mean)
     assert (run_dir / "artifacts" / "val" / "cases.csv").read_text().count("\n") > 1
+    calibration = json.loads((run_dir / "model" / "model.json").read_text())["calibration"]
+    assert calibration is None or (calibration["temperature"] > 0 and calibration["part"] == "val")
+    assert result["val"]["calibration"]["temperature"] == 1
 
 
 def classes(*names: str) -> Check:

@@ -74,6 +74,9 @@ def test_a_folder_and_what_is_said_of_its_images(tmp_path: Path, model: str, cap
     assert [Path(path).name for path in result["written"]] == ["9.png", "10.png", "[red].png"]
     with Image.open(result["written"][0]) as mask:
         assert mask.size == (20, 30)
+    files = record_of(tmp_path)["files"]
+    assert sorted(each["review_rank"] for each in files) == [1, 2, 3]
+    assert all(set(each["predicted_dsc"]) == {"x"} for each in files)
     show.result("predict", tmp_path, result)
     lines = capsys.readouterr().out.splitlines()
     assert lines[:3] == result["written"]

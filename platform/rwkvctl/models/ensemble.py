@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rwkvctl.base.ahead import ahead
 from rwkvctl.models import inference
 from rwkvctl.models.bundle import BundleInfo
+from rwkvctl.models.certainty import Certainty, probabilities_of
 from rwkvctl.models.clean_up import cleaned_up
 from rwkvctl.models.segmenting import (
     Options,
@@ -64,7 +64,14 @@ class Segmenter:
         kept: makes the array that is filled with the probabilities (classes, D, H, W), in memory or elsewhere.
         """
         if self.plain:  # the best of the resized logits needs no probabilities
-            found = Segmented(inference.segment(*self.members[0], image, seen=seen))
+            certainty, temperature = Certainty(), self.info.temperature
+
+            def watch(first: int, logits: Tensor, masks: Tensor) -> None:
+                for own, one in zip(logits.split(1), masks.split(1), strict=True):  # never all of them at once
+                    certainty.see(probabilities_of(own.float(), temperature), one)
+
+            mask = inference.segment(*self.members[0], image, seen=seen, watch=watch)
+            found = Segmented(mask, sureness=certainty.result())
         else:
             found = self.by_probabilities(image, seen, kept)
         if self.options.largest_component or self.options.fill_holes:
@@ -82,36 +89,43 @@ class Segmenter:
         slices = image if is_volume else image[None]
         classes, native = number_of_classes(self.info), slices.shape[1:3]
         kept = made((classes, len(slices), *native)) if self.options.probabilities else None
-        mask = np.empty((len(slices), *native), np.uint8)
+        mask, certainty = np.empty((len(slices), *native), np.uint8), Certainty()
         for part, some in ahead(slices.__getitem__, chunks(len(slices), classes, native)):
             inference.check_values(some)
             mean = self.mean_probabilities(some)
-            mask[part] = decide(mean, self.options.thresholds).cpu().numpy()
+            decided = decide(mean, self.options.thresholds)
+            certainty.see(mean, decided)
+            mask[part] = decided.cpu().numpy()
             if kept is not None:
                 kept[:, part] = mean.movedim(0, 1).cpu().numpy().astype(np.float16)
             seen(len(some))
         if is_volume:
-            return Segmented(mask, kept)
-        return Segmented(mask[0], None if kept is None else kept[:, 0])
+            return Segmented(mask, kept, certainty.result())
+        return Segmented(mask[0], None if kept is None else kept[:, 0], certainty.result())
 
     @torch.inference_mode()
     def mean_probabilities(self, slices: NDArray[Any]) -> Tensor:
-        """float32 (B, classes, H, W) of images (B, H, W, 3) or slices (B, H, W), at their own size."""
+        """float32 (B, classes, H, W) of images (B, H, W, 3) or slices (B, H, W), at their own size.
+
+        Logits are resized and divided by their model's temperature before they become probabilities, so that those of
+        one model have the mask that is made without them.
+        """
         from rwkvctl.data.feed.model_input import to_input
 
         native = slices.shape[1:3]
         total: Tensor | None = None
+        views = 0
         for model, info in self.members:
             size = info.image_size if isinstance(info.image_size, tuple) else (info.image_size, info.image_size)
             device = next(model.parameters()).device
             x = to_input(torch.from_numpy(inference.resize_batch(slices, size)), device)
-            views = [back(probabilities_of(model(there(x)).float())) for there, back in ways(self.options.tta)]
-            mean = torch.stack(views).mean(dim=0)
-            if tuple(mean.shape[-2:]) != native:
-                mean = F.interpolate(mean, size=native, mode="bilinear", align_corners=False)
-            total = mean if total is None else total + mean.to(total.device)
+            for there, back in ways(self.options.tta):
+                logits = inference.at_native_size(back(model(there(x)).float()), (native[0], native[1]))
+                found = probabilities_of(logits, info.temperature)
+                total = found if total is None else total.add_(found.to(total.device))
+                views += 1
         assert total is not None
-        return total / len(self.members)
+        return total / views
 
 
 Way = tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]
@@ -125,14 +139,6 @@ def ways(views: Views) -> Iterator[Way]:
         return
     for axes in [(), (-1,), (-2,), AXES] if views == "flips" else [()]:
         yield lambda x, a=axes: torch.flip(x, a), lambda x, a=axes: torch.flip(x, a)  # type: ignore[misc]
-
-
-def probabilities_of(logits: Tensor) -> Tensor:
-    """(B, classes, H, W); one logit is that of the foreground."""
-    if logits.shape[1] == 1:
-        foreground = torch.sigmoid(logits)
-        return torch.cat([1 - foreground, foreground], dim=1)
-    return torch.softmax(logits, dim=1)
 
 
 def decide(probabilities: Tensor, thresholds: Mapping[int, float] | None) -> Tensor:

@@ -24,6 +24,10 @@ ImageKind = Literal["rgb8", "float"]
 Mask = NDArray[np.uint8]
 
 
+Watch = Callable[[int, Tensor, Tensor], None]
+"""Is told the place of the first of some images in their batch, their logits (B, C, *native) and their masks."""
+
+
 def segment_image(
     model: nn.Module,
     image: NDArray[Any],
@@ -32,6 +36,7 @@ def segment_image(
     image_kind: ImageKind,
     device: str | torch.device = "cpu",
     bf16: bool = False,
+    watch: Watch | None = None,
 ) -> Mask:
     """The class of every pixel of one image.
 
@@ -46,7 +51,8 @@ def segment_image(
         uint8 (H, W).
     """
     _check(image, image_kind, ndim=3 if image_kind == "rgb8" else 2)
-    return segment_volume(model, image[None], image_size=image_size, image_kind=image_kind, device=device, bf16=bf16)[0]
+    how: dict[str, Any] = {"image_size": image_size, "image_kind": image_kind, "device": device}
+    return segment_volume(model, image[None], **how, bf16=bf16, watch=watch)[0]
 
 
 def segment_volume(
@@ -59,6 +65,7 @@ def segment_volume(
     bf16: bool = False,
     batch: int = 8,
     seen: Callable[[int], None] = not_seen,
+    watch: Watch | None = None,
 ) -> Mask:
     """The class of every voxel of a volume, slice by slice along its first axis, `batch` slices at a time; the next
     ones are brought to the network's size meanwhile.
@@ -76,20 +83,25 @@ def segment_volume(
     parts = [slice(start, start + batch) for start in range(0, len(volume), batch)]
     with torch.autocast(device.type, torch.bfloat16, enabled=bf16 and device.type == "cuda"):
         for part, resized in ahead(lambda part: _resized(volume[part], image_size), parts):
-            masks[part] = masks_of(model, resized, [(native[0], native[1])] * len(resized), device)
+            masks[part] = masks_of(model, resized, [(native[0], native[1])] * len(resized), device, watch)
             seen(len(resized))
     return masks
 
 
 def segment(
-    model: nn.Module, info: BundleInfo, image: Volume, batch: int = 8, seen: Callable[[int], None] = not_seen
+    model: nn.Module,
+    info: BundleInfo,
+    image: Volume,
+    batch: int = 8,
+    seen: Callable[[int], None] = not_seen,
+    watch: Watch | None = None,
 ) -> Mask:
     """The mask of an image, a slice or a volume."""
     device = next(model.parameters()).device
     how: dict[str, Any] = {"image_size": info.image_size, "image_kind": info.image_kind, "device": device}
     if image.ndim == 3 and info.image_kind == "float":
-        return segment_volume(model, image, **how, batch=batch, seen=seen)
-    mask = segment_image(model, image[...], **how)
+        return segment_volume(model, image, **how, batch=batch, seen=seen, watch=watch)
+    mask = segment_image(model, image[...], **how, watch=watch)
     seen(1)
     return mask
 
@@ -99,10 +111,6 @@ def _resized(images: NDArray[Any], image_size: int | tuple[int, int]) -> Tensor:
     check_values(images)  # of a volume slice by slice: one on the disk is not read as a whole
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     return torch.from_numpy(resize_batch(images, size))
-
-
-Watch = Callable[[int, Tensor, Tensor], None]
-"""Is told the place of the first of some images in their batch, their logits (B, C, *native) and their masks."""
 
 
 @torch.inference_mode()

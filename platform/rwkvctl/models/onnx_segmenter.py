@@ -84,15 +84,19 @@ class OnnxSegmenter:
 
     def mean_probabilities(self, slices: NDArray[Any]) -> Floats:
         """float32 (N, classes, H, W) of images uint8 (N, H, W, 3) or slices float32 (N, H, W), at their own size."""
-        total = np.zeros((len(slices), number_of_classes(self.info), *slices.shape[1:3]), np.float32)
+        native = slices.shape[1:3]
+        total = np.zeros((len(slices), number_of_classes(self.info), *native), np.float32)
+        views = 0
         for model in self.models:
             side = model.info.image_size
             size = (side, side) if isinstance(side, int) else side
             # Resized here, so that views are of what the network sees: to that size the file leaves them as they are.
             small = np.stack([image_files.resize(each, size) for each in slices])
-            views = [back(probabilities_of(model.run(there(small))[1])) for there, back in ways(self.options.tta)]
-            total += enlarged(np.mean(views, axis=0, dtype=np.float32), slices.shape[1:3])
-        total /= len(self.models)
+            for there, back in ways(self.options.tta):
+                logits = enlarged(np.ascontiguousarray(back(model.run(there(small))[1])), native)
+                total += probabilities_of(logits / np.float32(model.info.temperature))
+                views += 1
+        total /= views
         return total
 
 

@@ -23,6 +23,7 @@ from rwkvctl.models.predict_npz import write_probabilities
 from rwkvctl.models.predict_scans import OpenScan, is_scan, one_line, open_scan
 from rwkvctl.models.predict_targets import checked_targets, preview_of, probabilities_of
 from rwkvctl.models.segmenting import MakesMasks, Volume, not_seen
+from rwkvctl.models.sureness import Sureness, together
 from rwkvctl.pictures.overlays import preview_png
 from rwkvctl.pictures.palette import palette
 
@@ -45,6 +46,7 @@ class Written(NamedTuple):
     """Of a scan."""
     note: str = ""
     """What a person should know of how the input was read."""
+    sureness: Sureness | None = None
 
 
 class Planned(NamedTuple):
@@ -175,7 +177,8 @@ def segment(
     else:
         ids, ml = (np.stack(masks) if len(masks) > 1 else masks[0]), None
         likely = None if not every else np.stack(every, axis=1) if len(every) > 1 else every[0]
-    written = Written(opened.path, opened.target, ids, ml, opened.note)
+    sureness = together([each.sureness for each in found])
+    written = Written(opened.path, opened.target, ids, ml, opened.note, sureness)
     return Masked(written, opened.write, likely, picture)
 
 

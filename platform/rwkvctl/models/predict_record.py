@@ -10,7 +10,7 @@ import hashlib
 import json
 import platform
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from rwkvctl.base.errors import UserError
 from rwkvctl.base.files import sha256_file, write_json
 from rwkvctl.base.lineage import code_version
 from rwkvctl.base.paths import as_text
+from rwkvctl.models.sureness import Sureness, ranks
 
 NAME = "run.json"
 EVERY = 2.0
@@ -42,6 +43,12 @@ class Made:
     """Volumes by class; empty where the size of a voxel is unknown."""
     seconds: float
     note: str = ""
+    predicted_dsc: dict[str, float | None] = field(default_factory=dict)
+    """By class, if the model's probabilities were true; null for a class that is not in the mask."""
+    entropy: float | None = None
+    """The mean over the mask's foreground, in nats."""
+    review_rank: int | None = None
+    """1 for the file whose mask should be looked at first; filled in when it is written."""
 
 
 @dataclass
@@ -77,6 +84,8 @@ class Record:
             self.written = time.monotonic()
 
     def as_fields(self) -> dict[str, Any]:
+        places = ranks({mask: sureness_of(made) for mask, made in self.made.items() if made.predicted_dsc})
+        files = [asdict(replace(made, review_rank=places.get(mask))) for mask, made in self.made.items()]
         return {
             "schema": "rwkv-prediction/1",
             "program": code_version(),
@@ -85,7 +94,7 @@ class Record:
             "models": self.models,
             "options": self.options,
             "planned": self.planned,
-            "files": [asdict(made) for made in self.made.values()],
+            "files": files,
             "skipped": self.skipped,
             "failed": [{"input": path, "reason": reason} for path, reason in self.failed.items()],
         }
@@ -115,6 +124,10 @@ class Record:
                 )
         self.planned = before["planned"]
         self.made = {each["mask"]: Made(**each) for each in before["files"]}
+
+
+def sureness_of(made: Made) -> Sureness:
+    return Sureness([*made.predicted_dsc.values()], made.entropy)
 
 
 def sha256_of(path: Path) -> str:
@@ -164,3 +177,13 @@ def content(mask: NDArray[np.uint8], classes: list[str], voxel_ml: float | None)
         "voxels": voxels,
         "ml": {} if voxel_ml is None else {name: round(count * voxel_ml, 4) for name, count in voxels.items()},
     }
+
+
+def sure(sureness: Sureness | None, classes: list[str]) -> dict[str, Any]:
+    """`predicted_dsc` and `entropy` of a mask."""
+    if sureness is None:
+        return {}
+    rounded = [None if value is None else round(value, 4) for value in sureness.predicted_dsc]
+    names = [classes[number] if number < len(classes) else str(number) for number in range(1, len(rounded) + 1)]
+    entropy = None if sureness.entropy is None else round(sureness.entropy, 4)
+    return {"predicted_dsc": dict(zip(names, rounded, strict=True)), "entropy": entropy}

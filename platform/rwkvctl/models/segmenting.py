@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from rwkvctl.base.errors import UserError
 from rwkvctl.models.bundle import BundleInfo
+from rwkvctl.models.sureness import Sureness
 
 Views = Literal["none", "flips", "rotations"]
 TOLD_APART = ("classes", "image_kind", "channels", "intensity", "orientation")
@@ -38,6 +39,8 @@ class Segmented(NamedTuple):
 
     mask: NDArray[np.uint8]
     probabilities: NDArray[np.float16] | None = None
+    sureness: Sureness | None = None
+    """How sure the models are of the mask, before it is cleaned up."""
 
 
 class Volume(Protocol):

@@ -20,12 +20,14 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
-SHOWN = ("dsc_strict", "dsc_official", "hd95_mm_strict", "hd95_vox_strict", "hd95_vox_official")
+SHOWN = ("dsc_strict", "dsc_official", "hd95_mm_strict", "hd95_vox_strict", "hd95_vox_official", "ece", "ece_raw")
 LONGEST_DESCRIPTION = 4900
 """Characters; a server on PostgreSQL takes 5,000."""
 CONVENTIONS = (
     "`strict`: a class that is in neither mask is not counted, one that is in one of them only scores DSC 0 and has no "
-    "HD95. `official`: as the paper's code counts. HD95 in voxels, or in mm where the scan has a spacing."
+    "HD95. `official`: as the paper's code counts. HD95 in voxels, or in mm where the scan has a spacing. "
+    "`ece`: the calibration error of its probabilities around the foreground, in 15 bins; `ece_raw` without the "
+    "temperature."
 )
 INTENDED = (
     "Research: segmentation of images like those of the training data, by people who can judge the result. "

@@ -12,7 +12,7 @@ from typing import Any
 
 from rwkvctl.base import html
 from rwkvctl.base.files import write_bytes
-from rwkvctl.models.certainty import Sureness, ranks
+from rwkvctl.models.sureness import Sureness, ranks
 from rwkvctl.pictures import shown
 from rwkvctl.pictures.palette import palette
 from rwkvctl.pictures.shown import Slice, Stack

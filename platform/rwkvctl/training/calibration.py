@@ -44,7 +44,7 @@ class Reliability:
 
     def see(self, confidence: Tensor, right: Tensor) -> None:
         """confidence: float (N,) in [0, 1]; right: bool (N,)."""
-        self.table += binned(confidence[None], right)[0].cpu()
+        self.table += binned(confidence[None], right)[0]
 
     def ece(self) -> float | None:
         """None where there are no pixels."""
@@ -63,10 +63,9 @@ class Reliability:
 
 
 def binned(confidence: Tensor, right: Tensor) -> Tensor:
-    """float64 (K, 3, BINS) of confidences (K, N) and right (N,)."""
-    rows = len(confidence)
-    bins = (confidence * BINS).long().clamp_(0, BINS - 1)
-    bins += BINS * torch.arange(rows, device=bins.device)[:, None]
+    """float64 (K, 3, BINS), on the CPU, of confidences (K, N) and right (N,). On a GPU the order of sums would vary."""
+    rows, confidence, right = len(confidence), confidence.cpu(), right.cpu()
+    bins = (confidence * BINS).long().clamp_(0, BINS - 1) + BINS * torch.arange(rows)[:, None]
     size = rows * BINS
     each = [torch.ones_like(confidence), confidence, right.to(confidence.dtype).expand_as(confidence)]
     found = [torch.bincount(bins.flatten(), weights=one.flatten().double(), minlength=size) for one in each]
@@ -123,7 +122,7 @@ class Calibration:
         true = logits.gather(0, truth[None])[0]
         most, chosen = logits.max(dim=0)
         self.likelihood += (total - true * scale).double().sum(dim=1).cpu()
-        self.tables += binned((most * scale - total).exp(), chosen == truth).cpu()
+        self.tables += binned((most * scale - total).exp(), chosen == truth)
 
     def merge(self, other: Calibration) -> None:
         """Add what another worker has seen."""

@@ -64,6 +64,34 @@ def test_an_ensemble_is_the_mean_of_probabilities():
     assert Segmenter([member(FIRST)]).segment(BLANK).mask.tolist() == [[1, 0]]
 
 
+def test_each_model_has_its_own_temperature():
+    calibration = {"temperature": 2.0}
+    sharp, soft = member(FIRST), member(FIRST, calibration=calibration)
+    found = [Segmenter([each], Options(probabilities=True)).segment(BLANK) for each in (sharp, soft)]
+    powers = np.sqrt(np.array(FIRST))
+    np.testing.assert_allclose(found[1].probabilities, powers / powers.sum(0), atol=1e-3)  # type: ignore[arg-type]
+    both = Segmenter([sharp, soft], Options(probabilities=True)).segment(BLANK).probabilities
+    mean = sum(each.probabilities.astype(float) for each in found) / 2  # type: ignore[union-attr]
+    np.testing.assert_allclose(both, mean, atol=1e-3)  # type: ignore[arg-type]
+
+
+def test_a_mask_of_one_model_depends_on_neither_its_temperature_nor_on_whether_probabilities_are_kept():
+    rng = np.random.default_rng(0)
+    logits = rng.random((3, 6, 7)) + 1e-3
+    masks = [
+        Segmenter([member(logits, size=(6, 7), calibration=calibration)], Options(probabilities=kept)).segment(
+            np.zeros((41, 53), np.float32)
+        )
+        for calibration in (None, {"temperature": 0.4}, {"temperature": 4.0})
+        for kept in (False, True)
+    ]
+    assert len(np.unique(masks[0].mask)) == 3
+    assert all(np.array_equal(masks[0].mask, other.mask) for other in masks[1:])
+    assert masks[2].sureness.mean_dsc > masks[0].sureness.mean_dsc > masks[4].sureness.mean_dsc  # type: ignore[union-attr]
+    for plain, kept in zip(masks[::2], masks[1::2], strict=True):
+        assert plain.sureness.predicted_dsc == pytest.approx(kept.sureness.predicted_dsc)  # type: ignore[union-attr]
+
+
 def test_a_volume_is_segmented_as_its_slices_are():
     segmenter = Segmenter([member(FIRST), member(SECOND)], Options(probabilities=True))
     found = segmenter.segment(np.zeros((19, 1, 2), np.float32))

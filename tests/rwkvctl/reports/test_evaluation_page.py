@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from collections.abc import Iterator
@@ -12,12 +13,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from rwkvctl.models.sureness import Sureness
 from rwkvctl.pictures import shown
 from rwkvctl.pictures.shown import slice_of, stack_of
 from rwkvctl.reports import evaluation_page
 from rwkvctl.reports.evaluation_page import Evaluation, as_page
 from rwkvctl.training import metrics
+from rwkvctl.training.calibration import Calibration
 from rwkvctl.training.intervals import reliability
 
 from ...browser import Browser, opened
@@ -90,6 +94,22 @@ def test_a_page_says_what_it_leaves_out(monkeypatch: pytest.MonkeyPatch):
     assert "The 3 rows with the lowest DSC of 8." in page
     assert "2 pictures are left out" in page
     assert "3 of 5 slices, evenly spread; slices of 24x24 shown as 12x12 pixels" in page
+
+
+def test_calibration_and_predicted_dsc_are_on_the_page():
+    found = evaluation()
+    assert "trusted" not in as_page(found)
+    calibration = Calibration(temperature=2.0)
+    logits = torch.randn(3, 20, 20, generator=torch.Generator().manual_seed(0))
+    calibration.see(logits, torch.ones(20, 20, dtype=torch.uint8), logits.argmax(0).to(torch.uint8))
+    review = {"cases": 4, "spearman": 0.75}
+    sureness = {key: Sureness([0.5 + n / 10, None], 0.1) for n, key in enumerate(found.cases)}
+    summary = {**found.summary, "calibration": calibration.as_fields(), "review": review}
+    page = as_page(replace(found, summary=summary, sureness=sureness))
+    assert "The model has temperature 2." in page
+    assert "correlation 0.75 over 4 cases" in page
+    assert f"<td>case003</td><td>{html.escape(CLASSES[1])}</td><td>patient1</td><td>4</td><td>0.8000</td>" in page
+    assert "predicted 0.500, true" in page
 
 
 def test_a_large_evaluation_has_a_page_of_a_few_megabytes():
