@@ -25,6 +25,7 @@ from rwkvctl.models.predict import Planned, Written, plan, read
 from rwkvctl.models.predict_form import Form, maker
 from rwkvctl.models.predict_record import Made, Record, name_of, sha256_of
 from rwkvctl.models.predict_sources import Sources
+from rwkvctl.models.predict_store import Outbox, outbox_of
 from rwkvctl.models.predict_stream import predict_each
 from rwkvctl.models.predict_targets import probabilities_of
 from rwkvctl.models.segmenting import check_alike, check_square
@@ -35,8 +36,9 @@ OF_THE_RESULT = {
     "segment_codes",
 }  # fmt: skip
 """Options without which masks would be others."""
-INPUTS = "inputs"
-"""The folder in the run's for what is unpacked, and for links to the slices of series."""
+INPUTS, MASKS = "inputs", "masks-to-send"
+"""Folders in the run's: for what is unpacked or fetched and for links to the slices of series, and for masks that are
+sent to an object store."""
 
 
 def check(spec: PredictSpec, run_dir: Path) -> None:
@@ -44,9 +46,18 @@ def check(spec: PredictSpec, run_dir: Path) -> None:
     planned(spec, places(spec), run_dir)
 
 
-def planned(spec: PredictSpec, models: list[Path], run_dir: Path) -> tuple[Sources, Planned, Record]:
-    """What is read, the files that are read and written, and the record of it, with what an earlier prediction has left
-    there."""
+class Plan(NamedTuple):
+    """What is read, where masks go, the files that are read and written, and the record of it, with what an earlier
+    prediction has left there."""
+
+    sources: Sources
+    outbox: Outbox
+    files: Planned
+    record: Record
+
+
+def planned(spec: PredictSpec, models: list[Path], run_dir: Path) -> Plan:
+    """UserError for all that can be known to be wrong before the first mask is made."""
     infos = [info_of(place) for place in models]
     for info, reference in zip(infos, (spec.model, *spec.ensemble), strict=True):
         bundle.require(info, "segmentation", f"model {reference}")
@@ -54,8 +65,9 @@ def planned(spec: PredictSpec, models: list[Path], run_dir: Path) -> tuple[Sourc
     if spec.tta == "rotations":
         check_square(infos)
     class_ids(spec, infos[0])
+    outbox = outbox_of(spec.out, run_dir / MASKS)
     record = Record(
-        folder=from_text(spec.out),
+        folder=outbox.folder,
         models=[
             {"reference": reference, "weights_sha256": predict_models.sha256_of(place)}
             for reference, place in zip(spec.named or (spec.model, *spec.ensemble), models, strict=True)
@@ -65,6 +77,8 @@ def planned(spec: PredictSpec, models: list[Path], run_dir: Path) -> tuple[Sourc
     if not spec.overwrite:
         record.go_on()
     sources = predict_sources.found(spec.inputs, run_dir / INPUTS)
+    if outbox.uri is not None:
+        sources.shown[str(outbox.folder)] = outbox.uri
     with sources.in_words():
         files = plan(
             sources.paths,
@@ -75,9 +89,10 @@ def planned(spec: PredictSpec, models: list[Path], run_dir: Path) -> tuple[Sourc
             window=spec.range,
             form=form(spec, infos),
         )
+    outbox.check(map(name_of, files.targets), overwrite=spec.overwrite, resume=spec.resume)
     record.planned = list(dict.fromkeys([*record.planned, *map(name_of, files.targets)]))
     record.skipped = sources.skipped
-    return sources, files, record
+    return Plan(sources, outbox, files, record)
 
 
 def form(spec: PredictSpec, infos: list[bundle.BundleInfo]) -> Form:
@@ -94,15 +109,16 @@ def run(spec: PredictSpec, run_dir: Path) -> dict[str, Any]:
     """
     models = places(spec)
     try:
-        sources, files, record = planned(spec, models, run_dir)
-        with sources.in_words():
-            return predict_all(spec, models, sources, files, record)
+        everything = planned(spec, models, run_dir)
+        with everything.sources.in_words():
+            return predict_all(spec, models, *everything)
     finally:
-        shutil.rmtree(run_dir / INPUTS, ignore_errors=True)
+        for name in (INPUTS, MASKS):
+            shutil.rmtree(run_dir / name, ignore_errors=True)
 
 
 def predict_all(
-    spec: PredictSpec, models: list[Path], sources: Sources, files: Planned, record: Record
+    spec: PredictSpec, models: list[Path], sources: Sources, outbox: Outbox, files: Planned, record: Record
 ) -> dict[str, Any]:
     """Of the files as they were planned; returns what is shown of it."""
     segmenter, record.device = load(spec, models)
@@ -125,15 +141,17 @@ def predict_all(
             if not isinstance(outcome, UserError):
                 record.add(replace(outcome.entry, input=sources.say(outcome.entry.input)))
                 written.append(outcome.written)
+                outbox.send()
             elif len(files.inputs) == 1:
                 raise outcome
             else:
                 record.fail(sources.say(as_text(path)), sources.say(str(outcome)))
     record.save(at_once=True)
+    outbox.send(last=True)
     complain(record, len(files.inputs))
     return {
         "model": spec.model,
-        "written": [as_text(one.mask) for one in written],
+        "written": [outbox.shown(one.mask) for one in written],
         "kept": len(files.inputs) - len(jobs),
         "notes": [
             *(f"skipped: {line}" for line in sources.skipped),

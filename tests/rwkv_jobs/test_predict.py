@@ -21,6 +21,7 @@ from rwkv_jobs import predict
 from rwkv_jobs.entry import guarded
 from rwkv_unet import create_model
 from rwkvctl.base.errors import JobFailedError, UserError
+from rwkvctl.base.object_store import filesystem
 from rwkvctl.cli import show
 from rwkvctl.cli.assemble import predict_spec
 from rwkvctl.models import bundle
@@ -228,3 +229,22 @@ def test_a_killed_prediction_goes_on_and_ends_as_one_that_was_not(tmp_path: Path
     assert masks(broken) == masks(straight)
     assert len(masks(broken)) == 60
     assert [path.name for path in broken.iterdir() if path.suffix != ".png"] == ["run.json"]
+
+
+@pytest.mark.usefixtures("door")
+def test_from_a_store_to_a_store(tmp_path: Path, model: str):
+    store, uri = filesystem("s3://bucket"), "s3://bucket/predicted"
+    for name in ("9.png", "10.png"):
+        picture(tmp_path / name)
+        store.put_file(str(tmp_path / name), f"{uri}/in/{name}")
+    spec = predict_spec([model, f"{uri}/in/*.png"], f"{uri}/out/", None, [], {"preview": True})
+    predict.check(spec, tmp_path / "run")
+    assert sorted(predict.run(spec, tmp_path / "run")["written"]) == [f"{uri}/out/10.png", f"{uri}/out/9.png"]
+    names = {name.rpartition("/out/")[2] for name in store.find(f"{uri}/out")}
+    assert names == {"9.png", "10.png", "previews/9.png.png", "previews/10.png.png", "run.json"}
+    record = store.cat_file(f"{uri}/out/run.json").decode()
+    assert f"{uri}/in/9.png" in record
+    assert str(tmp_path / "run") not in record
+    assert not list((tmp_path / "run").iterdir()), "what was fetched and made is gone"
+    with pytest.raises(UserError, match=r"^--out s3://bucket/predicted/out: (9|10).png exists; give another folder"):
+        predict.check(spec, tmp_path / "run")

@@ -227,9 +227,11 @@ def predict(
     ],
     inputs: Annotated[
         list[str],
-        typer.Argument(metavar="INPUT...", help="Images, NIfTI scans, .npy/.h5 slices and volumes, or folders."),
+        typer.Argument(
+            metavar="INPUT...", help="Images, scans, arrays; folders, zips and trees of DICOM; patterns; s3://."
+        ),
     ],
-    out: Annotated[str, typer.Option(help="Folder that the masks are written into.")],
+    out: Annotated[str, typer.Option(help="Folder that the masks are written into, or s3://.")],
     backend: Annotated[
         str, typer.Option(help="torch, or onnxruntime for exported files [default: by the model]", show_default=False)
     ] = "auto",

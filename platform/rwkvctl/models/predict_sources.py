@@ -1,5 +1,5 @@
 """What a user names as inputs, and the files and folders that are read of it: patterns, zips and folders of several
-DICOM series, whole trees of them.
+DICOM series, whole trees of them, and all that in object stores.
 
 A volume of such a folder becomes a folder of links, one a slice, so that all that reads inputs reads a path. Messages
 and `run.json` name it by where it is from.
@@ -26,6 +26,7 @@ from rwkvctl.data.convert import archives
 from rwkvctl.data.convert.sources import natural_key, on_disk
 from rwkvctl.data.images import dicom_files, itk
 from rwkvctl.data.images.dicom_files import Series
+from rwkvctl.models import predict_store
 
 DONE = "inputs.json"
 LONGEST_NAME = 120
@@ -61,7 +62,7 @@ class Sources:
 
 
 def found(inputs: Sequence[str], folder: Path) -> Sources:
-    """What is to be segmented of `inputs`, texts as `base.paths.as_text` makes them.
+    """What is to be segmented of `inputs`, texts as `base.paths.as_text` makes them, or URIs of object stores.
 
     `folder` is a scratch folder: links and unpacked files are put there, once, however often this is called. It must
     be kept as long as the paths are read.
@@ -76,11 +77,19 @@ def found(inputs: Sequence[str], folder: Path) -> Sources:
     shutil.rmtree(folder, ignore_errors=True)
     sources = Sources()
     for place, text in enumerate(inputs):
-        for path in matching(from_text(text)):
-            _add(sources, path, folder / str(place))
+        scratch = folder / str(place)
+        if predict_store.is_uri(text):
+            copies = predict_store.fetched(text, scratch / "fetched")
+            sources.shown |= {str(path): uri for uri, path in copies.items()}
+            paths = list(copies.values())
+        else:
+            paths = matching(from_text(text))
+        with sources.in_words():
+            for number, path in enumerate(paths):
+                _add(sources, path, scratch / str(number))
     if folder.exists():
-        paths = [as_text(path) for path in sources.paths]
-        fields = {"inputs": list(inputs), "paths": paths, "shown": sources.shown, "skipped": sources.skipped}
+        texts = [as_text(path) for path in sources.paths]
+        fields = {"inputs": list(inputs), "paths": texts, "shown": sources.shown, "skipped": sources.skipped}
         write_json(kept, fields)
     return sources
 
@@ -134,7 +143,7 @@ def _add_series(sources: Sources, named: Path, tree: Path, folder: Path, otherwi
     series, skipped, images = dicom_files.grouped(files)
     if not series:
         raise UserError(f"input {named}: {'; '.join(skipped[:3]) or otherwise}")
-    sources.skipped += [f"{printable(named)}: {line}" for line in skipped]
+    sources.skipped += [sources.say(f"{printable(named)}: {line}") for line in skipped]
     if (
         len(series) == 1
         and len(series[0].files) == images
@@ -151,7 +160,8 @@ def _add_series(sources: Sources, named: Path, tree: Path, folder: Path, otherwi
         for place, file in enumerate(each.files):
             (linked / f"{place:05d}.dcm").symlink_to(file.absolute())
         sources.paths.append(linked)
-        sources.shown[str(linked)] = f"{printable(named)}: {each.title}" if len(series) > 1 else printable(named)
+        title = f": {each.title}" if len(series) > 1 else ""
+        sources.shown[str(linked)] = sources.say(f"{printable(named)}{title}")
 
 
 def names_of(series: Sequence[Series], tree: Path, own: str) -> list[str]:
