@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test test-all lint docs bench bench-gpu gpu
+.PHONY: setup demo test test-all lint docs notebooks bench bench-gpu gpu
 
 setup: $(READY)
 
@@ -32,9 +32,15 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy rwkv_unet kernels/biwkv platform/rwkvctl jobs/rwkv_jobs
 
-# The tables of docs/reference.md that tell what the code says.
+# The tables of docs/reference.md that tell what the code says, and the site in site/, where a warning is an error.
 docs: setup
 	$(BIN)/python docs/generate.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo "the site is in site/index.html; with its search: $(BIN)/python -m http.server --directory site"
+
+# The notebooks of docs/, run anew, with what they print.
+notebooks: setup
+	$(BIN)/python docs/notebooks.py --write
 
 bench: setup
 	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
