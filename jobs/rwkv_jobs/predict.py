@@ -20,7 +20,7 @@ from rwkvctl.base.errors import JobFailedError, UserError
 from rwkvctl.base.files import sha256_file
 from rwkvctl.base.paths import as_text, from_text
 from rwkvctl.config.specs.jobs import PredictSpec
-from rwkvctl.models import bundle, predict_record, predict_sources
+from rwkvctl.models import bundle, predict_record, predict_sources, tiles
 from rwkvctl.models.predict import Planned, Written, plan, read
 from rwkvctl.models.predict_form import Form, maker
 from rwkvctl.models.predict_record import Made, Record, name_of, sha256_of
@@ -32,8 +32,8 @@ from rwkvctl.models.segmenting import check_alike, check_square
 
 NOTHING = np.empty(0, np.uint8)
 OF_THE_RESULT = {
-    "tta", "thresholds", "probabilities", "largest_component", "fill_holes", "range", "format", "keep_empty_frames",
-    "segment_codes",
+    "tta", "tile", "tile_overlap", "thresholds", "probabilities", "largest_component", "fill_holes", "range", "format",
+    "keep_empty_frames", "segment_codes",
 }  # fmt: skip
 """Options without which masks would be others."""
 INPUTS, MASKS = "inputs", "masks-to-send"
@@ -64,6 +64,8 @@ def planned(spec: PredictSpec, models: list[Path], run_dir: Path) -> Plan:
     check_alike(infos)
     if spec.tta == "rotations":
         check_square(infos)
+    if spec.tile:
+        tiles.check(models)
     class_ids(spec, infos[0])
     outbox = outbox_of(spec.out, run_dir / MASKS)
     record = Record(

@@ -50,6 +50,7 @@ def load(spec: PredictSpec, models: list[Path]) -> Loaded:
     """The models, on this machine's device."""
     options = Options(
         tta=spec.tta,
+        tile=spec.tile_overlap if spec.tile else None,
         thresholds=class_ids(spec, info_of(models[0])) or None,
         probabilities=spec.probabilities,
         largest_component=spec.largest_component,

@@ -248,6 +248,10 @@ def predict(
         ),
     ] = None,
     tta: Annotated[str, typer.Option(help="Mean over views of each image: flips or rotations.")] = "none",
+    tile: Annotated[
+        bool, typer.Option("--tile", help="Slide a window of the training size over larger images; not resized.")
+    ] = False,
+    tile_overlap: Annotated[float, typer.Option(help="Share by which one window of --tile overlaps the next.")] = 0.5,
     thresholds: Annotated[
         list[str] | None,
         typer.Option("--threshold", metavar="CLASS=P", help="Least probability of a class. Repeatable."),
@@ -279,6 +283,8 @@ def predict(
         "overwrite": overwrite,
         "resume": resume,
         "tta": tta,
+        "tile": tile,
+        "tile_overlap": tile_overlap,
         "probabilities": probabilities,
         "largest_component": largest_component,
         "fill_holes": fill_holes,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,10 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rwkvctl.base.ahead import ahead
-from rwkvctl.models import inference
+from rwkvctl.base.on_disk import release
+from rwkvctl.models import inference, tiles
 from rwkvctl.models.bundle import BundleInfo
 from rwkvctl.models.certainty import Certainty, probabilities_of
 from rwkvctl.models.clean_up import cleaned_up
+from rwkvctl.models.memory import Memory
 from rwkvctl.models.segmenting import (
     Options,
     Segmented,
@@ -44,7 +47,10 @@ class Segmenter:
     def __init__(self, members: Sequence[Member], options: Options = Options()):
         self.members, self.options = list(members), options
         self.info = self.members[0].info
+        self.memory = [Memory() for _ in self.members]
         check_alike([member.info for member in self.members])
+        if options.tile is not None:
+            tiles.check_installed()
         if options.tta == "rotations":
             check_square([member.info for member in self.members])
         self.plain = len(self.members) == 1 and options == Options(
@@ -70,7 +76,7 @@ class Segmenter:
                 for own, one in zip(logits.split(1), masks.split(1), strict=True):  # never all of them at once
                     certainty.see(probabilities_of(own.float(), temperature), one)
 
-            mask = inference.segment(*self.members[0], image, seen=seen, watch=watch)
+            mask = inference.segment(*self.members[0], image, self.memory[0], seen, watch)
             found = Segmented(mask, sureness=certainty.result())
         else:
             found = self.by_probabilities(image, seen, kept)
@@ -98,6 +104,7 @@ class Segmenter:
             mask[part] = decided.cpu().numpy()
             if kept is not None:
                 kept[:, part] = mean.movedim(0, 1).cpu().numpy().astype(np.float16)
+                release(kept)
             seen(len(some))
         if is_volume:
             return Segmented(mask, kept, certainty.result())
@@ -110,22 +117,44 @@ class Segmenter:
         Logits are resized and divided by their model's temperature before they become probabilities, so that those of
         one model have the mask that is made without them.
         """
+        total: Tensor | None = None
+        for member, memory in zip(self.members, self.memory, strict=True):
+            found = self.of_member(member, memory, slices)
+            total = found if total is None else total.add_(found.to(total.device))
+        assert total is not None
+        return total / len(self.members)
+
+    def of_member(self, member: Member, memory: Memory, slices: NDArray[Any]) -> Tensor:
+        """As `mean_probabilities`, of one network."""
         from rwkvctl.data.feed.model_input import to_input
 
-        native = slices.shape[1:3]
-        total: Tensor | None = None
-        views = 0
-        for model, info in self.members:
-            size = info.image_size if isinstance(info.image_size, tuple) else (info.image_size, info.image_size)
-            device = next(model.parameters()).device
-            x = to_input(torch.from_numpy(inference.resize_batch(slices, size)), device)
+        model, info = member
+        size = info.image_size if isinstance(info.image_size, tuple) else (info.image_size, info.image_size)
+        native, overlap = (slices.shape[1], slices.shape[2]), self.options.tile
+
+        def of_views(x: Tensor, resized_to: tuple[int, int] | None = None) -> Tensor:
+            total, views = torch.zeros(()), 0
             for there, back in ways(self.options.tta):
-                logits = inference.at_native_size(back(model(there(x)).float()), (native[0], native[1]))
+                logits = back(model(there(x)).float())
+                if resized_to is not None:
+                    logits = inference.at_native_size(logits, resized_to)
                 found = probabilities_of(logits, info.temperature)
-                total = found if total is None else total.add_(found.to(total.device))
+                total = found if views == 0 else total.add_(found)
                 views += 1
-        assert total is not None
-        return total / views
+            return total.div_(views)
+
+        def whole(images: Tensor) -> Tensor:
+            return of_views(to_input(images, next(model.parameters()).device), native)
+
+        def tiled(at_once: int, overlap: float) -> Tensor:
+            x = to_input(torch.from_numpy(inference.channels_first(slices)), next(model.parameters()).device)
+            return tiles.slide(of_views, x, size, overlap, at_once)
+
+        if overlap is not None and tiles.is_larger(native, size):
+            return memory.run(model, partial(tiled, overlap=overlap))
+        resized = torch.from_numpy(inference.resize_batch(slices, size))
+        found = memory.each(model, resized, whole)
+        return torch.cat([each.to(found[-1].device) for each in found])
 
 
 Way = tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from rwkvctl.base.ahead import ahead
 from rwkvctl.base.errors import UserError
 from rwkvctl.models.bundle import BundleInfo
+from rwkvctl.models.memory import Memory
 from rwkvctl.models.segmenting import Volume, check_values, not_seen
 
 ImageKind = Literal["rgb8", "float"]
@@ -63,12 +64,12 @@ def segment_volume(
     image_kind: ImageKind = "float",
     device: str | torch.device = "cpu",
     bf16: bool = False,
-    batch: int = 8,
+    memory: Memory | None = None,
     seen: Callable[[int], None] = not_seen,
     watch: Watch | None = None,
 ) -> Mask:
-    """The class of every voxel of a volume, slice by slice along its first axis, `batch` slices at a time; the next
-    ones are brought to the network's size meanwhile.
+    """The class of every voxel of a volume, slice by slice along its first axis, as many at a time as `memory` says;
+    the next ones are brought to the network's size meanwhile.
 
     Args:
         volume: float32 (D, H, W), or uint8 (D, H, W, 3) for `rgb8`.
@@ -78,13 +79,19 @@ def segment_volume(
         uint8 (D, H, W).
     """
     _check(volume, image_kind, ndim=4 if image_kind == "rgb8" else 3)
-    native, device = volume.shape[1:3], torch.device(device)
+    memory = memory or Memory()
     masks = np.empty(volume.shape[:3], np.uint8)
-    parts = [slice(start, start + batch) for start in range(0, len(volume), batch)]
-    with torch.autocast(device.type, torch.bfloat16, enabled=bf16 and device.type == "cuda"):
-        for part, resized in ahead(lambda part: _resized(volume[part], image_size), parts):
-            masks[part] = masks_of(model, resized, [(native[0], native[1])] * len(resized), device, watch)
-            seen(len(resized))
+    parts = [slice(start, start + memory.at_once) for start in range(0, len(volume), memory.at_once)]
+    native = volume.shape[1], volume.shape[2]
+
+    def masks_at_once(images: Tensor) -> list[Mask]:
+        where = next(model.parameters(), torch.empty(0, device=device)).device  # it may have left a full GPU
+        with torch.autocast(where.type, torch.bfloat16, enabled=bf16 and where.type == "cuda"):
+            return masks_of(model, images, [native] * len(images), where, watch)
+
+    for part, resized in ahead(lambda part: _resized(volume[part], image_size), parts):
+        masks[part] = np.concatenate(memory.each(model, resized, masks_at_once))
+        seen(len(resized))
     return masks
 
 
@@ -92,7 +99,7 @@ def segment(
     model: nn.Module,
     info: BundleInfo,
     image: Volume,
-    batch: int = 8,
+    memory: Memory | None = None,
     seen: Callable[[int], None] = not_seen,
     watch: Watch | None = None,
 ) -> Mask:
@@ -100,7 +107,7 @@ def segment(
     device = next(model.parameters()).device
     how: dict[str, Any] = {"image_size": info.image_size, "image_kind": info.image_kind, "device": device}
     if image.ndim == 3 and info.image_kind == "float":
-        return segment_volume(model, image, **how, batch=batch, seen=seen, watch=watch)
+        return segment_volume(model, image, **how, memory=memory, seen=seen, watch=watch)
     mask = segment_image(model, image[...], **how, watch=watch)
     seen(1)
     return mask
@@ -165,8 +172,12 @@ def resize_batch(images: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
     """(B, H, W, 3) or (B, H, W) to (B, C, *size), contiguous."""
     from rwkvctl.data.feed.transforms import resize_image
 
-    resized = np.stack([resize_image(image, size) for image in images])
-    return np.ascontiguousarray(resized.transpose(0, 3, 1, 2)) if resized.ndim == 4 else resized[:, None]
+    return channels_first(np.stack([resize_image(image, size) for image in images]))
+
+
+def channels_first(images: NDArray[Any]) -> NDArray[Any]:
+    """(B, H, W, 3) or (B, H, W) to (B, C, H, W), contiguous."""
+    return np.ascontiguousarray(images.transpose(0, 3, 1, 2) if images.ndim == 4 else images[:, None])
 
 
 def _check(image: Volume, image_kind: ImageKind, ndim: int) -> None:

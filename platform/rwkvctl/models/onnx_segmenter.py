@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rwkvctl.base.ahead import ahead
+from rwkvctl.base.on_disk import release
 from rwkvctl.data.images import files as image_files
 from rwkvctl.models.clean_up import cleaned_up
 from rwkvctl.models.onnx_model import Runs
@@ -43,6 +44,7 @@ class OnnxSegmenter:
     def __init__(self, models: Sequence[Runs], options: Options = Options()):
         self.models, self.options = list(models), options
         self.info = self.models[0].info
+        assert options.tile is None, "an exported file resizes images itself"
         check_alike([model.info for model in self.models])
         if options.tta == "rotations":
             check_square([model.info for model in self.models])
@@ -72,6 +74,7 @@ class OnnxSegmenter:
                 mask[part] = decide(mean, self.options.thresholds)
                 if likely is not None:
                     likely[:, part] = mean.swapaxes(0, 1).astype(np.float16)
+                    release(likely)
             seen(len(some))
         found = Segmented(mask, likely)
         if not is_volume:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,6 +13,7 @@ from PIL import Image
 
 from rwkvctl.base.errors import JobFailedError, UserError
 from rwkvctl.base.files import atomic_open, write_bytes
+from rwkvctl.base.on_disk import array_on_disk
 from rwkvctl.data.images import deep, tiff_stack
 from rwkvctl.models.bundle import BundleInfo
 from rwkvctl.models.predict_form import Form
@@ -225,10 +224,7 @@ def float16_somewhere(out: Path, shape: tuple[int, ...]) -> NDArray[np.float16]:
     if size <= IN_MEMORY:
         return np.empty(shape, np.float16)
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out) as file:
-            os.posix_fallocate(file.fileno(), 0, size)  # a full disk later on would be a bus error
-            return np.memmap(file, np.float16, "r+", shape=shape)
+        return array_on_disk(out, shape, np.float16)
     except OSError as error:
         raise JobFailedError(
             f"{out}: no room for probabilities while they are made ({error.strerror}; {size >> 20} MiB)"

@@ -10,6 +10,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from rwkvctl.base.files import atomic_open
+from rwkvctl.base.on_disk import release
 
 NAME = "probabilities"
 PIECE = 64 << 20
@@ -32,3 +33,4 @@ def write_probabilities(target: Path, probabilities: NDArray[np.float16]) -> Non
             rows = max(1, PIECE // max(1, of_class[0].nbytes))
             for start in range(0, len(of_class), rows):
                 entry.write(of_class[start : start + rows].tobytes())
+                release(of_class)

@@ -32,6 +32,9 @@ class Options:
     """Of every class keep its largest connected part alone."""
     fill_holes: bool = False
     """Fill what a class encloses wholly, where it is background."""
+    tile: float | None = None
+    """Images larger than those of the training are seen through a window of that size, which overlaps by this share of
+    its side; null resizes them."""
 
 
 class Segmented(NamedTuple):

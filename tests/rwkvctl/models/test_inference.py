@@ -12,6 +12,7 @@ from rwkvctl.base.errors import UserError
 from rwkvctl.data.feed.model_input import to_input
 from rwkvctl.data.feed.transforms import resize_image
 from rwkvctl.models.inference import segment_image, segment_volume
+from rwkvctl.models.memory import Memory
 
 
 class Threshold(nn.Module):
@@ -57,7 +58,7 @@ def test_mask_lies_where_the_object_is(shape: tuple[int, int], classes: int) -> 
 def test_volume_is_its_slices(batch: int) -> None:
     volume = np.random.default_rng(0).normal(size=(7, 50, 60)).astype(np.float32)
     model = Threshold(0.1).eval()
-    whole = segment_volume(model, volume, image_size=32, batch=batch)
+    whole = segment_volume(model, volume, image_size=32, memory=Memory(batch))
     single = [segment_image(model, one, image_size=32, image_kind="float") for one in volume]
     assert whole.shape == volume.shape
     assert np.array_equal(whole, np.stack(single))

@@ -195,6 +195,10 @@ class PredictSpec(JobSpec):
     """Go on with a prediction into `out` that was ended: masks that are whole by its `run.json` are kept."""
     tta: Literal["none", "flips", "rotations"] = "none"
     """Test-time augmentation: the mean over four flips or four rotations of every image."""
+    tile: bool = False
+    """Whether images larger than those of the training are seen through a window of that size, instead of resized."""
+    tile_overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Share of its side by which one window overlaps the next."""
     thresholds: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(default_factory=dict)
     """By class name: the probability below which a pixel is not of the class."""
     probabilities: bool = False
