@@ -127,7 +127,7 @@ def times(repeats: int, *sides: Callable[[], None]) -> list[list[float]]:
 def report(slices: int, volumes: int, script: list[float], ours: list[float]) -> None:
     base = statistics.median(script)
     print(f"{'':22}{'volumes a minute':>18}{'s a slice':>11}{'ratio':>8}{'of the pairs':>16}")
-    for name, seconds in (("slice by slice", script), ("rwkvctl predict", ours)):
+    for name, seconds in (("slice by slice", script), ("ours", ours)):
         middle = statistics.median(seconds)
         pairs = [one / other for one, other in zip(script, seconds, strict=True)]
         print(f"{name:22}{60 * volumes / middle:18.2f}{middle / slices:11.4f}{base / middle:7.1f}x"
