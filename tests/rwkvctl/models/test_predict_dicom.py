@@ -9,15 +9,16 @@ import highdicom as hd
 import numpy as np
 import pydicom
 import pytest
+import SimpleITK as sitk
 
 from rwkvctl.base.errors import UserError
 from rwkvctl.config.specs.segments import SegmentCode
 from rwkvctl.models.ensemble import Member, Segmenter
-from rwkvctl.models.predict import Written, plan, predict_one
+from rwkvctl.models.predict import Written, plan, predict_files, predict_one
 from rwkvctl.models.predict_form import Form, Name, maker
 
 from ..data.images.dicom_series import OBLIQUE, STRAIGHT, write_ct
-from .test_predict_itk import in_body
+from .test_predict_itk import AXES, in_body, scan
 from .test_predict_scans import Corner, for_scans
 
 SAGITTAL = ((0.0, 1.0, 0.0), (0.0, 0.0, -1.0))
@@ -88,3 +89,38 @@ def test_what_has_no_dicom_segmentation_is_told_before_anything_is_made(tmp_path
     with pytest.raises(UserError, match=r"^input .*IM000.: its DICOM header lacks StudyInstanceUID"):
         predicted(bare, tmp_path / "masks", "dicom-seg")
     assert not (tmp_path / "masks").exists()
+
+
+@pytest.mark.parametrize("stored", ["LAS", "RAS", "PSR", "oblique"])
+def test_the_same_scan_stored_otherwise_gives_the_same_mask_in_the_body_in_every_format(tmp_path: Path, stored: str):
+    """As NIfTI, NRRD, MHA, DICOM and DICOM-SEG; what is expected is the mask of the scan as it lay before."""
+    image = scan(AXES["oblique"] if stored == "oblique" else AXES["LPS"])
+    sitk.WriteImage(image, str(tmp_path / "before.nii.gz"))
+    [before] = predict_files(Corner().eval(), INFO, [tmp_path / "before.nii.gz"], tmp_path / "before")
+    expected = rounded(in_body(before))
+    turned = sitk.DICOMOrient(image, "ASL" if stored == "oblique" else stored)
+    paths = [tmp_path / f"ct{ending}" for ending in (".nii", ".nrrd", ".mha")]
+    for path in paths:
+        sitk.WriteImage(turned, str(path))
+    paths.append(as_series(turned, tmp_path / "series"))
+    masks = predict_files(Corner().eval(), INFO, paths, tmp_path / "masks")
+    for path, mask in zip(paths, masks, strict=True):
+        assert rounded(in_body(mask)) == expected, path.name
+    assert rounded(in_body_of_dicom(predicted(paths[-1], tmp_path / "dicom", "dicom-seg").mask)) == expected
+
+
+def rounded(places: dict[tuple[float, ...], int]) -> dict[tuple[float, ...], int]:
+    """To a tenth of a mm: formats keep places with few digits."""
+    return {tuple(np.round(place, 1) + 0.0): number for place, number in places.items()}
+
+
+def as_series(image: Any, folder: Path) -> Path:
+    """A DICOM series of the same voxels at the same places. Its slices follow their normal, so that those of a grid
+    that is a mirror image come in the opposite order."""
+    direction = np.array(image.GetDirection()).reshape(3, 3)
+    voxels = sitk.GetArrayFromImage(image).transpose(1, 2, 0)  # [y, x, z]
+    origin = image.GetOrigin()
+    if np.linalg.det(direction) < 0:
+        voxels, origin = voxels[..., ::-1], image.TransformIndexToPhysicalPoint((0, 0, image.GetDepth() - 1))
+    axes = tuple(direction[:, 0]), tuple(direction[:, 1])
+    return write_ct(folder, voxels, axes=axes, spacing=image.GetSpacing(), origin=origin)
