@@ -112,6 +112,8 @@ def _add(sources: Sources, path: Path, folder: Path) -> None:
             _add_series(sources, path, _unpacked(path, folder / "unpacked"), folder, "has no DICOM files in it")
         elif path.is_dir() and _is_dicom_tree(path):
             _add_series(sources, path, path, folder, "has no DICOM series in it")
+        elif itk.is_dicom(path):
+            _add_series(sources, path, path.parent, folder, "is no image of DICOM", [path])
         else:
             sources.paths.append(path)
     except OSError as error:
@@ -137,9 +139,13 @@ def _folders_below(folder: Path, depth: int = 1) -> Iterator[Path]:
                 yield from _folders_below(each, depth + 1)
 
 
-def _add_series(sources: Sources, named: Path, tree: Path, folder: Path, otherwise: str) -> None:
-    """The volumes below `tree`, which a user knows as `named`."""
-    files = [file for each in (tree, *_folders_below(tree)) for file in sorted(each.iterdir()) if file.is_file()]
+def _add_series(
+    sources: Sources, named: Path, tree: Path, folder: Path, otherwise: str, files: Sequence[Path] = ()
+) -> None:
+    """The volumes below `tree`, or of `files` in it, which a user knows as `named`."""
+    files = files or [
+        file for each in (tree, *_folders_below(tree)) for file in sorted(each.iterdir()) if file.is_file()
+    ]
     series, skipped, images = dicom_files.grouped(files)
     if not series:
         raise UserError(f"input {named}: {'; '.join(skipped[:3]) or otherwise}")

@@ -16,8 +16,9 @@ from rwkvctl.config.specs.segments import SegmentCode
 from rwkvctl.models.ensemble import Member, Segmenter
 from rwkvctl.models.predict import Written, plan, predict_files, predict_one
 from rwkvctl.models.predict_form import Form, Name, maker
+from rwkvctl.models.predict_sources import found
 
-from ..data.images.dicom_series import OBLIQUE, STRAIGHT, write_ct
+from ..data.images.dicom_series import OBLIQUE, STRAIGHT, enhanced, write_ct
 from .test_predict_itk import AXES, in_body, scan
 from .test_predict_scans import Corner, for_scans
 
@@ -124,3 +125,33 @@ def as_series(image: Any, folder: Path) -> Path:
         voxels, origin = voxels[..., ::-1], image.TransformIndexToPhysicalPoint((0, 0, image.GetDepth() - 1))
     axes = tuple(direction[:, 0]), tuple(direction[:, 1])
     return write_ct(folder, voxels, axes=axes, spacing=image.GetSpacing(), origin=origin)
+
+
+@pytest.mark.parametrize("axes", [STRAIGHT, OBLIQUE], ids=["straight", "oblique"])
+def test_an_enhanced_file_has_the_mask_of_its_series(tmp_path: Path, axes: Any):
+    series = write_ct(tmp_path / "ct", noise(12, 16, 5), axes=axes)
+    file = enhanced(series, tmp_path / "enhanced" / "volume.dcm")
+    [nifti] = predict_files(Corner().eval(), INFO, [series], tmp_path / "nifti")
+    expected = rounded(in_body(nifti))
+    sources = found([str(file)], tmp_path / "scratch")
+    assert [path.name for path in sources.paths] == ["volume"]
+    [of_frames] = predict_files(Corner().eval(), INFO, sources.paths, tmp_path / "frames")
+    assert of_frames.name == "volume.nii.gz"
+    assert rounded(in_body(of_frames)) == expected
+    made = predicted(sources.paths[0], tmp_path / "dicom", "dicom-seg").mask
+    assert rounded(in_body_of_dicom(made)) == expected
+    [frame, *_] = pydicom.dcmread(made).PerFrameFunctionalGroupsSequence
+    [referenced] = frame.DerivationImageSequence[0].SourceImageSequence
+    assert referenced.ReferencedSOPInstanceUID == pydicom.dcmread(file).SOPInstanceUID
+    place = pydicom.dcmread(file).PerFrameFunctionalGroupsSequence[referenced.ReferencedFrameNumber - 1]
+    assert frame.PlanePositionSequence == place.PlanePositionSequence
+
+
+def test_a_tilted_gantry_is_told_and_dicom_keeps_the_place_of_each_slice(tmp_path: Path):
+    series = write_ct(tmp_path / "ct", noise(12, 16, 5), shift=(0, 0.6, 0))
+    written = predicted(series, tmp_path / "masks", "dicom-seg")
+    assert written.note.startswith("the gantry was tilted: the last slice lies 2.4 mm aside of the first")
+    places = {tuple(pydicom.dcmread(file).ImagePositionPatient) for file in series.iterdir()}
+    frames = pydicom.dcmread(written.mask).PerFrameFunctionalGroupsSequence
+    assert {tuple(frame.PlanePositionSequence[0].ImagePositionPatient) for frame in frames} == places
+    assert predicted(write_ct(tmp_path / "straight", noise(12, 16, 5)), tmp_path / "masks", "auto").note == ""

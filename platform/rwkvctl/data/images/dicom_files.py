@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from rwkvctl.base.errors import UserError
 from rwkvctl.base.files import printable
 from rwkvctl.data.images import itk
+from rwkvctl.data.images.dicom_frames import ENHANCED
 
 READ = [
     "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "Modality", "ImageType",
@@ -80,9 +81,11 @@ def grouped(files: Iterable[Path]) -> Grouped:
             reason = "has not the same number of images at each place"
         series += volumes
         skipped += [f"{named.title}: {reason}"] if reason else []
-    if any(len(each.files) > 1 for each in series):
-        skipped += [f"{each.title}: is one image beside volumes" for each in series if len(each.files) == 1]
-        series = [each for each in series if len(each.files) > 1]
+    flat = {file for images in headers.values() for file, header in images.values() if _is_flat(header)}
+    alone = [each for each in series if len(each.files) == 1 and each.files[0] in flat]
+    if len(alone) < len(series):
+        skipped += [f"{each.title}: is one image beside volumes" for each in alone]
+        series = [each for each in series if each not in alone]
     return Grouped(series, skipped, len(dicom))
 
 
@@ -104,6 +107,10 @@ def _header(file: Path) -> Header:
     except Exception:  # pydicom raises nearly anything on a broken file
         return {}
     return header if "SeriesInstanceUID" in header else {}
+
+
+def _is_flat(header: Header) -> bool:
+    return header.get("SOPClassUID") not in ENHANCED
 
 
 def _text(header: Header, name: str) -> str:
@@ -129,8 +136,10 @@ def _unsuitable(headers: Sequence[Header]) -> str:
         return "is in colour"
     if "LOCALIZER" in [str(word).upper() for word in first.get("ImageType") or ()]:
         return "is a localiser"
+    if first.get("SOPClassUID") in ENHANCED:
+        return ""
     if any(_number(header, "NumberOfFrames", 1) > 1 for header in headers):
-        return "is of many frames in one file (Enhanced DICOM), which is not read; convert it to one file a slice"
+        return "has many frames in one file, and is no Enhanced CT, MR or PET; convert it to one file a slice"
     if len(headers) == 1:
         return ""
     if not all(_numbers(header, "ImagePositionPatient", 3) is not None for header in headers):
@@ -155,6 +164,11 @@ def _numbers(header: Header, name: str, count: int) -> NDArray[np.float64] | Non
 def _volumes(named: Series, found: list[tuple[Path, Header]]) -> list[Series]:
     """The volumes of a series: one, or where every place has as many images several, in the scanner's own order; none
     where places have different numbers of them."""
+    if found[0][1].get("SOPClassUID") in ENHANCED:
+        several = len(found) > 1
+        return [
+            named._replace(files=(file,), phase=n if several else None) for n, (file, _) in enumerate(found, start=1)
+        ]
     if len(found) == 1:
         return [named]
     direction = _numbers(found[0][1], "ImageOrientationPatient", 6)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from rwkvctl.base.errors import BadFile, UserError
 from rwkvctl.base.lineage import code_version
 from rwkvctl.config.specs.segments import Code, SegmentCode, code_of
+from rwkvctl.data.images import dicom_frames
 
 Kind = Literal["BINARY", "LABELMAP"]
 """Bits by class, which all viewers read; or ids, as small as a mask and read by few (2026)."""
@@ -82,7 +83,7 @@ def encoded(
         try:
             made = hd.seg.Segmentation(
                 source_images=headers,
-                pixel_array=np.ascontiguousarray(mask.transpose(2, 1, 0)),
+                pixel_array=_pixels(images, mask),
                 segmentation_type=kind,
                 segment_descriptions=[
                     _segment(number, name, maker, code_of(name, codes))
@@ -109,6 +110,13 @@ def encoded(
         file = io.BytesIO()
         made.save_as(file)
     return file.getvalue()
+
+
+def _pixels(images: Sequence[Path], mask: NDArray[np.uint8]) -> Any:
+    """In the order of the images; of frames in one file, with the places by which highdicom finds them."""
+    if len(images) == 1 and dicom_frames.is_enhanced(images[0]):
+        return dicom_frames.ids_on(images[0], mask)
+    return np.ascontiguousarray(mask.transpose(2, 1, 0))
 
 
 def check_installed() -> None:

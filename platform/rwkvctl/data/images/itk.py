@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rwkvctl.base.files import atomic_path
+from rwkvctl.data.images import dicom_frames
 from rwkvctl.data.images.grid import Grid
 
 FILES = (".nrrd", ".mha")
@@ -26,6 +27,8 @@ LONGEST_HEADER = 2**16
 DICOM_AT, DICOM = 128, b"DICM"
 UNEVEN = 0.01
 """Share of the distance between slices by which one may differ."""
+TILTED_MM = 1.0
+"""Shift of the last slice against the first from which on a series is said to be tilted."""
 
 
 class Place(NamedTuple):
@@ -72,11 +75,14 @@ def read(path: Path) -> ItkScan:
     if path.is_file():
         refuse_detached(path)
     files: tuple[Path, ...] = ()
+    notes: tuple[str, ...] = ()
     try:
         with same_locale():
             if path.is_dir():
                 files = series_files(path)
-                image = read_series(path, files)
+                if len(files) == 1 and dicom_frames.is_enhanced(files[0]):
+                    return read_frames(files[0])
+                image, notes = read_series(path, files)
             else:
                 image = sitk.ReadImage(str(path))
     except RuntimeError as error:
@@ -88,7 +94,7 @@ def read(path: Path) -> ItkScan:
         raise ValueError(f"{path}: is {size} with {channels} channels, where a scan has three axes and one channel")
     voxels = sitk.GetArrayFromImage(image).transpose(2, 1, 0)
     place = Place(image.GetOrigin(), image.GetSpacing(), image.GetDirection())
-    return ItkScan(voxels, Grid(affine_of(image), voxels.shape), place, files)
+    return ItkScan(voxels, Grid(affine_of(image), voxels.shape, notes=notes), place, files)
 
 
 @contextmanager
@@ -129,28 +135,55 @@ def series_files(folder: Path) -> tuple[Path, ...]:
     return tuple(map(Path, sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0])))
 
 
-def read_series(folder: Path, files: tuple[Path, ...]) -> Any:
-    """A series, its values rescaled (HU); ValueError where slices are missing."""
+def read_series(folder: Path, files: tuple[Path, ...]) -> tuple[Any, tuple[str, ...]]:
+    """A series, its values rescaled (HU), and what is to be told of it; ValueError where slices are missing."""
     import SimpleITK as sitk
 
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames([str(file) for file in files])
+    notes: tuple[str, ...] = ()
     if len(files) > 1:
-        check_even(folder, files)
-    return reader.Execute()
+        normal, origins = origins_of(files)
+        check_even(folder, origins @ normal)
+        notes = tilt(normal, origins)
+    return reader.Execute(), notes
 
 
-def check_even(folder: Path, files: tuple[Path, ...]) -> None:
-    """ValueError where slices do not follow one another at one distance: some are missing, or there twice."""
+def read_frames(file: Path) -> ItkScan:
+    """A volume in one DICOM file."""
+    voxels, lps = dicom_frames.read(file)
+    spacing = np.linalg.norm(lps[:3, :3], axis=0)
+    direction = (lps[:3, :3] / spacing).ravel()
+    place = Place(*(tuple(map(float, each)) for each in (lps[:3, 3], spacing, direction)))
+    return ItkScan(voxels, Grid(np.diag([-1.0, -1.0, 1.0, 1.0]) @ lps, voxels.shape), place, (file,))
+
+
+def origins_of(files: tuple[Path, ...]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The normal (3) of a series' slices, and the origin (n, 3) of each, in mm of LPS."""
     import SimpleITK as sitk
 
-    places = []
-    reader = sitk.ImageFileReader()
+    reader, origins = sitk.ImageFileReader(), []
     for file in files:
         reader.SetFileName(str(file))
         reader.ReadImageInformation()
-        normal = np.array(reader.GetDirection()).reshape(3, 3)[:, 2]
-        places.append(float(normal @ np.array(reader.GetOrigin())))
+        origins.append(reader.GetOrigin())
+    return np.array(reader.GetDirection()).reshape(3, 3)[:, 2], np.array(origins)
+
+
+def tilt(normal: NDArray[np.float64], origins: NDArray[np.float64]) -> tuple[str, ...]:
+    """A note where slices are shifted against one another in their plane, by a gantry that was tilted."""
+    whole = origins[-1] - origins[0]
+    shift = float(np.linalg.norm(whole - (whole @ normal) * normal))
+    if shift < TILTED_MM:
+        return ()
+    return (
+        f"the gantry was tilted: the last slice lies {shift:.1f} mm aside of the first, where a grid has it straight; "
+        "--format dicom-seg keeps the place of each",
+    )
+
+
+def check_even(folder: Path, places: NDArray[np.float64]) -> None:
+    """ValueError where slices do not follow one another at one distance: some are missing, or there twice."""
     gaps = np.abs(np.diff(places))
     usual = float(np.median(gaps))
     odd = np.flatnonzero(np.abs(gaps - usual) > UNEVEN * usual)

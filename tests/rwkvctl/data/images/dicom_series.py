@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pydicom
 from pydicom.dataset import FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 OBLIQUE = ((0.8, 0.6, 0.0), (-0.36, 0.48, 0.8))
 """Where columns and rows lead, in DICOM's LPS: an axial slice, turned and tilted."""
@@ -70,3 +70,39 @@ def write_ct(
                 setattr(image, key, value)
         image.save_as(folder / f"IM{name:04d}", enforce_file_format=True)
     return folder
+
+
+def enhanced(series: Path, file: Path) -> Path:
+    """The slices of a series as the frames of one Enhanced CT, in an order that is none of places."""
+    slices = [pydicom.dcmread(each) for each in sorted(series.iterdir())]
+    made = pydicom.dcmread(sorted(series.iterdir())[0])
+    made.SOPClassUID = made.file_meta.MediaStorageSOPClassUID = EnhancedCTImageStorage
+    made.SOPInstanceUID = made.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+
+    def item(**attributes: Any) -> pydicom.Dataset:
+        one = pydicom.Dataset()
+        for name, value in attributes.items():
+            setattr(one, name, value)
+        return one
+
+    made.SharedFunctionalGroupsSequence = [
+        item(
+            PixelMeasuresSequence=[item(PixelSpacing=made.PixelSpacing, SliceThickness=made.SliceThickness)],
+            PlaneOrientationSequence=[item(ImageOrientationPatient=made.ImageOrientationPatient)],
+            PixelValueTransformationSequence=[item(RescaleIntercept=-1024, RescaleSlope=1, RescaleType="HU")],
+        )
+    ]
+    made.PerFrameFunctionalGroupsSequence = [
+        item(
+            PlanePositionSequence=[item(ImagePositionPatient=each.ImagePositionPatient)],
+            FrameContentSequence=[item(StackID="1", InStackPositionNumber=each.InstanceNumber)],
+        )
+        for each in slices
+    ]
+    for name in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness", "RescaleSlope",
+                 "RescaleIntercept", "RescaleType"):  # fmt: skip
+        delattr(made, name)
+    made.NumberOfFrames, made.PixelData = len(slices), b"".join(each.PixelData for each in slices)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    made.save_as(file, enforce_file_format=True)
+    return file
