@@ -233,6 +233,7 @@ def page_of(
         worst=gallery.worst,
         median=gallery.median,
         volume=gallery.stack,
+        part=where.part,
     )
 
 

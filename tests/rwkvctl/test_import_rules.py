@@ -41,7 +41,7 @@ COMMANDS = [
     "pretrain", "finetune", "tune", "evaluate", "predict", "serve",
     "model", "model list", "model show", "model promote", "model rules",
     "model history", "model rollback", "model lineage", "model card", "model export", "model compare", "model erf",
-    "model plot", "model push", "model pull", "model calibrate",
+    "model plot", "model push", "model pull", "model calibrate", "model grid",
     "checkpoint", "checkpoint list", "checkpoint verify", "checkpoint gc",
     "study", "study list", "study show", "study run", "study report",
     "runs", "run", "run list", "run show", "run logs", "run wait", "run stop", "run resume", "run rerun", "run rm",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rwkvctl.base.errors import UserError
-from rwkvctl.cli import model_calibrate, model_exchange
+from rwkvctl.cli import model_calibrate, model_exchange, model_grid
 
 if TYPE_CHECKING:
     from rwkvctl.models.export import Exported
@@ -21,6 +21,7 @@ app = typer.Typer(no_args_is_help=True)
 app.command()(model_exchange.push)
 app.command()(model_exchange.pull)
 app.command()(model_calibrate.calibrate)
+app.command()(model_grid.grid)
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 

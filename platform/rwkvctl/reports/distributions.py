@@ -125,7 +125,7 @@ def sx(value: float) -> float:
 
 
 def sy(value: float) -> float:
-    return round(4 + (1 - float(value)) * (SQUARE - 4), 1)
+    return round(10 + (1 - float(value)) * (SQUARE - 10), 1)
 
 
 def axis(height: float) -> str:

@@ -207,7 +207,9 @@ def trust(evaluation: Evaluation) -> list[str]:
     found, review = evaluation.summary.get("calibration"), evaluation.summary.get("review")
     if not found or not review or not evaluation.sureness:
         return []
-    own = f"temperature {found['temperature']:g}" if found["temperature"] != 1 else "no temperature"
+    own = "no temperature"
+    if found["temperature"] != 1:
+        own = f"temperature {found['temperature']:g}{', fitted to these cases' if evaluation.part == 'val' else ''}"
     rows = [
         ["around the foreground", fixed(found["ece_raw"]), fixed(found["ece"])],
         ["all pixels", fixed(found["ece_all_raw"]), fixed(found["ece_all"])],
