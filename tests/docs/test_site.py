@@ -51,6 +51,19 @@ def test_every_field_of_every_job_has_its_line(pages: ModuleType):
     assert set(re.findall(r"\]\(#([^)]*)\)", page)) <= anchors
 
 
+def test_every_page_has_its_place(pages: ModuleType):
+    placed = re.findall(r"^ +- [^:]+: ([\w-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    made = {
+        *pages.OF_THE_ROOT.values(),
+        *(f"{name}.md" for name in pages.NOTEBOOKS),
+        "commands.md",
+        "specs.md",
+        "python.md",
+    }
+    assert sorted(placed) == sorted({*(page.name for page in (ROOT / "docs").glob("*.md")), *made})
+    assert sorted(path.stem for path in (ROOT / "docs").glob("*.ipynb")) == sorted(pages.NOTEBOOKS)
+
+
 @pytest.mark.slow
 def test_the_site_is_built_without_a_warning(tmp_path: Path):
     environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}

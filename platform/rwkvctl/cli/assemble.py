@@ -393,5 +393,9 @@ def threshold(text: str) -> tuple[str, float]:
 
 def absolute_model(reference: str) -> str:
     """A model folder or an exported file as an absolute path; names of runs and URIs as they are."""
-    is_path = (Path(reference) / "model.json").is_file() or (reference.endswith(".onnx") and Path(reference).is_file())
+    from rwkvctl.models import onnx_model
+
+    is_path = (Path(reference) / "model.json").is_file() or (
+        onnx_model.is_file(reference) and Path(reference).is_file()
+    )
     return settings.absolute(reference) if is_path else reference

@@ -31,9 +31,9 @@ def contract(info: BundleInfo, form: str) -> dict[str, Any]:
             "logits": {
                 "dtype": "float32",
                 "shape": ["N", logits, *((size, size) if isinstance(size, int) else size)],
-                "values": "at the network's size, before the softmax"
+                "values": "at the network's size, before temperature and softmax"
                 if logits > 1
-                else "at the network's size; above 0 is the foreground",
+                else "at the network's size, before temperature and sigmoid; above 0 is the foreground",
             },
         },
         "classes": dict(enumerate(info.classes)),
@@ -45,6 +45,7 @@ def contract(info: BundleInfo, form: str) -> dict[str, Any]:
         "intensity": info.intensity,
         "orientation": orientation(info),
         "spacing": "not resampled: slices as they are stored, whatever their spacing",
+        "temperature": info.temperature,
         "dataset": info.dataset,
         "network": info.model,
         "weights_sha256": info.weights_sha256,

@@ -13,6 +13,7 @@ from rwkvctl.base.ahead import ahead
 from rwkvctl.base.on_disk import release
 from rwkvctl.data.images import files as image_files
 from rwkvctl.models.clean_up import cleaned_up
+from rwkvctl.models.onnx_certainty import Certainty
 from rwkvctl.models.onnx_model import Runs
 from rwkvctl.models.segmenting import (
     Options,
@@ -64,21 +65,23 @@ class OnnxSegmenter:
         slices = image if is_volume else image[...][None]
         classes, native = number_of_classes(self.info), slices.shape[1:3]
         likely = kept((classes, len(slices), *native)) if self.options.probabilities else None
-        mask = np.empty((len(slices), *native), np.uint8)
-        for part, some in ahead(slices.__getitem__, parts(len(slices), 1 if self.plain else classes, native)):
+        mask, certainty = np.empty((len(slices), *native), np.uint8), Certainty(classes)
+        for part, some in ahead(slices.__getitem__, parts(len(slices), classes, native)):
             check_values(some)
             if self.plain:
-                mask[part] = self.models[0].run(some)[0]
+                mask[part], logits = self.models[0].run(some)
+                mean = likelihood(logits, native, self.info.temperature)
             else:
                 mean = self.mean_probabilities(some)
                 mask[part] = decide(mean, self.options.thresholds)
                 if likely is not None:
                     likely[:, part] = mean.swapaxes(0, 1).astype(np.float16)
                     release(likely)
+            certainty.see(mean, mask[part])
             seen(len(some))
-        found = Segmented(mask, likely)
+        found = Segmented(mask, likely, certainty.result())
         if not is_volume:
-            found = Segmented(mask[0], None if likely is None else likely[:, 0])
+            found = Segmented(mask[0], None if likely is None else likely[:, 0], found.sureness)
         if self.options.largest_component or self.options.fill_holes:
             components, holes = self.options.largest_component, self.options.fill_holes
             cleaned = cleaned_up(found.mask, largest_component=components, fill_holes=holes)
@@ -96,8 +99,7 @@ class OnnxSegmenter:
             # Resized here, so that views are of what the network sees: to that size the file leaves them as they are.
             small = np.stack([image_files.resize(each, size) for each in slices])
             for there, back in ways(self.options.tta):
-                logits = enlarged(np.ascontiguousarray(back(model.run(there(small))[1])), native)
-                total += probabilities_of(logits / np.float32(model.info.temperature))
+                total += likelihood(back(model.run(there(small))[1]), native, model.info.temperature)
                 views += 1
         total /= views
         return total
@@ -121,6 +123,11 @@ def ways(views: Views) -> Iterator[Way]:
     for axes in [(), (1,), (0,), (0, 1)] if views == "flips" else [()]:
         there, back = ([axis + first for axis in axes] for first in (1, 2))
         yield lambda x, a=there: np.flip(x, a), lambda y, a=back: np.flip(y, a)  # type: ignore[misc]
+
+
+def likelihood(logits: Floats, native: tuple[int, ...], temperature: float) -> Floats:
+    """(N, classes, H, W) of logits (N, classes, h, w) at the network's size."""
+    return probabilities_of(enlarged(np.ascontiguousarray(logits), native) / np.float32(temperature))
 
 
 def probabilities_of(logits: Floats) -> Floats:

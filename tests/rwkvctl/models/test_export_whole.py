@@ -165,6 +165,10 @@ def test_the_masks_are_those_of_torch(liver: Path, name: str):
     found = OnnxSegmenter([onnx_model.open_file(liver)], options).segment(image)
     assert len(np.unique(expected.mask)) == 3
     assert (found.mask != expected.mask).mean() <= 1e-3
+    assert expected.sureness is not None
+    assert found.sureness is not None
+    assert found.sureness.predicted_dsc == pytest.approx(expected.sureness.predicted_dsc, abs=1e-3)
+    assert found.sureness.entropy == pytest.approx(expected.sureness.entropy, rel=1e-3)
     if options.probabilities:
         assert expected.probabilities is not None
         assert found.probabilities is not None
