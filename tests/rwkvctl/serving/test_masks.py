@@ -132,7 +132,7 @@ def packed_series(series: Path) -> bytes:
 
 def test_dicom_nrrd_and_mha_are_answered_on_their_grid(scans: Served, ct_model: Path, tmp_path: Path):
     series = write_ct(tmp_path / "series", np.random.default_rng(1).integers(-200, 300, (24, 32, 6)))
-    image = itk.read_series(series, itk.read(series).files)
+    image, _ = itk.read_series(series, itk.read(series).files)
     for name in ("ct.nrrd", "ct.mha"):
         sitk.WriteImage(image, str(tmp_path / name))
     packed = packed_series(series)
