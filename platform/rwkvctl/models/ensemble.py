@@ -176,13 +176,13 @@ def decide(probabilities: Tensor, thresholds: Mapping[int, float] | None) -> Ten
     Of two classes the threshold of the foreground decides alone: it may be below one half.
     """
     if not thresholds:
-        return probabilities.argmax(dim=1).to(torch.uint8)
+        return inference.best_class(probabilities)
     if probabilities.shape[1] == 2:
         return (probabilities[:, 1] >= thresholds.get(1, 0.5)).to(torch.uint8)
     allowed = probabilities.clone()
     for class_id, least in thresholds.items():
         allowed[:, class_id].masked_fill_(probabilities[:, class_id] < least, -1.0)
-    return allowed.argmax(dim=1).to(torch.uint8)
+    return inference.best_class(allowed)
 
 
 def chunks(slices: int, classes: int, native: tuple[int, ...]) -> Iterator[slice]:

@@ -11,7 +11,7 @@ from rwkv_unet import create_model
 from rwkvctl.base.errors import UserError
 from rwkvctl.data.feed.model_input import to_input
 from rwkvctl.data.feed.transforms import resize_image
-from rwkvctl.models.inference import segment_image, segment_volume
+from rwkvctl.models.inference import best_class, segment_image, segment_volume
 from rwkvctl.models.memory import Memory
 
 
@@ -109,3 +109,8 @@ def test_cuda_agrees_with_cpu() -> None:
     for bf16, least in ((False, 0.999), (True, 0.95)):
         cuda = segment_image(model, image, image_size=64, image_kind="rgb8", device="cuda", bf16=bf16)
         assert (cuda == cpu).mean() >= least
+
+
+def test_of_equal_logits_the_first_class_is_taken():
+    logits = torch.from_numpy(np.random.default_rng(0).integers(0, 3, (2, 5, 33, 70)).astype(np.float32))
+    np.testing.assert_array_equal(best_class(logits).numpy(), logits.numpy().argmax(axis=1))
