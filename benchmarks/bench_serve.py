@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import http.client
 import io
+import json
 import os
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import threading
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -44,6 +46,7 @@ def main() -> None:
             f"{arguments.clients} callers, batching off": (ports[1], arguments.clients),
             "1 caller": (ports[1], 1),
         }
+        print("batches of", get(ports[8], "/model")["batches_of"], "slices change no bit of a mask")
         upload = picture(arguments.pixels)
         expected = {port: post(port, upload) for port in ports.values()}  # which also warms them up
         assert len(set(expected.values())) == 1, "the masks of both servers are the same"
@@ -112,6 +115,12 @@ def post(port: int, content: bytes, connection: http.client.HTTPConnection | Non
     mask = answer.read()
     assert answer.status == 200, mask
     return mask
+
+
+def get(port: int, path: str) -> dict[str, Any]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
+    connection.request("GET", path)
+    return dict(json.loads(connection.getresponse().read()))
 
 
 def load(port: int, clients: int, requests: int, upload: bytes, expected: bytes) -> list[tuple[float, float]]:

@@ -3,12 +3,16 @@
 The first of the threads that want the network runs it; those that come meanwhile wait, and the next of them takes all
 that have come with it. So nothing is waited for while the network is idle, and a large scan, which comes in parts,
 holds up nobody for longer than one batch.
+
+A kernel may add numbers up in another order where a batch has another size, which changes last bits and so, once in a
+million, a voxel. `exact_sizes` looks for the sizes at which a network gives a slice the bits that it gives it alone;
+slices of several requests are put together to these sizes only.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -33,12 +37,12 @@ class Batched(nn.Module):
     """A network whose forward may be called by many threads at once: see this module's docstring.
 
     Args:
-        most: slices of a batch, whatever number of requests they come from; those of one part stay together.
+        sizes: of batches that may be made of several parts; a part of another size stays alone.
     """
 
-    def __init__(self, network: nn.Module, most: int):
+    def __init__(self, network: nn.Module, sizes: Collection[int]):
         super().__init__()
-        self.network, self.most = network, most
+        self.network, self.sizes = network, frozenset(sizes)
         self.batches = self.slices = 0
         self._waiting: list[Part] = []
         self._queue, self._running = threading.Lock(), threading.Lock()
@@ -77,11 +81,15 @@ class Batched(nn.Module):
     def _together(self, own: Part) -> list[Part]:
         """Take a part from those that wait, and as many of the others, first come first, as go with it."""
         with self._queue:
-            parts, slices = [own], len(own.x)
-            for part in self._waiting:
-                if part is not own and part.x.shape[1:] == own.x.shape[1:] and slices + len(part.x) <= self.most:
+            parts, slices, fitting = [own], len(own.x), 1
+            for part in self._waiting if slices in self.sizes else ():
+                same = part.x.shape[1:] == own.x.shape[1:] and len(part.x) in self.sizes
+                if part is not own and same and slices + len(part.x) <= max(self.sizes):
                     parts.append(part)
                     slices += len(part.x)
+                    if slices in self.sizes:
+                        fitting = len(parts)
+            parts = parts[:fitting]
             self._waiting = [part for part in self._waiting if part not in parts]
         return parts
 
@@ -101,3 +109,19 @@ class Batched(nn.Module):
         self.slices += len(x)
         for part, own in zip(parts, logits.split([len(part.x) for part in parts]), strict=True):
             part.logits = own
+
+
+@torch.inference_mode()
+def exact_sizes(network: nn.Module, shape: tuple[int, int, int], most: int) -> frozenset[int]:
+    """Of 1, 2, 4, ... `most`, the sizes of batches (C, H, W) at which every slice has the logits that it has alone, to
+    the last bit. Which kernels run is decided by shapes, not by values: noise tells."""
+    device = next(network.parameters()).device
+    x = torch.rand(most, *shape, generator=torch.Generator().manual_seed(0)).to(device)
+    alone = torch.cat([network(x[place : place + 1]) for place in range(most)])
+    sizes = powers_of_two(most)
+    return frozenset({1} | {size for size in sizes if torch.equal(network(x[:size]), alone[:size])})
+
+
+def powers_of_two(most: int) -> list[int]:
+    """2, 4, ... and `most`."""
+    return sorted({2**exponent for exponent in range(1, most.bit_length())} | ({most} if most > 1 else set()))

@@ -55,7 +55,13 @@ class Replica:
     def _load(self, exact: str) -> versions.Served:
         spec = self.spec
         return versions.load(
-            spec.model, exact, spec.storage or "", spec.tracking.uri or "", device=self.device, batch=spec.batch
+            spec.model,
+            exact,
+            spec.storage or "",
+            spec.tracking.uri or "",
+            device=self.device,
+            batch=spec.batch,
+            same_bits=spec.same_bits,
         )
 
     async def predict(self, data: bytes, accept: str, seconds: float) -> Reply:

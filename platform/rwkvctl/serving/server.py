@@ -70,7 +70,7 @@ def replicas(spec: ServeSpec) -> Iterator[DeploymentHandle]:
     for name in ("ray.serve", "ray"):
         logging.getLogger(name).setLevel(logging.ERROR)
     alone = spec.cluster.address is None
-    threads = max(1, available_cpus() // spec.replicas) if alone else 0
+    threads = threads_of(spec.replicas) if alone else 0
     name = spec.name or "rwkvctl"
     deployment = serve.deployment(
         name="model",
@@ -87,6 +87,12 @@ def replicas(spec: ServeSpec) -> Iterator[DeploymentHandle]:
     finally:
         if not alone:  # where others may serve too; a Ray of our own ends with us
             serve.delete(name)
+
+
+def threads_of(replicas: int) -> int:
+    """CPUs of a replica on this machine: those that a prediction would take, shared out. Ray would give each one."""
+    stated = os.environ.get("OMP_NUM_THREADS", "")
+    return int(stated) if stated.isdigit() and int(stated) else max(1, available_cpus() // replicas)
 
 
 def started(application: Any, name: str) -> DeploymentHandle:

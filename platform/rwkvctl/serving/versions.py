@@ -15,7 +15,7 @@ from rwkvctl.base.uris import mask
 from rwkvctl.models import bundle
 from rwkvctl.models.ensemble import Member, Segmenter
 from rwkvctl.registry.references import find_model_folder
-from rwkvctl.serving.batching import Batched
+from rwkvctl.serving.batching import Batched, exact_sizes
 from rwkvctl.serving.refusals import PATH
 
 FOLLOWED = re.compile(r"models:/[^/@]+(@[^/@]+|/latest)")
@@ -55,6 +55,7 @@ class Served:
                 "orientation": info.orientation,
             },
             "dataset": info.dataset,
+            "batches_of": sorted(self.network.sizes),
         }
 
 
@@ -72,14 +73,22 @@ def pinned(reference: str, tracking_uri: str) -> str:
     return pinned(reference, tracking_uri)
 
 
-def load(reference: str, exact: str, storage: str, tracking_uri: str, *, device: str, batch: int) -> Served:
-    """Bring a version into memory. UserError where it is not there or makes no masks."""
+def load(
+    reference: str, exact: str, storage: str, tracking_uri: str, *, device: str, batch: int, same_bits: bool
+) -> Served:
+    """Bring a version into memory. UserError where it is not there or makes no masks.
+
+    Batches of several requests have at most `batch` slices, with `same_bits` only sizes that change no bit of a mask.
+    """
     from rwkv_unet import fuse_for_inference
 
     folder: Path = find_model_folder(exact, storage, tracking_uri)
     network, info = bundle.load(folder, device, kind="segmentation")
     network = fuse_for_inference(network)
-    batched = Batched(network, batch).eval()
+    height, width = info.image_size if isinstance(info.image_size, tuple) else (info.image_size, info.image_size)
+    shape = (3 if info.image_kind == "rgb8" else 1, height, width)
+    sizes = exact_sizes(network, shape, batch) if same_bits else range(1, batch + 1)
+    batched = Batched(network, sizes).eval()
     version = exact.rpartition("/")[2] if exact.startswith("models:/") else info.weights_sha256[:12]
     return Served(reference, exact, version, Segmenter([Member(batched, info)]), batched)
 
