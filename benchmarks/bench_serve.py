@@ -46,7 +46,7 @@ def main() -> None:
             f"{arguments.clients} callers, batching off": (ports[1], arguments.clients),
             "1 caller": (ports[1], 1),
         }
-        print("batches of", get(ports[8], "/model")["batches_of"], "slices change no bit of a mask")
+        print("batches of", get(ports[8], "/model")["batches_of"], "slices change no bit and are no slower")
         upload = picture(arguments.pixels)
         expected = {port: post(port, upload) for port in ports.values()}  # which also warms them up
         assert len(set(expected.values())) == 1, "the masks of both servers are the same"

@@ -69,7 +69,9 @@ class Front:
         self.about: dict[str, Any] = {}
         self.answered = 0.0
         self.going_on = 0
-        self.most = spec.replicas * spec.at_once + spec.limits.waiting
+        at_once = spec.replicas * spec.at_once
+        self.most = at_once + spec.limits.waiting
+        self.turns = asyncio.Semaphore(at_once)  # those that wait do so here, and no replica is kept from its health
 
     def app(self) -> Starlette:
         return Starlette(
@@ -175,8 +177,10 @@ class Front:
         again."""
         while (left := deadline - time.monotonic()) > 0:
             try:
-                async with asyncio.timeout(left):
-                    return await self.backend.predict(data, accept, left)
+                async with asyncio.timeout(left), self.turns:
+                    reply = await self.backend.predict(data, accept, deadline - time.monotonic())
+                self.answered = time.monotonic()
+                return reply
             except Lost:
                 self.figures.retries.inc()
                 await asyncio.sleep(0.2)

@@ -5,13 +5,14 @@ that have come with it. So nothing is waited for while the network is idle, and 
 holds up nobody for longer than one batch.
 
 A kernel may add numbers up in another order where a batch has another size, which changes last bits and so, once in a
-million, a voxel. `exact_sizes` looks for the sizes at which a network gives a slice the bits that it gives it alone;
-slices of several requests are put together to these sizes only.
+million, a voxel. `useful_sizes` looks for the sizes at which a network gives a slice the bits that it gives it alone,
+and is no slower; slices of several requests are put together to these sizes only.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -112,14 +113,31 @@ class Batched(nn.Module):
 
 
 @torch.inference_mode()
-def exact_sizes(network: nn.Module, shape: tuple[int, int, int], most: int) -> frozenset[int]:
-    """Of 1, 2, 4, ... `most`, the sizes of batches (C, H, W) at which every slice has the logits that it has alone, to
-    the last bit. Which kernels run is decided by shapes, not by values: noise tells."""
+def useful_sizes(network: nn.Module, shape: tuple[int, int, int], most: int, *, same_bits: bool) -> frozenset[int]:
+    """Of 1, 2, 4, ... `most`, the sizes of batches (C, H, W) that take no longer than their slices one by one: on a CPU
+    large batches leave its caches. With `same_bits` only those at which every slice has the logits that it has alone,
+    to the last bit. Which kernels run is decided by shapes, not by values: noise tells.
+    """
     device = next(network.parameters()).device
     x = torch.rand(most, *shape, generator=torch.Generator().manual_seed(0)).to(device)
-    alone = torch.cat([network(x[place : place + 1]) for place in range(most)])
-    sizes = powers_of_two(most)
-    return frozenset({1} | {size for size in sizes if torch.equal(network(x[:size]), alone[:size])})
+    logits, single = timed(network, x[:1])
+    alone = torch.cat([logits, *(network(x[place : place + 1]).cpu() for place in range(1, most))])
+    useful = {1}
+    for size in powers_of_two(most):
+        logits, seconds = timed(network, x[:size])
+        if seconds <= size * single and (not same_bits or torch.equal(logits, alone[:size])):
+            useful.add(size)
+    return frozenset(useful)
+
+
+def timed(network: nn.Module, x: Tensor) -> tuple[Tensor, float]:
+    """Logits, on the CPU, and the seconds that they take where nothing else disturbs."""
+    seconds = []
+    for _ in range(3):
+        began = time.perf_counter()
+        logits = network(x).cpu()
+        seconds.append(time.perf_counter() - began)
+    return logits, min(seconds)
 
 
 def powers_of_two(most: int) -> list[int]:

@@ -15,7 +15,7 @@ from rwkvctl.base.uris import mask
 from rwkvctl.models import bundle
 from rwkvctl.models.ensemble import Member, Segmenter
 from rwkvctl.registry.references import find_model_folder
-from rwkvctl.serving.batching import Batched, exact_sizes
+from rwkvctl.serving.batching import Batched, useful_sizes
 from rwkvctl.serving.refusals import PATH
 
 FOLLOWED = re.compile(r"models:/[^/@]+(@[^/@]+|/latest)")
@@ -78,7 +78,8 @@ def load(
 ) -> Served:
     """Bring a version into memory. UserError where it is not there or makes no masks.
 
-    Batches of several requests have at most `batch` slices, with `same_bits` only sizes that change no bit of a mask.
+    Batches of several requests have at most `batch` slices, and sizes that pay; with `same_bits` only such as change no
+    bit of a mask.
     """
     from rwkv_unet import fuse_for_inference
 
@@ -87,8 +88,7 @@ def load(
     network = fuse_for_inference(network)
     height, width = info.image_size if isinstance(info.image_size, tuple) else (info.image_size, info.image_size)
     shape = (3 if info.image_kind == "rgb8" else 1, height, width)
-    sizes = exact_sizes(network, shape, batch) if same_bits else range(1, batch + 1)
-    batched = Batched(network, sizes).eval()
+    batched = Batched(network, useful_sizes(network, shape, batch, same_bits=same_bits)).eval()
     version = exact.rpartition("/")[2] if exact.startswith("models:/") else info.weights_sha256[:12]
     return Served(reference, exact, version, Segmenter([Member(batched, info)]), batched)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from rwkvctl.serving.batching import Batched, exact_sizes
+from rwkvctl.serving.batching import Batched, useful_sizes
 from rwkvctl.serving.refusals import Late
 
 from .conftest import until
@@ -93,12 +94,25 @@ def test_who_is_no_longer_wanted_leaves_the_line():
     network(torch.ones(1, 2, 3, 3))
 
 
-def test_sizes_at_which_the_bits_are_others_are_found():
-    class Rounding(Sums):
-        def forward(self, x: Tensor) -> Tensor:
-            return super().forward(x) + (1e-7 if len(x) == 4 else 0)
+class Slow(Sums):
+    """Takes so long a call, and more for large batches."""
 
-    assert exact_sizes(Sums(), (1, 4, 4), 8) == {1, 2, 4, 8}
-    assert exact_sizes(Rounding(), (1, 4, 4), 8) == {1, 2, 8}
-    assert exact_sizes(Sums(), (1, 4, 4), 6) == {1, 2, 4, 6}
-    assert exact_sizes(Sums(), (1, 4, 4), 1) == {1}
+    def __init__(self, call: float, square: float, odd: int = 0) -> None:
+        super().__init__()
+        self.call, self.square, self.odd = call, square, odd
+
+    def forward(self, x: Tensor) -> Tensor:
+        time.sleep(self.call + self.square * len(x) ** 2)
+        return super().forward(x) + (1 if len(x) == self.odd else 0)
+
+
+def test_sizes_that_pay_and_change_no_bit_are_found():
+    def found(network: nn.Module, most: int, *, same_bits: bool = True) -> set[int]:
+        return set(useful_sizes(network, (1, 4, 4), most, same_bits=same_bits))
+
+    assert found(Slow(0.02, 0), 8) == {1, 2, 4, 8}
+    assert found(Slow(0.02, 0), 6) == {1, 2, 4, 6}
+    assert found(Slow(0.02, 0), 1) == {1}
+    assert found(Slow(0.02, 0, odd=4), 8) == {1, 2, 8}
+    assert found(Slow(0.02, 0, odd=4), 8, same_bits=False) == {1, 2, 4, 8}
+    assert found(Slow(0, 0.01), 4) == {1}

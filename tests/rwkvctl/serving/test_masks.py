@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import re
+import subprocess
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -25,6 +27,8 @@ from rwkvctl.models.predict import plan, predict_one
 
 from ..data.images.dicom_series import write_ct
 from .conftest import Served, served, until
+
+PAGE = Path(__file__).parents[3] / "docs" / "serving.md"
 
 
 @pytest.fixture(scope="module")
@@ -200,7 +204,8 @@ def test_requests_at_once_share_batches_and_have_the_masks_of_one_alone(colour_m
             thread.join()
     assert [found[n] for n in range(8)] == expected
     assert len(set(expected)) > 1
-    assert (network.slices, network.batches) == (8, 8 // max(network.sizes))
+    assert network.slices == 8
+    assert network.batches == 8 // max(network.sizes)
 
 
 def test_nothing_of_an_upload_is_left(scans: Served, nifti: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -208,3 +213,20 @@ def test_nothing_of_an_upload_is_left(scans: Served, nifti: Path, tmp_path: Path
     (tmp_path / "t").mkdir()
     assert scans.post(("x", nifti.read_bytes())).status == 200
     assert list((tmp_path / "t").iterdir()) == []
+
+
+def test_the_lines_of_the_page_give_masks(scans: Served, nifti: Path, tmp_path: Path):
+    """By bash and curl, on the files that they name."""
+    lines = re.findall(r"^    (curl -F .*)$", PAGE.read_text(), re.MULTILINE)
+    assert len(lines) == 4
+    (tmp_path / "image.png").write_bytes(picture("PNG"))
+    (tmp_path / "ct.nii.gz").write_bytes(nifti.read_bytes())
+    series = write_ct(tmp_path / "series", np.random.default_rng(1).integers(-200, 300, (24, 32, 6)))
+    (tmp_path / "series.zip").write_bytes(packed_series(series))
+    for line in lines:
+        command = line.replace("127.0.0.1:8000", f"127.0.0.1:{scans.port}").replace("curl ", "curl -sSf ", 1)
+        subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True, capture_output=True)
+    with Image.open(tmp_path / "mask.png") as mask:
+        assert mask.size == (70, 50)
+    assert nibabel.load(tmp_path / "mask.nii.gz").shape == nibabel.load(tmp_path / "ct.nii.gz").shape
+    assert highdicom.seg.segread(tmp_path / "mask.dcm").Modality == "SEG"

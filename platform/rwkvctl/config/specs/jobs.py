@@ -261,8 +261,8 @@ class ServeSpec(JobSpec):
     batch: Annotated[int, Field(ge=1, le=256)] = 8
     """Slices of all of them that the network is given together; 1 gives each request's own alone."""
     same_bits: bool = True
-    """Whether slices are put together only to batches of sizes that change no bit of a mask, which is measured when the
-    model is loaded."""
+    """Whether slices are put together only to batches of sizes that change no bit of a mask. That, and which sizes pay,
+    is measured when the model is loaded."""
     poll: Annotated[float, Field(ge=0.1, le=3600)] = 10.0
     """Seconds between two looks at where the alias points."""
     limits: LimitsSpec = LimitsSpec()
