@@ -100,7 +100,7 @@ def encoded(
                 content_label="SEGMENTATION",
                 content_description=_short(f"By {maker.name}"),
                 series_description=_short(f"Segmentation by {maker.name}"),
-                omit_empty_frames=not keep_empty_frames,
+                omit_empty_frames=not keep_empty_frames and bool(mask.any()),  # a file has one frame at least
                 specific_character_set=_characters(
                     first, [*classes, maker.name, maker.version, *maker.parameters.values()]
                 ),

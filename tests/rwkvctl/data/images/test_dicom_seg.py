@@ -63,6 +63,15 @@ def test_the_validator_has_no_complaint_and_the_patient_is_the_series_own(tmp_pa
     assert complaints(path) == []
 
 
+def test_a_mask_without_foreground_is_a_valid_file_too(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    scan = itk.read(write_ct(tmp_path / "ct", noise()))
+    path = tmp_path / "mask.dcm"
+    path.write_bytes(dicom_seg.encoded(scan.files, np.zeros_like(ids()), CLASSES, MAKER))
+    assert not pydicom.dcmread(path).pixel_array.any()
+    assert caplog.messages == [], "nothing of the library's for a person to read"
+    assert complaints(path) == []
+
+
 @pytest.mark.parametrize("axes", [STRAIGHT, OBLIQUE], ids=["straight", "oblique"])
 @pytest.mark.parametrize("kind", ["BINARY", "LABELMAP"])
 def test_each_frame_lies_on_its_image_and_each_voxel_where_it_was(tmp_path: Path, axes: Any, kind: dicom_seg.Kind):
