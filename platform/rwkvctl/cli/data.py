@@ -66,6 +66,17 @@ def prepare(
             help="Black and white of images of more than 8 bits [default: the least and the greatest value of all]",
         ),
     ] = None,
+    images: Annotated[
+        str | None, typer.Option(metavar="PATTERN", help="Of pairs, in quotes: which files of the source are images.")
+    ] = None,
+    masks: Annotated[
+        str | None,
+        typer.Option(metavar="PATTERN", help="Of pairs: their masks, which have what * or {id} is in their image."),
+    ] = None,
+    annotator: Annotated[
+        str | None, typer.Option(help="Of pairs: which one of several masks, by the further part of its name.")
+    ] = None,
+    split_from: Annotated[str | None, typer.Option(help="Of pairs: folders, if they say train, val and test.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes [default: all cores]")] = None,
     allow_partial: Annotated[bool, typer.Option("--allow-partial", help="Accept a source that lacks files.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the data set in --out.")] = False,
@@ -95,6 +106,10 @@ def prepare(
             busi_masks=busi_masks,
             max_side=max_side,
             range=None if range_ is None else parse_range(range_),
+            images=images,
+            masks=masks,
+            annotator=annotator,
+            split_from=split_from,
             workers=workers,
             allow_partial=allow_partial,
             overwrite=overwrite,
@@ -276,14 +291,14 @@ def synth(
 
     The forms, the usual one first: acdc:h5|nifti, busi:kaggle, clinicdb:tif|png|jpg, colondb:png|bmp, folder:pairs,
     fugc:zenodo, glas:bmp, goals:full|public, imagefolder:textures, imagenet:tars|folder|kaggle|parquet|timm,
-    isic2017:official, kvasir:jpg, nnunet:volumes|slices, psvfm:png, synapse:transunet|samed|cascade|nifti.
+    isic2017:official, kvasir:jpg, nnunet:volumes|slices,
+    pairs:suffix|annotators|instances|classes|parts, psvfm:png, synapse:transunet|samed|cascade|nifti.
     """
     from rwkvctl.data.convert import synth as trees
 
     with _writable("--out", out):
         trees.write(name, out, n=n, size=size, seed=seed, traps=trap or ())
-    dataset = name.partition(":")[0]
-    print(f"{out}: synthetic {name}; next: rwkvctl data prepare {dataset} --source {out} --allow-partial")
+    print(f"{out}: synthetic {name}; next: {trees.how_to_prepare(name, out)}")
 
 
 def _print_table(datasets: Sequence[Dataset], prepared: set[str | None]) -> None:
@@ -371,7 +386,7 @@ def _show(manifest: Manifest, as_json: bool) -> None:
         print(f"  split        {_split_line(manifest, name)}")
     print(f"  duplicates   {_duplicates_line(manifest)}")
     if manifest.content.excluded:
-        print(f"  left out     {len(manifest.content.excluded)}, listed in the manifest")
+        print(f"  left out     {_left_out([own.id for own in manifest.content.excluded])}")
     if manifest.quarantined:
         print(f"  quarantine   {_samples(manifest.quarantined)} damaged and left out")
     for warning in summary["warnings"]:
@@ -394,6 +409,10 @@ def _duplicates_line(manifest: Manifest) -> str:
     if found.near is None:
         return f"{copies}; near-duplicates were not looked for among {manifest.image_kind} volumes"
     return f"{copies}; {sum(map(len, found.near))} near-duplicates in {len(found.near)} clusters"
+
+
+def _left_out(ids: Sequence[str]) -> str:
+    return f"{len(ids)}: {', '.join(ids[:3])}{', ...' if len(ids) > 3 else ''}; all are listed in the manifest"
 
 
 def _balance(summary: dict[str, Any]) -> list[str]:

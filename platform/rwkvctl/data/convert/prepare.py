@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import shutil
@@ -48,6 +49,10 @@ def prepare(
     busi_masks: str | None = None,
     max_side: int | None = None,
     range: tuple[float, float] | None = None,
+    images: str | None = None,
+    masks: str | None = None,
+    annotator: str | None = None,
+    split_from: str | None = None,
     allow_partial: bool = False,
     overwrite: bool = False,
     workers: int | None = None,
@@ -59,7 +64,8 @@ def prepare(
     made. Two runs over the same files give the same bytes, with any number of `workers` (default: all cores, or none
     for small sources), interrupted or not: finished shards wait in `.<name>.partial` beside `out` for the next run.
     Options that a format does not know are refused; `ratio` and `seeds` are for formats with random splits, `split` for
-    those with several published ones; elsewhere it is the ratio, which was called so once.
+    those with several published ones; elsewhere it is the ratio, which was called so once. `images`, `masks` and what
+    they are told apart by are for the format `pairs`.
     """
     form = formats.get(format_name)
     if split is not None and "split" not in form.DATASET.options:
@@ -77,6 +83,10 @@ def prepare(
         busi_masks=busi_masks,
         max_side=max_side,
         range=range,
+        images=images,
+        masks=masks,
+        annotator=annotator,
+        split_from=split_from,
     )
     _check_options(options, form.DATASET)
     with open_sources(sources) as source:
@@ -132,7 +142,7 @@ def _dataset_name(given: str | None, out: Path, dataset: Dataset) -> str:
 
 
 def _check_options(options: Options, dataset: Dataset) -> None:
-    for field in ("ratio", "groups", "split", "seeds", "classes", "orientation", "busi_masks", "max_side", "range"):
+    for field in (own.name for own in dataclasses.fields(Options) if own.name not in ("dataset", "allow_partial")):
         if getattr(options, field) is not None and field not in dataset.options:
             flag = "--" + field.replace("seeds", "seed").replace("_", "-")
             raise UserError(f"{flag}: {dataset.name} has no such choice; leave it out")

@@ -22,9 +22,11 @@ from rwkvctl.data.convert.sources import Source
 
 NAMES = (
     "synapse", "acdc", "busi", "clinicdb", "colondb", "fugc", "glas", "goals", "imagenet", "isic2017", "kvasir",
-    "psvfm", "nnunet", "folder", "imagefolder",
+    "psvfm", "nnunet", "folder", "pairs", "imagefolder",
 )  # fmt: skip
 """The special ones first: `data doctor` names them in this order."""
+_MODULES = {"pairs": "patterns"}
+"""Those that are not called like their format: `pairs` is what all 2-D formats share."""
 
 
 class Format(Protocol):
@@ -44,7 +46,7 @@ def get(name: str) -> Format:
         if (dataset := name.partition(":")[0]) in NAMES:  # as `data synth` takes it
             hint = f"give {dataset}, its form is found by itself"
         raise UserError(f"format {name!r} is unknown; {hint}")
-    module: Format = importlib.import_module(f"{__name__}.{name}")
+    module: Format = importlib.import_module(f"{__name__}.{_MODULES.get(name, name)}")
     return module
 
 

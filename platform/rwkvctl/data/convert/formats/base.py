@@ -57,6 +57,10 @@ class Options:
     busi_masks: str | None = None
     max_side: int | None = None
     range: tuple[float, float] | None = None
+    images: str | None = None
+    masks: str | None = None
+    annotator: str | None = None
+    split_from: str | None = None
 
 
 class Item(Protocol):

@@ -18,6 +18,7 @@ from rwkvctl.data.images import deep, masks
 from rwkvctl.data.images import files as image_files
 
 IGNORED = 255  # in masks, at any number of classes
+OVERLAP = "masks of several classes overlap, the later class was taken"
 SAME_ASPECT = 0.01
 """A mask whose sides are in the image's ratio, up to this share, is the same picture at another resolution."""
 
@@ -29,7 +30,8 @@ MOST_GREY = 0.2
 class Pair:
     """An image and its masks (their union is taken; none means unlabeled) that become the sample `key`.
 
-    group: what must not be torn apart by a split (patient, sequence, video); meta: more for the sample's json.
+    group: what must not be torn apart by a split (patient, sequence, video); meta: more for the sample's json; layers:
+    where each mask is of one class, its class id, as many as there are masks.
     """
 
     key: str
@@ -37,6 +39,7 @@ class Pair:
     masks: tuple[RawFile, ...] = ()
     group: str | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)
+    layers: tuple[int, ...] = ()
 
     @property
     def files(self) -> tuple[RawFile, ...]:
@@ -183,7 +186,7 @@ class PairReader:
     ) -> tuple[Mask, dict[str, bytes]]:
         """The union of the pair's masks at the image's size, and the instances as a member of their own."""
         found = []
-        for file in pair.masks:
+        for number, file in enumerate(pair.masks):
             data = file.read()
             sources[relative(file, self.root)] = sha256(data)
             try:
@@ -192,11 +195,15 @@ class PairReader:
                 raise BadFile(f"{file}: {error}") from error
             if mask.note and mask.note not in notes:
                 notes.append(mask.note)
+            if pair.layers:
+                mask = mask._replace(ids=np.where(mask.ids == 1, pair.layers[number], mask.ids).astype(np.uint8))
             highest = int(mask.ids[mask.ids != IGNORED].max(initial=0))
             if highest >= self.num_classes:
                 raise BadFile(f"{file}: class {highest}, there are {self.num_classes} classes")
             found.append(self._fitted(mask, file, pair, image, notes))
         whole = found[0]._replace(ids=np.maximum.reduce([mask.ids for mask in found]))
+        if pair.layers and np.any(np.sum([mask.ids > 0 for mask in found], axis=0) > 1):
+            notes.append(OVERLAP)
         instances = found[0].instances if len(found) == 1 else None
         if odd := masks.oddity(whole.ids):
             notes.append(odd)

@@ -28,6 +28,7 @@ FORMS = {
     "isic2017": ("official",),
     "kvasir": ("jpg",),
     "nnunet": ("volumes", "slices"),
+    "pairs": ("suffix", "annotators", "instances", "classes", "parts"),
     "psvfm": ("png",),
     "synapse": ("transunet", "samed", "cascade", "nifti"),
 }
@@ -59,6 +60,13 @@ def write(
     for trap in traps:
         known[trap](folder)
     return folder
+
+
+def how_to_prepare(name: str, folder: Path | str) -> str:
+    """The command that prepares the tree `NAME` or `NAME:FORM` in `folder`."""
+    dataset, _, form = name.partition(":")
+    options = getattr(_module(dataset), "OPTIONS", {}).get(form or FORMS[dataset][0], "")
+    return " ".join(filter(None, [f"rwkvctl data prepare {dataset} --source {folder}", options, "--allow-partial"]))
 
 
 def all_traps(dataset: str) -> dict[str, Trap]:

@@ -1,0 +1,253 @@
+"""The format `pairs`: one's own images and masks under any names, paired by two patterns that the user gives.
+
+    --images 'Bilder/*.tif' --masks 'Masken/*_maske.gif'
+
+What only `--masks` has (`masks/*_{n}.png`) tells several masks of one image apart: objects to be joined, annotators of
+whom one is wanted, or one file a class.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import replace
+
+from rwkvctl.base.errors import UserError
+from rwkvctl.data.convert import discover, field_of_view, grouping, part_folders, pattern_pairs
+from rwkvctl.data.convert.discover import Problems
+from rwkvctl.data.convert.formats.base import Dataset, Options, Plan
+from rwkvctl.data.convert.formats.folder import ClassIds
+from rwkvctl.data.convert.formats.pairs import Pair, pairs_plan
+from rwkvctl.data.convert.name_patterns import parse
+from rwkvctl.data.convert.pattern_pairs import Id, Matched
+from rwkvctl.data.convert.sources import Source, natural_key
+from rwkvctl.data.images.files import EXTENSIONS
+from rwkvctl.data.store.splits import DEFAULT_SEEDS, Split, grouped_splits, parse_ratio, random_splits
+
+DATASET = Dataset(
+    name="pairs",
+    title="any images and masks, paired by two patterns",
+    task="segmentation",
+    classes=("background", "foreground"),
+    expected={},
+    forms={"patterns": "--images 'Bilder/*.tif' --masks 'Masken/*_maske.gif'; a mask has what * is in its image"},
+    licence="your own",
+    access="your own files",
+    options=("ratio", "groups", "seeds", "classes", "range", "images", "masks", "annotator", "split_from"),
+)
+FOLDERS = "folders"
+OF_GROUPS = ("group", "patient")
+ANNOTATOR, CLASS, SPLIT = "annotator", "class", "split"
+"""Names of wildcards that say what they are."""
+_SHOWN = 6
+
+
+def recognise(source: Source) -> str | None:
+    """Nothing is known of it without patterns."""
+    return None
+
+
+def plan(source: Source, options: Options, problems: Problems) -> Plan:
+    """Pair by the patterns; every image and mask without a partner is a problem."""
+    if not options.images or not options.masks:
+        raise UserError(
+            "--images and --masks: give a pattern each, in quotes: --images 'images/*.png' --masks 'masks/*_mask.png'"
+        )
+    if options.split_from not in (None, FOLDERS):
+        raise UserError(f"--split-from {options.split_from}: give {FOLDERS}, or leave it out")
+    classes = options.classes or DATASET.classes
+    if len(classes) < 2:
+        raise UserError("--classes: name at least two, the background first")
+    parse_ratio(options.ratio or "8:1:1")  # said before anything is read
+    image, mask = parse("--images", options.images), parse("--masks", options.masks)
+
+    found = pattern_pairs.matched(source, image, mask, problems)
+    every = [one.file for own in found.masks.values() for one in own]
+    if fields := field_of_view.found(every):
+        problems.add(f"{source}: --masks {mask.text} shows {fields}, not labels; give the pattern of the labels")
+    if options.annotator is not None:
+        _take_annotator(found, options.annotator, problems)
+    _refuse_masks_of_other_parts(found)
+    by_class = _class_wildcard(found, options.classes)
+    pairs = _pairs(found, by_class, classes, options.dataset)
+    if not pairs and not problems.found:
+        problems.add(f"{source}: no image has a mask by --images {image.text} --masks {mask.text}")
+    return _planned(source, found, pairs, by_class, classes, options, problems)
+
+
+# Several masks an image ---------------------------------------------------------------------------------------------
+
+
+def _take_annotator(found: Matched, wanted: str, problems: Problems) -> None:
+    """Of each image the masks of one annotator alone."""
+    known = {name: _values_of(found, name) for name in _wildcards(found)}
+    if ANNOTATOR in known:
+        known = {ANNOTATOR: known[ANNOTATOR]}
+    name = next((name for name, values in known.items() if _same(wanted) in map(_same, values)), None)
+    if name is None:
+        there = "; ".join(_listed(values) for values in known.values())
+        raise UserError(
+            f"--annotator {wanted}: is in no name of a mask; "
+            + (f"there is {there}" if there else "give --masks a wildcard for it, as 'masks/*_{annotator}.png'")
+        )
+    for key, own in list(found.masks.items()):
+        found.masks[key] = [one for one in own if _same(one.values[name]) == _same(wanted)]
+        for one in found.masks[key]:
+            del one.values[name]
+        if not found.masks[key]:
+            problems.leave_out(
+                found.images[key].file, f"has no mask of annotator {wanted}; add it, or leave --annotator"
+            )
+            del found.masks[key], found.images[key]
+
+
+def _refuse_masks_of_other_parts(found: Matched) -> None:
+    """`train/masks/1.png` and `test/masks/1.png` are no two masks of one image."""
+    if not any(len(own) > 1 for own in found.masks.values()):
+        return
+    for name in _wildcards(found):
+        values = _values_of(found, name)
+        if len(values) > 1 and all(map(part_folders.part_of, values)):
+            raise UserError(
+                f"--masks: masks of one image are in {_listed(values)}; give --images a wildcard for that part too"
+            )
+
+
+def _class_wildcard(found: Matched, classes: Sequence[str] | None) -> str | None:
+    """The wildcard that names a class, so that each mask is of one; None when the pixels say the class."""
+    names = _wildcards(found)
+    known = {_same(name) for name in classes or ()}
+    for name in [CLASS] if CLASS in names else names:
+        values = _values_of(found, name)
+        missing = [value for value in values if _same(value) not in known]
+        if not missing:
+            return name
+        if name == CLASS or len(missing) < len(values):
+            raise UserError(
+                f"--classes: has no {_listed(missing)}, of which there are masks; name them all, the background first"
+            )
+    if classes and len(classes) > 2 and any(len(own) > 1 for own in found.masks.values()):
+        values = _values_of(found, names[0]) if names else []
+        raise UserError(
+            f"--masks: images have several masks ({_listed(values)}), none called like one of --classes "
+            f"{','.join(classes)}; name the classes as the masks are called, or take one mask with --annotator"
+        )
+    return None
+
+
+def _wildcards(found: Matched) -> list[str]:
+    """Those that tell masks of one image apart."""
+    return list(dict.fromkeys(name for own in found.masks.values() for one in own for name in one.values))
+
+
+def _values_of(found: Matched, name: str) -> list[str]:
+    values = {one.values[name]: None for own in found.masks.values() for one in own}
+    return sorted(values, key=natural_key)
+
+
+def _same(text: str) -> str:
+    return discover.slug(text)
+
+
+def _listed(values: Sequence[str]) -> str:
+    return ", ".join(value or "''" for value in values[:_SHOWN]) + (", ..." if len(values) > _SHOWN else "")
+
+
+def _note(found: Matched, by_class: str | None) -> list[str]:
+    """What becomes of several masks of an image."""
+    counts = Counter(len(own) for own in found.masks.values())
+    if by_class is not None:
+        files = ", ".join(f"{n} images have {count}" for count, n in sorted(counts.items()))
+        return [f"one mask a class ({_listed(_values_of(found, by_class))}): {files}"]
+    several = sum(n for count, n in counts.items() if count > 1)
+    if not several:
+        return []
+    known = [values for name in _wildcards(found) if len(values := _values_of(found, name)) <= _SHOWN]
+    told = f"; {' or '.join(map(_listed, known))} alone with --annotator" if known else ""
+    return [f"{several} images have several masks: their union is taken{told}"]
+
+
+# From pairs to a plan -----------------------------------------------------------------------------------------------
+
+
+def _pairs(found: Matched, by_class: str | None, classes: Sequence[str], dataset: str) -> dict[Id, Pair]:
+    """In natural order of their ids."""
+    class_of = {_same(name): number for number, name in enumerate(classes)}
+    texts = {"/".join(filter(None, name)): name for name in found.images}
+    names = sorted(texts, key=natural_key)
+    digits = max([4, *(len(name) for name in names if name.isdigit())])
+    keys = discover.sample_keys(dataset, names, digits)
+    pairs = {}
+    for text in names:
+        image, masks = found.images[texts[text]], found.masks[texts[text]]
+        group = next((image.values[name] for name in OF_GROUPS if name in image.values), None)
+        layers = tuple(class_of[_same(one.values[by_class])] for one in masks) if by_class is not None else ()
+        pairs[texts[text]] = Pair(keys[text], image.file, tuple(one.file for one in masks), group, layers=layers)
+    return pairs
+
+
+def _planned(
+    source: Source,
+    found: Matched,
+    by_id: Mapping[Id, Pair],
+    by_class: str | None,
+    classes: Sequence[str],
+    options: Options,
+    problems: Problems,
+) -> Plan:
+    """With groups and splits, and what is worth a warning."""
+    pairs = list(by_id.values())
+    paths = {pair.key: discover.relative(pair.image, found.root).rpartition(".")[0] for pair in pairs}
+    part: dict[str, str] = dict.fromkeys(paths, "all")
+    if options.split_from and pairs:
+        values = {pair.key: found.images[name].values.get(SPLIT) for name, pair in by_id.items()}
+        named = {key: value for key, value in values.items() if value is not None}
+        if named:
+            part = part_folders.by_value(named)
+        else:
+            part, depth = part_folders.by_folder(paths)
+            paths = {key: "/".join(_without(path.split("/"), depth)) for key, path in paths.items()}
+    groups = _groups(pairs, paths, options.groups)
+    if groups:
+        pairs = [replace(pair, group=groups.of.get(pair.key)) for pair in pairs]
+    has_groups = any(pair.group for pair in pairs)
+
+    def make_splits(ids: Mapping[str, Sequence[str]], of: Mapping[str, str]) -> dict[str, Split]:
+        if options.split_from:
+            return {FOLDERS: part_folders.published(ids, of, (options.seeds or DEFAULT_SEEDS)[0])}
+        random = random_splits(ids["all"], options.ratio, options.seeds)
+        return (grouped_splits(ids["all"], of, options.ratio, options.seeds) if has_groups else {}) | random
+
+    known = {file.path for pair in pairs for file in pair.files} | {own["id"] for own in problems.excluded}
+    notes = [*_note(found, by_class), *([groups.note(splits=not options.split_from)] if groups else [])]
+    rule = (
+        "{0,1}: value, else value > 127" if by_class or len(classes) == 2 else f"value = class id 0..{len(classes) - 1}"
+    )
+    return pairs_plan(
+        DATASET,
+        options,
+        f"{options.images} and {options.masks}",
+        {name: [pair for pair in pairs if part[pair.key] == name] for name in dict.fromkeys(part.values())},
+        ClassIds(2 if by_class else len(classes)),
+        make_splits,
+        root=found.root,
+        mask_rule=f"one file a class; {rule}" if by_class else rule,
+        warnings=[*notes, *_unused(source, known)],
+    )
+
+
+def _groups(pairs: Sequence[Pair], paths: Mapping[str, str], choice: str | None) -> grouping.Groups | None:
+    """As `--groups` says, as {group} or {patient} in the pattern, or as names and folders tell."""
+    named = {pair.key: pair.group for pair in pairs if pair.group}
+    return grouping.Groups(named, "the pattern") if named and choice is None else grouping.proposed(paths, choice)
+
+
+def _without(parts: list[str], depth: int) -> list[str]:
+    return parts[:depth] + parts[depth + 1 :]
+
+
+def _unused(source: Source, known: Set[str]) -> list[str]:
+    left = [file for file in source.files if file.suffix in EXTENSIONS and file.path not in known]
+    if not left:
+        return []
+    return [f"{len(left)} image files are no part of a pair and were left out: first {left[0].path}"]

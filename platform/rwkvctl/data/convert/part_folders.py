@@ -1,0 +1,67 @@
+"""Folders that say what a file is for: train, val, test, under their usual spellings."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from rwkvctl.base.errors import UserError
+from rwkvctl.data.store.splits import PARTS, Split, fixed, grouped_split
+
+SPELLINGS = {
+    "train": ("train", "training", "trainset", "traindataset", "trn", "tr"),
+    "val": ("val", "valid", "validation", "validate", "valset", "valdataset", "dev"),
+    "test": ("test", "testing", "testset", "testdataset", "tst", "ts"),
+}
+_PART_OF = {spelling: part for part, own in SPELLINGS.items() for spelling in own}
+
+
+def part_of(text: str) -> str | None:
+    """`Train`, `training_set`, `images-train` -> `train`; None for what says no part, or several."""
+    words = re.findall(r"[^\W\d_]+", text.lower())
+    found = {_PART_OF[word] for word in words if word in _PART_OF}
+    return found.pop() if len(found) == 1 else None
+
+
+def by_folder(paths: Mapping[str, str]) -> tuple[dict[str, str], int]:
+    """id -> part, and at which depth of the paths (id -> path) the folder stands that tells it.
+
+    UserError when at no depth the folders of all paths tell parts, train among them.
+    """
+    folders = {key: path.split("/")[:-1] for key, path in paths.items()}
+    for depth in range(min(map(len, folders.values()), default=0)):
+        found = {key: part_of(own[depth]) for key, own in folders.items()}
+        if None not in found.values() and {"train"} < set(found.values()):
+            return {key: str(part) for key, part in found.items()}, depth
+    names = sorted({name for own in folders.values() for name in own})
+    shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "") if names else "none"
+    raise UserError(
+        f"--split-from folders: no folder of the images tells {', '.join(PARTS)} (found: {shown}); call them so, or "
+        "put {split} for that part of --images"
+    )
+
+
+def by_value(values: Mapping[str, str]) -> dict[str, str]:
+    """id -> part, of what `{split}` is in the name of each image."""
+    found = {key: part_of(value) for key, value in values.items()}
+    unknown = sorted({values[key] for key, part in found.items() if part is None})
+    if unknown:
+        raise UserError(
+            f"--split-from folders: {{split}} is {unknown[0]!r} in --images, which is none of {', '.join(PARTS)}; "
+            "rename it"
+        )
+    if "train" not in found.values():
+        raise UserError(
+            f"--split-from folders: {{split}} is nowhere train, but {', '.join(sorted(set(values.values())))}"
+        )
+    return {key: str(part) for key, part in found.items()}
+
+
+def published(ids: Mapping[str, Sequence[str]], groups: Mapping[str, str], seed: int) -> Split:
+    """The split that the folders are. Without a validation part, a tenth of the training part becomes it, in whole
+    groups."""
+    if ids.get("val"):
+        return fixed("as the folders of the source", **{part: ids.get(part, ()) for part in PARTS})
+    own = grouped_split(ids["train"], groups, (9, 1, 0), seed)
+    test = list(ids.get("test", ()))
+    return Split(f"as the folders of the source; val out of train: {own.rule}", {**own.ids, "test": test}, seed)
