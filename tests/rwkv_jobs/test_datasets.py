@@ -12,9 +12,11 @@ from .conftest import COMMON, TINY
 
 TREES = {  # data set: number of samples in its tree
     "acdc": 6, "busi": 12, "clinicdb": 12, "colondb": 12, "folder": 12, "fugc": 6, "glas": 8, "goals": 12,
-    "imagefolder": 48, "imagenet": 48, "isic2017": 6, "kvasir": 12, "nnunet": 8, "psvfm": 12, "synapse": 6,
+    "imagefolder": 48, "imagenet": 48, "isic2017": 6, "kvasir": 12, "nnunet": 8, "pairs": 12, "psvfm": 12,
+    "synapse": 6,
 }  # fmt: skip
-RECIPES = {"folder": "binary", "nnunet": "multiclass"}
+RECIPES = {"folder": "binary", "nnunet": "multiclass", "pairs": "binary"}
+OPTIONS = {"pairs": {"images": "Bilder/*.tif", "masks": "Masken/*_maske.gif"}}
 SHORTER = {name: ["optimizer.warmup_epochs=0"] for name in ("imagefolder", "imagenet")} | {
     "fugc": ["consistency.batch_size=4"]
 }
@@ -28,7 +30,7 @@ def test_from_download_to_model(name: str, tmp_path: Path, capsys: pytest.Captur
     from rwkvctl.data.store.verify import verify
 
     source = synth.write(name, tmp_path / "source", n=TREES[name], size=32)
-    manifest = prepare(name, [source], tmp_path / name, allow_partial=True)
+    manifest = prepare(name, [source], tmp_path / name, allow_partial=True, **OPTIONS.get(name, {}))
     assert verify(manifest.root, deep=True).problems == []
     job = "pretrain" if manifest.task == "classification" else "finetune"
     own = [f"data.path={manifest.root}", f"data.dataset={name}", f"name={name}", "cluster.launcher=process"]
