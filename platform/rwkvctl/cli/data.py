@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rwkvctl.base.errors import UserError
+from rwkvctl.cli import data_export
+from rwkvctl.cli.progress import AsJson, progress_bar
 
 if TYPE_CHECKING:
     from rwkvctl.data.convert.formats.base import Dataset
@@ -20,9 +22,7 @@ MOST_PROBLEMS = 12
 WIDTH_IN_FILES = 250
 
 app = typer.Typer(help="Make, check and look at data sets.", no_args_is_help=True)
-
-Progress = Callable[[str, int, int], None]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of lines.")]
+app.add_typer(data_export.app, name="export")
 
 
 @app.command()
@@ -91,7 +91,7 @@ def prepare(
 
     location = out or str(_data_root() / (name or format_name))
     scratch = Path(settings.load().cache_dir)
-    with bucket.prepared(location, scratch, overwrite) as folder, _progress_bar(quiet=as_json) as progress:
+    with bucket.prepared(location, scratch, overwrite) as folder, progress_bar(quiet=as_json) as progress:
         run(
             format_name,
             source,
@@ -132,7 +132,7 @@ def verify(
 
     from rwkvctl.data.store.verify import verify as run
 
-    with _progress_bar(quiet=as_json) as progress:
+    with progress_bar(quiet=as_json) as progress:
         report = run(path, deep=deep, progress=progress, set_apart=quarantine)
     if as_json:
         print(json.dumps({"ok": report.ok, **asdict(report)}, indent=2))
@@ -173,14 +173,25 @@ def show(
 @app.command()
 def split(
     path: Annotated[str, typer.Argument(help="Folder of a data set.")],
-    rule: Annotated[str, typer.Option(help="random:8:1:1, grouped:8:1:1, kfold:5 or grouped-kfold:5")],
+    rule: Annotated[
+        str | None,
+        typer.Option(help="random:8:1:1, grouped:8:1:1, kfold:5 or grouped-kfold:5, whose test part rotates"),
+    ] = None,
+    folds: Annotated[
+        int | None, typer.Option(help="So many splits whose val part rotates, in whole groups; test stays as it is.")
+    ] = None,
     seed: Annotated[int, typer.Option()] = 41,
 ) -> None:
     """Add a split to a data set. `grouped` keeps patients, sequences, videos and near-duplicates together."""
-    from rwkvctl.data.convert.resplit import add_split
+    from rwkvctl.data.convert.resplit import add_folds, add_split
     from rwkvctl.data.store.manifest import Manifest
 
-    names = add_split(path, rule, seed)
+    if rule is not None and folds is None:
+        names = add_split(path, rule, seed)
+    elif folds is not None and rule is None:
+        names = add_folds(path, folds, seed)
+    else:
+        raise UserError("data split: give --rule RULE or --folds K, one of them")
     manifest = Manifest.load(path)
     for name in names:
         print(_split_line(manifest, name))
@@ -441,24 +452,3 @@ def _data_root() -> Path:
     from rwkvctl.config import settings
 
     return Path(settings.load().data_root).expanduser()
-
-
-@contextmanager
-def _progress_bar(quiet: bool) -> Iterator[Progress | None]:
-    """A bar on a terminal; nothing elsewhere, where the result is all that a reader wants."""
-    from rich.console import Console
-    from rich.progress import Progress as Bar
-
-    console = Console(stderr=True)
-    if quiet or not console.is_terminal:
-        yield None
-        return
-    with Bar(console=console, transient=True) as bar:
-        tasks: dict[str, Any] = {}
-
-        def progress(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bar.add_task(stage, total=total)
-            bar.update(tasks[stage], completed=done)
-
-        yield progress

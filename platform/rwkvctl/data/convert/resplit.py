@@ -12,7 +12,16 @@ from rwkvctl.data.convert.prepare import write_split
 from rwkvctl.data.store import schema
 from rwkvctl.data.store.leaks import leak_groups_of
 from rwkvctl.data.store.manifest import Manifest
-from rwkvctl.data.store.splits import PARTS, Split, folds, grouped_split, parse_ratio, random_split, split_name
+from rwkvctl.data.store.splits import (
+    PARTS,
+    Split,
+    folds,
+    grouped_split,
+    parse_ratio,
+    random_split,
+    rotated_folds,
+    split_name,
+)
 
 RULES = "random:8:1:1, grouped:8:1:1, kfold:5, grouped-kfold:5"
 
@@ -25,21 +34,47 @@ def add_split(root: Path | str, rule: str, seed: int = 41) -> list[str]:
     near-duplicates. The fingerprint of the data set does not change, because a name here is a rule and a seed, which
     give the same ids on the same data everywhere: runs that began before go on.
     """
-    manifest = Manifest.load(root)
-    if manifest.uri:
-        raise UserError(f"{root}: splits are added on a disk; copy the data set, add the split, upload it again")
+    manifest = _on_disk(root)
     ids = manifest.split_ids(manifest.default_split)
     groups = leak_groups_of(manifest)
     own_test = _own_test(manifest, ids)
     pool = [key for part in PARTS for key in ids[part] if key not in own_test]
-    order = {key.decode(): row for row, key in enumerate(manifest.index.keys)}
-    pool = sorted(set(pool), key=order.__getitem__)
-    made = _made(rule, pool, groups, seed)
+    made = _made(rule, _in_order(manifest, pool), groups, seed)
     if own_test:
         made = {name: _with_test(split, ids["test"]) for name, split in made.items()}
+    return _added(manifest, made, groups, "another --rule or --seed")
+
+
+def add_folds(root: Path | str, k: int, seed: int = 41) -> list[str]:
+    """Add `foldsK_sSEED_fold0` and so on: train and val of the default split in k folds of whole groups, each the val
+    part of one; its test part, of the source or drawn, is that of all. Their names."""
+    manifest = _on_disk(root)
+    if not 0 <= seed < 2**32:
+        raise UserError(f"--seed {seed}: give one from 0 to 4294967295")
+    ids = manifest.split_ids(manifest.default_split)
+    groups = leak_groups_of(manifest)
+    _own_test(manifest, ids)
+    pool = _in_order(manifest, [*ids["train"], *ids["val"]])
+    return _added(manifest, rotated_folds(pool, groups, k, seed, ids["test"]), groups, "another --seed")
+
+
+def _on_disk(root: Path | str) -> Manifest:
+    manifest = Manifest.load(root)
+    if manifest.uri:
+        raise UserError(f"{root}: splits are added on a disk; copy the data set, add the split, upload it again")
+    return manifest
+
+
+def _in_order(manifest: Manifest, pool: list[str]) -> list[str]:
+    """Each sample once, as they lie in the shards."""
+    order = {key.decode(): row for row, key in enumerate(manifest.index.keys)}
+    return sorted(set(pool), key=order.__getitem__)
+
+
+def _added(manifest: Manifest, made: dict[str, Split], groups: dict[str, str], remedy: str) -> list[str]:
     known = made.keys() & manifest.splits.keys()
     if known:
-        raise UserError(f"{manifest.root}: has the split {min(known)} already; give another --rule or --seed")
+        raise UserError(f"{manifest.root}: has the split {min(known)} already; give {remedy}")
     _write(manifest, made, groups)
     return list(made)
 

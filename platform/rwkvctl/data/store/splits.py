@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ from rwkvctl.base.errors import UserError
 PARTS = ("train", "val", "test")
 DEFAULT_SEEDS = (41, 1029, 3407)
 MIN_GROUPS = 3
+FOLD = "_fold"
 
 
 @dataclass(frozen=True)
@@ -146,3 +147,41 @@ def folds(ids: Sequence[str], group_of: Mapping[str, str] | None, k: int, seed: 
         rule = f"fold {fold + 1} of {k} is the test part, the next one val; {'groups' if group_of else 'ids'} permuted"
         made[f"{kind}{k}_s{seed}_f{fold + 1}"] = Split(rule, {"train": train, "val": val, "test": test}, seed)
     return made
+
+
+def rotated_folds(
+    ids: Sequence[str], group_of: Mapping[str, str], k: int, seed: int, test: Sequence[str] = ()
+) -> dict[str, Split]:
+    """k splits that differ in their validation part alone, each sample being in one: for an ensemble, or a figure over
+    all samples. `test` is set aside and stays the same; no group is torn apart.
+
+    Names: `folds5_s41_fold0` ... `folds5_s41_fold4`, counted as nnU-Net does. Groups are dealt out in the order of a
+    seeded permutation, the largest first, each to the fold with the fewest samples.
+    """
+    members: dict[str, list[str]] = {}
+    for key in ids:
+        members.setdefault(group_of.get(key, key), []).append(key)
+    if not 2 <= k <= len(members):
+        raise UserError(f"--folds {k}: give 2 to {len(members)}, the number of groups of samples")
+    names = list(members)
+    order = [names[i] for i in np.random.RandomState(seed).permutation(len(names))]
+    sizes, fold_of = [0] * k, dict[str, int]()
+    for name in sorted(order, key=lambda name: -len(members[name])):
+        fold = sizes.index(min(sizes))
+        sizes[fold] += len(members[name])
+        fold_of |= dict.fromkeys(members[name], fold)
+    made = {}
+    for fold in range(k):
+        parts = {
+            "train": [key for key in ids if fold_of[key] != fold],
+            "val": [key for key in ids if fold_of[key] == fold],
+        }
+        rule = f"fold {fold} of {k} is val; whole groups, permuted{'; test is set aside' if test else ''}"
+        made[f"folds{k}_s{seed}{FOLD}{fold}"] = Split(rule, {**parts, "test": list(test)}, seed)
+    return made
+
+
+def folds_of(name: str, splits: Iterable[str]) -> list[str]:
+    """The splits `NAME_fold0`, `NAME_fold1` ... among `splits`, in the order of their numbers."""
+    numbers = {split: split.removeprefix(f"{name}{FOLD}") for split in splits if split.startswith(f"{name}{FOLD}")}
+    return sorted((split for split, number in numbers.items() if number.isdigit()), key=lambda own: int(numbers[own]))

@@ -8,7 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rwkvctl.base.errors import UserError
-from rwkvctl.data.store.splits import folds, grouped_split, grouped_splits, parse_ratio, random_split, split_name
+from rwkvctl.data.store.splits import (
+    folds,
+    folds_of,
+    grouped_split,
+    grouped_splits,
+    parse_ratio,
+    random_split,
+    rotated_folds,
+    split_name,
+)
 
 # Recorded from scikit-learn 1.9.1's train_test_split, called twice: parts' sizes, SHA-256 of "train val test" joined.
 GOLDEN = {
@@ -99,3 +108,26 @@ def test_folds_cover_everything_once():
     assert made["kfold5_s41_f1"].ids["val"] == made["kfold5_s41_f2"].ids["test"]
     with pytest.raises(UserError, match="give 3 to 23"):
         folds(ids, None, 24, 41)
+
+
+@given(sizes=st.lists(st.integers(1, 9), min_size=5, max_size=30), seed=st.integers(0, 2**32 - 1))
+def test_rotated_folds_validate_each_sample_once(sizes: list[int], seed: int):
+    group_of = {f"{group}_{i}": str(group) for group, size in enumerate(sizes) for i in range(size)}
+    made = rotated_folds(list(group_of), group_of, 5, seed, test=["t"])
+    assert made == rotated_folds(list(group_of), group_of, 5, seed, test=["t"])
+    assert folds_of(f"folds5_s{seed}", made) == list(made)
+    assert sorted(chain(*(split.ids["val"] for split in made.values()))) == sorted(group_of)
+    for split in made.values():
+        assert sorted([*split.ids["train"], *split.ids["val"]]) == sorted(group_of)
+        assert not {group_of[key] for key in split.ids["train"]} & {group_of[key] for key in split.ids["val"]}
+        assert (split.ids["test"], split.seed) == (["t"], seed)
+        assert 0 < len(split.ids["val"]) <= len(group_of) / 5 + max(sizes)
+
+
+def test_rotated_folds_need_groups_enough():
+    with pytest.raises(UserError, match="--folds 4: give 2 to 3, the number of groups"):
+        rotated_folds(["a", "b", "c", "d"], {"c": "x", "d": "x"}, 4, 41)
+
+
+def test_folds_are_found_by_their_name_in_the_order_of_their_numbers():
+    assert folds_of("a", ["a_fold10", "a_fold2", "a", "ab_fold1", "a_foldx"]) == ["a_fold2", "a_fold10"]
