@@ -37,7 +37,7 @@ HEAVY = ["torch", "ray", "mlflow", "timm", "numpy", "cv2", "monai", "webdataset"
 COMMANDS = [
     "",
     "data", "data prepare", "data verify", "data show", "data list", "data synth", "data verify-synapse",
-    "data doctor", "data split",
+    "data doctor", "data split", "data export", "data export nnunet",
     "pretrain", "finetune", "tune", "evaluate", "predict", "serve",
     "model", "model list", "model show", "model promote", "model rules",
     "model history", "model rollback", "model lineage", "model card", "model export", "model compare", "model erf",

@@ -93,3 +93,22 @@ def test_a_path_that_cannot_be_written(option: str, binary: Manifest):
     )
     with pytest.raises(UserError, match=rf"{option} /proc/x.*: cannot be written \(.*\); give another path"):
         run(*arguments)
+
+
+def test_export_for_nnunet(binary: Manifest, tmp_path: Path):
+    root = Path(shutil.copytree(binary.root, tmp_path / "set"))
+    assert "use it with: --set data.split=folds3_s5_fold0" in run("split", root, "--folds", 3, "--seed", 5)
+    printed = run("export", "nnunet", root, "--out", tmp_path, "--split", "folds3_s5")
+    folder = tmp_path / f"Dataset500_{binary.dataset}"
+    assert f"{folder}: cases 18 train and val, 2 test" in printed
+    assert (
+        f"3 folds, folds3_s5; nnU-Net 2.8 copies it when it plans, else copy it into nnUNet_preprocessed/{folder.name}"
+        in printed
+    )
+    done = json.loads(run("export", "nnunet", root, "--out", tmp_path, "--id", 3, "--json"))
+    assert (Path(done["folder"]).name, done["folds"]) == (f"Dataset003_{binary.dataset}", 1)
+    with pytest.raises(UserError, match="give a folder of this machine"):
+        run("export", "nnunet", root, "--out", "s3://bucket/raw")
+    for wrong in (["--rule", "random:8:1:1", "--folds", 3], []):
+        with pytest.raises(UserError, match="give --rule RULE or --folds K, one of them"):
+            run("split", root, *wrong)
