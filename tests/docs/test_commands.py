@@ -70,7 +70,7 @@ def check_names(line: str, parameters: dict[str, Any]) -> None:
     recipe = parameters.get("recipe")
     assert recipe is None or recipe in load.recipe_names(), line
     space = parameters.get("space")
-    assert space is None or space in load.space_names(), line
+    assert space is None or space in load.space_names() or space.endswith(".yaml"), line  # one's own
     spec = FinetuneSpec if job == "tune" else JOBS.get(job)
     for assignment in parameters.get("assignments") or parameters.get("set") or []:
         assert spec is not None, line

@@ -218,8 +218,8 @@ def test_every_command_is_in_the_list():
 
     from rwkvctl.cli.app import app
 
-    found = {""}
-    command = typer.main.get_command(app)
-    for name, group in command.commands.items():  # type: ignore[attr-defined]
-        found |= {name, *(f"{name} {inner}" for inner in getattr(group, "commands", {}))}
-    assert found == set(COMMANDS)
+    def names(command: object, name: str = "") -> set[str]:
+        inner = getattr(command, "commands", {})
+        return {name}.union(*(names(own, f"{name} {word}".strip()) for word, own in inner.items()))
+
+    assert names(typer.main.get_command(app)) == set(COMMANDS)
