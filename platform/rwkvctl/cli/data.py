@@ -16,6 +16,7 @@ from rwkvctl.cli.progress import AsJson, progress_bar
 
 if TYPE_CHECKING:
     from rwkvctl.data.convert.formats.base import Dataset
+    from rwkvctl.data.convert.rehearsal import Rehearsal
     from rwkvctl.data.store.manifest import Manifest
 
 MOST_PROBLEMS = 12
@@ -80,6 +81,10 @@ def prepare(
     workers: Annotated[int | None, typer.Option(min=1, help="Processes [default: all cores]")] = None,
     allow_partial: Annotated[bool, typer.Option("--allow-partial", help="Accept a source that lacks files.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the data set in --out.")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Only say what would be made, with a picture of six samples; 1 for problems."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Convert raw files to a verified data set (shards, index, splits, manifest)."""
@@ -91,31 +96,82 @@ def prepare(
 
     location = out or str(_data_root() / (name or format_name))
     scratch = Path(settings.load().cache_dir)
+    choices: dict[str, Any] = {
+        "name": name,
+        "classes": [part.strip() for part in classes.split(",")] if classes else None,
+        "ratio": ratio,
+        "split": split,
+        "seeds": seed or None,
+        "groups": groups,
+        "orientation": orientation,
+        "busi_masks": busi_masks,
+        "max_side": max_side,
+        "range": None if range_ is None else parse_range(range_),
+        "images": images,
+        "masks": masks,
+        "annotator": annotator,
+        "split_from": split_from,
+        "allow_partial": allow_partial,
+    }
+    if dry_run:
+        _rehearse(format_name, source, location, choices, scratch / "dry-run", as_json)
+        return
     with bucket.prepared(location, scratch, overwrite) as folder, progress_bar(quiet=as_json) as progress:
-        run(
-            format_name,
-            source,
-            folder,
-            name=name,
-            classes=[part.strip() for part in classes.split(",")] if classes else None,
-            ratio=ratio,
-            split=split,
-            seeds=seed or None,
-            groups=groups,
-            orientation=orientation,
-            busi_masks=busi_masks,
-            max_side=max_side,
-            range=None if range_ is None else parse_range(range_),
-            images=images,
-            masks=masks,
-            annotator=annotator,
-            split_from=split_from,
-            workers=workers,
-            allow_partial=allow_partial,
-            overwrite=overwrite,
-            progress=progress,
-        )
+        run(format_name, source, folder, **choices, overwrite=overwrite, workers=workers, progress=progress)
     _show(Manifest.load(location), as_json)
+
+
+def _rehearse(
+    format_name: str, source: list[Path], location: str, choices: dict[str, Any], folder: Path, as_json: bool
+) -> None:
+    """Print what would be made, and write its picture into `folder`; exit code 1 when it would be refused."""
+    from dataclasses import asdict
+
+    from rwkvctl.base import files
+    from rwkvctl.data.convert.rehearsal import rehearse
+
+    found = rehearse(format_name, source, location.rstrip("/").rpartition("/")[2] or location, **choices)
+    picture = folder / f"{found.dataset}.png" if found.sheet else None
+    if picture:
+        with _writable("cache_dir", picture):
+            picture.parent.mkdir(parents=True, exist_ok=True)
+            files.write_bytes(picture, found.sheet)
+    if as_json:
+        content = asdict(found) | {"sheet": str(picture) if picture else None}
+        print(json.dumps(content, indent=2, ensure_ascii=False))
+    else:
+        for line in _rehearsal_lines(found):
+            print(line)
+        print(f"  picture      {picture}" if picture else "  picture      none, as nothing could be read")
+        print(f"nothing was written to {location}")
+    if found.problems:
+        raise typer.Exit(1)
+
+
+def _rehearsal_lines(found: Rehearsal) -> Iterator[str]:
+    yield f"{found.dataset}, form {found.form}"
+    yield f"  samples      {', '.join(f'{part} {n}' for part, n in found.counts.items())}"
+    for example in found.examples:
+        image, *masks = example
+        more = f", ... ({len(masks)} in all)" if len(masks) > 3 else ""
+        yield f"  pair         {image}  with  {', '.join(masks[:3])}{more}" if masks else f"  sample       {image}"
+    total = sum(found.counts.values())
+    if found.read < total:
+        yield f"  read         {found.read} of {total} samples, of which are:"
+    if found.sizes:
+        yield from _balance(
+            {"stats": {"size_hist": found.sizes, "pixel_fraction": found.shares}, "classes": found.classes}
+        )
+    yield f"  groups       {found.groups or 'none'}" + (" (patients, sequences) known" if found.groups else " known")
+    for number, (name, parts) in enumerate(found.splits.items()):
+        counts = ", ".join(f"{part} {n}" for part, n in parts.items())
+        yield f"  split        {name}{'' if number else ' (default)'}: {counts}"
+    if found.excluded:
+        yield f"  left out     {_left_out([own['id'] for own in found.excluded])}"
+    for warning in found.warnings:
+        yield f"  warning      {warning}"
+    for problem in found.problems:
+        yield f"  problem      {problem}"
 
 
 @app.command()

@@ -68,17 +68,17 @@ def prepare(
     they are told apart by are for the format `pairs`.
     """
     form = formats.get(format_name)
-    if split is not None and "split" not in form.DATASET.options:
-        ratio, split = _only_one(ratio, split), None
     out = Path(out).expanduser().absolute()
-    options = Options(
-        dataset=_dataset_name(name, out, form.DATASET),
+    options = options_of(
+        form.DATASET,
+        out,
+        name=name,
         allow_partial=allow_partial,
         ratio=ratio,
         groups=groups,
         split=split,
-        seeds=None if seeds is None else tuple(dict.fromkeys(seeds)),
-        classes=tuple(classes) if classes else None,
+        seeds=seeds,
+        classes=classes,
         orientation=orientation,
         busi_masks=busi_masks,
         max_side=max_side,
@@ -88,13 +88,12 @@ def prepare(
         annotator=annotator,
         split_from=split_from,
     )
-    _check_options(options, form.DATASET)
     with open_sources(sources) as source:
         _refuse_bad_out(out, source.paths, overwrite)
         problems = Problems(str(source), lenient=allow_partial)
         plan = form.plan(source, options, problems)
         problems.raise_if_any()  # what names alone tell is not said after minutes of reading
-        _try_splits(plan)
+        planned_splits(plan)
         plan = pixel_range.settled(plan, form.DATASET, options)
         with _whole_or_nothing(out, overwrite) as folder:
             jobs = layout(plan, options, folder)
@@ -113,20 +112,47 @@ def prepare(
     return Manifest.load(out)
 
 
+def options_of(
+    dataset: Dataset,
+    out: Path | str,
+    *,
+    name: str | None = None,
+    ratio: str | None = None,
+    split: str | None = None,
+    seeds: Sequence[int] | None = None,
+    classes: Sequence[str] | None = None,
+    **others: Any,
+) -> Options:
+    """The choices of `prepare`, checked; `others` are further fields of `Options`."""
+    if split is not None and "split" not in dataset.options:
+        ratio, split = _only_one(ratio, split), None
+    options = Options(
+        dataset=_dataset_name(name, Path(out), dataset),
+        ratio=ratio,
+        split=split,
+        seeds=None if seeds is None else tuple(dict.fromkeys(seeds)),
+        classes=tuple(classes) if classes else None,
+        **others,
+    )
+    _check_options(options, dataset)
+    return options
+
+
 def _only_one(ratio: str | None, split: str) -> str:
     if ratio not in (None, split):
         raise UserError(f"--ratio {ratio} and --split {split}: give one ratio, with --ratio")
     return split
 
 
-def _try_splits(plan: Plan) -> None:
-    """Whatever makes a split impossible (too few samples for the ratio) is said before anything is converted."""
+def planned_splits(plan: Plan) -> dict[str, Split]:
+    """The splits as names tell them, without duplicates. Whatever makes one impossible (too few samples for the ratio)
+    is said before anything is converted."""
     items = {part: list(own) for part, own in plan.parts.items()}
     for part, shards in plan.adopted.items():
         items.setdefault(part, []).extend(item for _, own in shards for item in own)
     groups = {item.key: getattr(item, "group", None) for own in items.values() for item in own}
     ids = {part: [item.key for item in own] for part, own in items.items()}
-    plan.make_splits(ids, duplicates.leak_groups(groups, []))
+    return plan.make_splits(ids, duplicates.leak_groups(groups, []))
 
 
 def _dataset_name(given: str | None, out: Path, dataset: Dataset) -> str:

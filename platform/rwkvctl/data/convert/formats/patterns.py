@@ -232,7 +232,7 @@ def _planned(
         make_splits,
         root=found.root,
         mask_rule=f"one file a class; {rule}" if by_class else rule,
-        warnings=[*notes, *_unused(source, known)],
+        warnings=[*notes, *([] if problems.found else _unused(source, known))],
     )
 
 
