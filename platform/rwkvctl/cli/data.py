@@ -278,9 +278,14 @@ def doctor(
             print(f"  problem  {problem}")
         if len(finding.problems) > MOST_PROBLEMS:
             print(f"  problem  ... and {len(finding.problems) - MOST_PROBLEMS} more")
-        if not finding.problems:
+        for example in finding.examples:
+            print(f"  pair     {example}")
+        if finding.question:
+            print(f"  ask      {finding.question}")
+        if not finding.problems or finding.options:
             sources = " ".join(f"--source {path}" for path in source)
-            print(f"  prepare  rwkvctl data prepare {finding.dataset} {sources}")
+            line = f"rwkvctl data prepare {finding.dataset} {sources} {finding.options}"
+            print(f"  prepare  {line.rstrip()}")
     if not sound:
         raise typer.Exit(1)
 

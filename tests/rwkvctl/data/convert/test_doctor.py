@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
 
 from rwkvctl.data.convert import synth
 from rwkvctl.data.convert.doctor import examine
+from rwkvctl.data.store.manifest import Manifest
 
-TREES = [f"{name}:{form}" for name, forms in synth.FORMS.items() for form in forms if name != "pairs"]
+from ...cli.test_data import run
+
+TREES = [f"{name}:{form}" for name, forms in synth.FORMS.items() for form in forms]
 
 
 @pytest.mark.parametrize("name", TREES)
@@ -41,3 +45,55 @@ def test_a_root_of_several_data_sets_names_those_and_no_other(tmp_path: Path):
     for name in ("clinicdb", "busi", "kvasir"):
         synth.write(name, tmp_path / "raw" / name, n=6, size=32)
     assert {finding.dataset for finding in examine([tmp_path / "raw"]).findings} == {"clinicdb", "busi", "kvasir"}
+
+
+@pytest.mark.parametrize(
+    ("form", "options", "question"),
+    [
+        ("suffix", "--images 'Augen 2019/Bilder/Größe *' --masks 'Augen 2019/Masken/Größe *_maske'", ""),
+        ("annotators", "--images '*' --masks '*_{1stHO,2ndHO}'", "is one wanted, add --annotator 1stHO;"),
+        ("instances", "--images '{id}/images/*' --masks '{id}/masks/{n}'", ""),
+        ("classes", "--images 'foto/case_*' --masks 'organ/case_*_*'", "--classes background,heart,lung"),
+        ("parts", "--images '*/Fotos/*' --masks '*/Ground truth/*' --split-from folders", ""),
+    ],
+)
+def test_the_line_that_prepares_a_folder_of_any_layout(form: str, options: str, question: str, tmp_path: Path):
+    tree = synth.write(f"pairs:{form}", tmp_path / "tree", n=6, size=32)
+    finding = examine([tree]).findings[0]
+    assert (finding.options, len(finding.examples), finding.problems) == (options, 3, [])
+    assert question in finding.question
+    assert bool(question) == bool(finding.question)
+    printed = run("doctor", tree)
+    assert ("  ask  " in printed) == bool(question)
+    words = shlex.split(printed.partition("  prepare  ")[2])
+    run(*words[2:], "--out", tmp_path / "set")
+    assert Manifest.load(tmp_path / "set").content.counts == {"samples": 6, "labeled": 6}
+
+
+def test_two_folders_of_masks_are_asked_about(tmp_path: Path):
+    tree = synth.write("folder", tmp_path / "tree", n=6, size=32)
+    (tree / "images").rename(tree / "photos")
+    for name in ("masks A", "masks B"):
+        (tree / name).mkdir()
+        for path in (tree / "masks").iterdir():
+            (tree / name / path.name).write_bytes(path.read_bytes())
+    for path in (tree / "masks").iterdir():
+        path.unlink()
+    (tree / "masks").rmdir()
+    assert "masks could also be --masks 'masks B/*'" in run("doctor", tree)
+
+
+def test_orphans_of_a_guess_are_problems(tmp_path: Path):
+    tree = synth.write("pairs:suffix", tmp_path / "tree", n=6, size=32)
+    (tree / "Augen 2019" / "Masken" / "Größe 2_maske.gif").unlink()
+    finding = examine([tree]).findings[0]
+    assert (finding.dataset, finding.samples, len(finding.problems)) == ("pairs", 5, 1)
+    assert "  prepare  rwkvctl data prepare pairs" in run("doctor", tree, code=1)
+
+
+def test_photographs_of_two_classes_are_no_pairs(tmp_path: Path):
+    tree = synth.write("imagefolder", tmp_path / "tree", n=6, size=32)
+    for path in list((tree / "train").iterdir()):
+        path.rename(tree / path.name)
+    (tree / "val").rename(tmp_path / "elsewhere")
+    assert examine([tree]).findings == []

@@ -43,7 +43,7 @@ _SHOWN = 6
 
 
 def recognise(source: Source) -> str | None:
-    """Nothing is known of it without patterns."""
+    """Nothing is known of it without patterns; `convert.guessing` finds some."""
     return None
 
 
