@@ -63,7 +63,7 @@ def test_from_a_download_to_a_mask_by_the_commands_of_readme(
     assert "not promoted" in from_readme("model promote", code=2)  # its gate asks for 0.9
     from_readme("model promote", **{"dsc_strict>=0.9": "dsc_strict>=0"})
     Image.fromarray(np.full((50, 70, 3), 90, np.uint8)).save("image.png")
-    made = from_readme("predict")
+    made = from_readme("predict models:")
     assert [Path(mask).absolute() for mask in made["written"]] == [tmp_path / "masks" / "image.png"]
     with Image.open(made["written"][0]) as mask:
         assert mask.size == (70, 50)
