@@ -32,7 +32,8 @@ class Certainty:
         inside = mask > 0
         own, ids = probabilities.movedim(1, 0)[:, inside], mask[inside]  # (classes, N): the foreground is small
         sums = torch.zeros(3, probabilities.shape[1], dtype=torch.float64)
-        sums[2] = probabilities.sum(dim=(0, 2, 3), dtype=torch.float64).cpu()
+        # Of each slice in float32, which is added pairwise: a copy in float64 would take longer than all else here.
+        sums[2] = probabilities.sum(dim=(2, 3)).sum(dim=0, dtype=torch.float64).cpu()
         for class_id in ids.unique().tolist():
             of_class = own[class_id][ids == class_id]
             sums[0, class_id], sums[1, class_id] = len(of_class), of_class.sum(dtype=torch.float64).cpu()

@@ -47,7 +47,7 @@ class Segmenter:
     def __init__(self, members: Sequence[Member], options: Options = Options()):
         self.members, self.options = list(members), options
         self.info = self.members[0].info
-        self.memory = [Memory() for _ in self.members]
+        self.memory = [Memory.of(member.model, member.info.image_size) for member in self.members]
         check_alike([member.info for member in self.members])
         if options.tile is not None:
             tiles.check_installed()

@@ -79,7 +79,7 @@ def segment_volume(
         uint8 (D, H, W).
     """
     _check(volume, image_kind, ndim=4 if image_kind == "rgb8" else 3)
-    memory = memory or Memory()
+    memory = memory or Memory.of(model, image_size)
     masks = np.empty(volume.shape[:3], np.uint8)
     parts = [slice(start, start + memory.at_once) for start in range(0, len(volume), memory.at_once)]
     native = volume.shape[1], volume.shape[2]
