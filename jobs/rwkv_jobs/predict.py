@@ -17,7 +17,7 @@ from rwkv_jobs import predict_models
 from rwkv_jobs.predict_models import class_ids, info_of, load, places
 from rwkv_jobs.predict_progress import Progress
 from rwkvctl.base.errors import JobFailedError, UserError
-from rwkvctl.base.files import sha256_file
+from rwkvctl.base.files import remove_leftovers, sha256_file
 from rwkvctl.base.paths import as_text, from_text
 from rwkvctl.config.specs.jobs import PredictSpec
 from rwkvctl.models import bundle, predict_record, predict_sources, tiles
@@ -124,6 +124,8 @@ def predict_all(
 ) -> dict[str, Any]:
     """Of the files as they were planned; returns what is shown of it."""
     segmenter, record.device = load(spec, models)
+    if spec.resume:
+        remove_leftovers(record.folder, {predict_record.NAME, *(target.name for target in files.targets)})
     written_as = form(spec, [info_of(place) for place in models])
     if len(files.inputs) > 1:
         record.save(at_once=True)

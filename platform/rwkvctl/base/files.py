@@ -6,8 +6,9 @@ import errno
 import hashlib
 import json
 import os
+import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,6 +19,10 @@ from rwkvctl.base.errors import UserError
 
 _NO_FLOCK = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP})
 """What a file system answers that does not know `flock` (some network and FUSE mounts)."""
+
+
+_TEMPORARY = re.compile(r"\.(?P<opened>.+)\.[0-9a-f]{12}\.tmp|\.[0-9a-f]{12}\.tmp\.(?P<named>.+)", re.DOTALL)
+"""What `atomic_open` and `atomic_path` call a file that is not whole yet."""
 
 
 def _unique() -> str:
@@ -109,6 +114,15 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def remove_leftovers(folder: Path, names: Collection[str]) -> None:
+    """Remove what a writer that was killed has left in `folder` of files of these names. Nobody else may be writing
+    them."""
+    for path in folder.glob(".*.tmp*"):
+        match = _TEMPORARY.fullmatch(path.name)
+        if match and (match["opened"] or match["named"]) in {name[:200] for name in names} | set(names):
+            path.unlink(missing_ok=True)
 
 
 def fsync_directory(directory: Path) -> None:
