@@ -119,9 +119,10 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 def remove_leftovers(folder: Path, names: Collection[str]) -> None:
     """Remove what a writer that was killed has left in `folder` of files of these names. Nobody else may be writing
     them."""
+    ours = {*names, *(name[:200] for name in names)}
     for path in folder.glob(".*.tmp*"):
         match = _TEMPORARY.fullmatch(path.name)
-        if match and (match["opened"] or match["named"]) in {name[:200] for name in names} | set(names):
+        if match and (match["opened"] or match["named"]) in ours:
             path.unlink(missing_ok=True)
 
 

@@ -16,7 +16,6 @@ from rwkvctl.base.on_disk import release
 from rwkvctl.models import inference, tiles
 from rwkvctl.models.bundle import BundleInfo
 from rwkvctl.models.certainty import Certainty, probabilities_of
-from rwkvctl.models.clean_up import cleaned_up
 from rwkvctl.models.memory import Memory
 from rwkvctl.models.segmenting import (
     Options,
@@ -53,9 +52,7 @@ class Segmenter:
             tiles.check_installed()
         if options.tta == "rotations":
             check_square([member.info for member in self.members])
-        self.plain = len(self.members) == 1 and options == Options(
-            largest_component=options.largest_component, fill_holes=options.fill_holes
-        )
+        self.plain = len(self.members) == 1 and options.only_best_class
 
     def segment(
         self,
@@ -80,10 +77,7 @@ class Segmenter:
             found = Segmented(mask, sureness=certainty.result())
         else:
             found = self.by_probabilities(image, seen, kept)
-        if self.options.largest_component or self.options.fill_holes:
-            parts, holes = self.options.largest_component, self.options.fill_holes
-            found = found._replace(mask=cleaned_up(found.mask, largest_component=parts, fill_holes=holes))
-        return found
+        return found._replace(mask=self.options.clean_up(found.mask))
 
     def by_probabilities(
         self,

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from rwkvctl.base.ahead import ahead
 from rwkvctl.base.on_disk import release
 from rwkvctl.data.images import files as image_files
-from rwkvctl.models.clean_up import cleaned_up
 from rwkvctl.models.onnx_certainty import Certainty
 from rwkvctl.models.onnx_model import Runs
 from rwkvctl.models.segmenting import (
@@ -49,9 +48,7 @@ class OnnxSegmenter:
         check_alike([model.info for model in self.models])
         if options.tta == "rotations":
             check_square([model.info for model in self.models])
-        self.plain = len(self.models) == 1 and options == Options(
-            largest_component=options.largest_component, fill_holes=options.fill_holes
-        )
+        self.plain = len(self.models) == 1 and options.only_best_class
 
     def segment(
         self,
@@ -82,11 +79,7 @@ class OnnxSegmenter:
         found = Segmented(mask, likely, certainty.result())
         if not is_volume:
             found = Segmented(mask[0], None if likely is None else likely[:, 0], found.sureness)
-        if self.options.largest_component or self.options.fill_holes:
-            components, holes = self.options.largest_component, self.options.fill_holes
-            cleaned = cleaned_up(found.mask, largest_component=components, fill_holes=holes)
-            found = found._replace(mask=cleaned)
-        return found
+        return found._replace(mask=self.options.clean_up(found.mask))
 
     def mean_probabilities(self, slices: NDArray[Any]) -> Floats:
         """float32 (N, classes, H, W) of images uint8 (N, H, W, 3) or slices float32 (N, H, W), at their own size."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from rwkvctl.base.errors import UserError
 from rwkvctl.models.bundle import BundleInfo
+from rwkvctl.models.clean_up import cleaned_up
 from rwkvctl.models.sureness import Sureness
 
 Views = Literal["none", "flips", "rotations"]
@@ -35,6 +36,17 @@ class Options:
     tile: float | None = None
     """Images larger than those of the training are seen through a window of that size, which overlaps by this share of
     its side; null resizes them."""
+
+    @property
+    def only_best_class(self) -> bool:
+        """Whether the best logit of one model decides, before the mask is cleaned up."""
+        return replace(self, largest_component=False, fill_holes=False) == Options()
+
+    def clean_up(self, mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The mask as it is asked for."""
+        if not (self.largest_component or self.fill_holes):
+            return mask
+        return cleaned_up(mask, largest_component=self.largest_component, fill_holes=self.fill_holes)
 
 
 class Segmented(NamedTuple):
