@@ -41,13 +41,15 @@ class Named(Protocol):
 class Grid(NamedTuple):
     """The affine (4, 4) of a file, from voxel [x, y, z] to mm (NIfTI's RAS), and its shape.
 
-    oriented: False where the header does not tell the axes; notes: what is doubtful in the header, one line each.
+    oriented: False where the header does not tell the axes; notes: what is doubtful in the header, one line each;
+    measured: False where nothing tells the spacing, and 1 mm stands for it.
     """
 
     affine: NDArray[np.float64]
     shape: tuple[int, ...]
     oriented: bool = True
     notes: tuple[str, ...] = ()
+    measured: bool = True
 
     @property
     def spacing(self) -> tuple[float, ...]:
@@ -144,8 +146,10 @@ def geometry(grid: Grid, orientation: str) -> dict[str, Any]:
 
     `spacing_mm` is in the order of the stored axes (slice, row, column); `axes` are those of the file, which `origin`
     (3) and `direction` (9, by rows) are about: its affine is direction * spacing along x, y, z, with origin as its last
-    column.
+    column. Of a grid without a spacing only the axes are known.
     """
+    if not grid.measured:
+        return {"axes": grid.axes, "orientation": orientation}
     spacing = grid.spacing
     return {
         "spacing_mm": [spacing[place] for place in _places(grid.axes, axes_of(orientation))],
@@ -202,10 +206,12 @@ def aligned(mask_file: Named, mask: Grid, image_file: Named, image: Grid) -> Ali
         raise BadFile(
             f"{mask_file}: has shape {mask.shape}{as_stored}, {image_file.name} has {image.shape}; give them one grid"
         )
-    if not np.allclose(spacing, image.spacing, atol=SPACING_TOLERANCE_MM, rtol=1e-4):
+    if mask.measured != image.measured:
+        notes.append(f"the {'image' if mask.measured else 'mask'} has no spacing; it is taken to have the other's")
+    elif not np.allclose(spacing, image.spacing, atol=SPACING_TOLERANCE_MM, rtol=1e-4):
         spacings = ", ".join(" x ".join(f"{step:.4g}" for step in own) for own in (spacing, image.spacing))
         raise BadFile(f"{mask_file}: its spacing is not that of {image_file.name} ({spacings} mm); give them one grid")
-    if mask.oriented and image.oriented:
+    if mask.oriented and image.oriented and mask.measured and image.measured:
         notes += _compare_places(mask_file, mask, mask_axes, image_file, image)
         if mask_axes != image.axes:
             notes.append(

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 import tarfile
+import zipfile
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from PIL import Image
 
 from rwkvctl.base.errors import UserError
@@ -82,8 +84,8 @@ def test_what_is_refused(slices: Path, tmp_path: Path):
     refused(slices, tmp_path, r"dataset.json: labels must be single whole numbers \(regions are not supported\)")
     change_json(slices, labels={"background": 0, "polyp": 3})
     refused(slices, tmp_path, r"dataset.json: labels must be numbered 0, 1, 2")
-    change_json(slices, labels={"background": 0, "polyp": 1}, file_ending=".nrrd")
-    refused(slices, tmp_path, r"file_ending '.nrrd' is not supported")
+    change_json(slices, labels={"background": 0, "polyp": 1}, file_ending=".zarr")
+    refused(slices, tmp_path, r"file_ending '.zarr' is not supported")
     change_json(slices, file_ending=".png")
     next(slices.rglob("dataset.json")).with_name("dataset.json").rename(tmp_path / "dataset.json")
     refused(slices, tmp_path, r"no dataset.json beside imagesTr/")
@@ -196,3 +198,39 @@ def test_no_path_of_an_archive_leads_out_of_it(volumes: Path, tmp_path: Path, wh
         prepare("nnunet", [tmp_path / "source.tar.gz"], tmp_path / "out")
     assert "hunter2" not in str(caught.value)
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("ending", [".nrrd", ".nhdr", ".mha", ".mhd"])
+def test_volumes_that_itk_wrote_give_the_same_samples(ending: str, volumes: Path, tmp_path: Path):
+    """With voxels in the file, or beside it."""
+    expected = prepare("nnunet", [volumes], tmp_path / "expected", name="hearts", seeds=[7])
+    for path in list(volumes.rglob("*.nii.gz")):
+        image = sitk.ReadImage(str(path))
+        sitk.WriteImage(image, str(path).replace(".nii.gz", ending))
+        path.unlink()
+    change_json(volumes, file_ending=ending)
+    made = prepare("nnunet", [volumes], tmp_path / "hearts", seeds=[7])
+    key = made.ids(None, "test")[0]
+    ours, theirs = reader_for(made, [key]), reader_for(expected, [key])
+    np.testing.assert_array_equal(ours.image(0), theirs.image(0))
+    np.testing.assert_array_equal(ours.mask(0), theirs.mask(0))
+    assert ours.meta(0)["spacing_mm"] == pytest.approx(theirs.meta(0)["spacing_mm"])
+    with zipfile.ZipFile(tmp_path / "packed.zip", "w") as packed:
+        for path in volumes.rglob("*"):
+            packed.write(path, path.relative_to(volumes))
+    again = prepare("nnunet", [tmp_path / "packed.zip"], tmp_path / "again" / "hearts", seeds=[7])
+    assert again.content.samples_sha256 == made.content.samples_sha256
+
+
+def test_a_header_without_its_voxels_or_with_those_of_elsewhere(volumes: Path, tmp_path: Path):
+    for path in list(volumes.rglob("*.nii.gz")):
+        sitk.WriteImage(sitk.ReadImage(str(path)), str(path).replace(".nii.gz", ".mhd"))
+        path.unlink()
+    change_json(volumes, file_ending=".mhd")
+    header = next(volumes.rglob("imagesTr/heart_001_0000.mhd"))
+    text = header.read_text()
+    header.write_text(text.replace("heart_001_0000.raw", "/etc/passwd"))
+    refused(volumes, tmp_path, r"heart_001_0000.mhd: keeps its voxels in '/etc/passwd', which is no file beside it")
+    header.write_text(text)
+    header.with_suffix(".raw").unlink()
+    refused(volumes, tmp_path, r"keeps its voxels in heart_001_0000.raw, which is not beside it; add it")

@@ -1,7 +1,7 @@
-"""An nnU-Net v2 folder `DatasetNNN_Name`: NIfTI volumes, or 2-D images.
+"""An nnU-Net v2 folder `DatasetNNN_Name`: volumes, or 2-D images.
 
     dataset.json                          channel_names, labels, file_ending
-    imagesTr/CASE_0000.nii.gz (.png ...)  one file a channel; a colour image is one file
+    imagesTr/CASE_0000.nii.gz (.nrrd, .mha, .png ...)  one file a channel; a colour image is one file
     labelsTr/CASE.nii.gz (.png ...)       label numbers
 
 Of volumes, training takes slices, validation and test whole volumes; cases are split at random by one seed.
@@ -14,30 +14,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from rwkvctl.base.errors import BadFile, UserError
-from rwkvctl.data.convert import discover, grouping
+from rwkvctl.data.convert import discover, grouping, voxel_files
 from rwkvctl.data.convert.discover import Problems
-from rwkvctl.data.convert.formats import nnunet_json, scan_pairs
+from rwkvctl.data.convert.formats import nnunet_json, volume_sets
 from rwkvctl.data.convert.formats.base import Dataset, Options, Plan
 from rwkvctl.data.convert.formats.nnunet_json import Description, Labels
 from rwkvctl.data.convert.formats.pairs import Levels, Pair, pairs_plan
-from rwkvctl.data.convert.formats.scan_pairs import ScanPair, ScanPairLoader
-from rwkvctl.data.convert.formats.volumes import PLANES, WHOLE, Case, Plane, VolumeReader, planes
 from rwkvctl.data.convert.sources import RawFile, Source
 from rwkvctl.data.images import files as image_files
-from rwkvctl.data.images import grid as grids
-from rwkvctl.data.images import intensity
-from rwkvctl.data.store.duplicates import leak_groups
-from rwkvctl.data.store.splits import (
-    DEFAULT_SEEDS,
-    PARTS,
-    Split,
-    grouped_split,
-    grouped_splits,
-    parse_ratio,
-    random_split,
-    random_splits,
-    split_name,
-)
+from rwkvctl.data.store.splits import Split, grouped_splits, random_splits
 
 DATASET = Dataset(
     name="nnunet",
@@ -53,9 +38,6 @@ DATASET = Dataset(
     access="your own files",
     options=("ratio", "groups", "seeds", "range"),
 )
-NIFTI, ORIENTATION = (".nii", ".nii.gz"), "itk"
-WINDOW = ("p0.5", "p99.5")
-"""Of the volume's own values, since channels can be of any kind."""
 
 
 def recognise(source: Source) -> str | None:
@@ -63,7 +45,7 @@ def recognise(source: Source) -> str | None:
     if not nnunet_json.is_there(source):
         return None
     try:
-        return "volumes" if nnunet_json.read(source).ending in NIFTI else "slices"
+        return "volumes" if nnunet_json.read(source).ending in voxel_files.ENDINGS else "slices"
     except (UserError, BadFile):
         return "volumes"
 
@@ -77,9 +59,9 @@ def plan(source: Source, options: Options, problems: Problems) -> Plan:
     discover.refuse_empty(source, found, DATASET.name, DATASET.forms)
     names = discover.pair(found, masks, problems)
     keys = discover.sample_keys(options.dataset, names)
-    if told.ending in NIFTI:
+    if told.ending in voxel_files.ENDINGS:
         files = {keys[name]: (found[name], masks[name]) for name in names}
-        made = _plan_volumes(files, told.labels, options, problems)
+        made = _plan_volumes(files, told.labels, source, options, problems)
     else:
         of_patients = grouping.proposed({keys[name]: name for name in names}, options.groups)
         own = of_patients.of if of_patients else {}
@@ -94,8 +76,8 @@ def _files(source: Source, told: Description, folder: str) -> list[RawFile]:
 
 
 def _refuse_unsupported(source: Source, told: Description) -> None:
-    if told.ending not in NIFTI and told.ending not in image_files.EXTENSIONS:
-        known = ", ".join(sorted([*NIFTI, *image_files.EXTENSIONS]))
+    if told.ending not in voxel_files.ENDINGS and told.ending not in image_files.EXTENSIONS:
+        known = ", ".join(sorted([*voxel_files.ENDINGS, *image_files.EXTENSIONS]))
         raise UserError(
             f"{source}: dataset.json: file_ending {told.ending!r} is not supported, only {known}; convert the files"
         )
@@ -107,7 +89,7 @@ def _refuse_unsupported(source: Source, told: Description) -> None:
         )
     several = re.compile(rf".*_0001{re.escape(told.ending)}", re.IGNORECASE)
     second = next((file for file in _files(source, told, "imagesTr") if several.fullmatch(file.name)), None)
-    if second or (told.ending in NIFTI and len(told.channels) > 1):
+    if second or (told.ending in voxel_files.ENDINGS and len(told.channels) > 1):
         names = ", ".join(told.channels)[:60]
         first = f", first {second.name}" if second else ""
         raise UserError(
@@ -149,51 +131,16 @@ def _plan_images(
 
 
 def _plan_volumes(
-    files: Mapping[str, tuple[RawFile, RawFile]], labels: Labels, options: Options, problems: Problems
+    files: Mapping[str, tuple[RawFile, RawFile]], labels: Labels, source: Source, options: Options, problems: Problems
 ) -> Plan:
-    ratio = parse_ratio(options.ratio or "8:1:1")
-    if options.seeds and len(options.seeds) > 1:
-        raise UserError("--seed: slices and volumes are laid out by one split; give one seed")
-    seed = (options.seeds or DEFAULT_SEEDS)[0]
-    pairs: dict[str, ScanPair] = {}
-    of_patients = grouping.proposed(
-        {key: re.sub(r"_0000\.[^/]*$", "", image.name) for key, (image, _) in files.items()}, options.groups
-    )
-    own: dict[str, str | None] = {key: of_patients.of.get(key) if of_patients else None for key in files}
-    copies = grouping.equal_files({key: image for key, (image, _) in files.items()})
-    patient_of = leak_groups(own, copies)
-    notes = [of_patients.note()] if of_patients else []
-    notes += [f"{len(keys)} volumes are copies of one another: {', '.join(keys[:3])}" for keys in copies]
+    beside, cases = voxel_files.Beside(source.files), {}
     for key, (image, mask) in files.items():
         try:
-            pairs[key] = scan_pairs.check(image, mask)
+            found = beside.of(image), beside.of(mask)
         except BadFile as error:
             problems.add(str(error))
+            continue
+        cases[key] = volume_sets.Scans(re.sub(r"_0000\.[^/]*$", "", image.name), found[0], found[1:])
     problems.raise_if_any()
-    orientation = grids.usual_layout((pair.grid for pair in pairs.values()), ORIENTATION)
-    cases = {key: pair.case(key, patient_of[key], orientation) for key, pair in pairs.items()}
-    patients = {key: patient_of[key] for key in cases}
-    together = len(set(patients.values())) < len(cases)
-    split = grouped_split(list(cases), patients, ratio, seed) if together else random_split(list(cases), ratio, seed)
-    name = split_name(ratio, seed).replace("random", "grouped" if together else "random")
-    parts: dict[str, list[Case] | list[Plane]] = {part: [cases[key] for key in split.ids[part]] for part in PARTS}
-    parts["train"] = planes(cases[key] for key in sorted(split.ids["train"], key=discover.natural_key))
-
-    def make_splits(ids: Mapping[str, Sequence[str]], groups: Mapping[str, str]) -> dict[str, Split]:
-        lists = {part: list(ids[part]) for part in PARTS}
-        return {name: Split(f"cases: {split.rule}; train: their slices", lists, seed)}
-
-    return Plan(
-        form="volumes",
-        task="segmentation",
-        classes=labels.classes,
-        image_kind="float",
-        parts=parts,
-        read=VolumeReader(options.dataset, len(labels.classes), ScanPairLoader(orientation, WINDOW, labels.ids)),
-        make_splits=make_splits,
-        mask_rule="value",
-        intensity=intensity.rule(*WINDOW),
-        orientation=orientation,
-        warnings=[*scan_pairs.warnings(list(pairs.values()), orientation), *notes],
-        limits={"train": PLANES, "val": WHOLE, "test": WHOLE},
-    )
+    own = volume_sets.Labels(labels.classes, labels.ids)
+    return volume_sets.volumes_plan("volumes", cases, own, options, problems)

@@ -1,4 +1,5 @@
-"""An image and its mask as two NIfTI files: one way of checking and reading them, for every data set that comes so."""
+"""An image and its mask, or masks, as files of volumes: one way of checking and reading them, for every data set that
+comes so."""
 
 from __future__ import annotations
 
@@ -11,36 +12,57 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rwkvctl.base.errors import BadFile
-from rwkvctl.data.convert.formats.base import sha256
-from rwkvctl.data.convert.formats.volumes import Case, Volume, check_labels, last_two, scaled
+from rwkvctl.data.convert import voxel_files
+from rwkvctl.data.convert.discover import relative
+from rwkvctl.data.convert.formats.volumes import Case, Volume, last_two
 from rwkvctl.data.convert.sources import RawFile
+from rwkvctl.data.convert.voxel_files import VoxelFile
 from rwkvctl.data.images import grid as grids
-from rwkvctl.data.images import intensity, nifti
+from rwkvctl.data.images import intensity
 from rwkvctl.data.images.grid import Grid
+from rwkvctl.data.images.nifti import Stored
 
 ROUNDING = 1e-3
 """Labels that were saved as floats are whole numbers within this."""
+OVERLAP = "masks of several classes overlap, the later class was taken"
+_SHOWN = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScanCase(Case):
+    """A case of an image and its masks. layers: where each mask is of one class, its class id; without them, several
+    masks are joined to one."""
+
+    image: VoxelFile
+    masks: tuple[VoxelFile, ...]
+    layers: tuple[int, ...] = ()
 
 
 class ScanPair(NamedTuple):
-    """What the headers of an image and its mask say: the image's grid, and (file, what is doubtful)."""
+    """What the headers of an image and its masks say: the image's grid, and (file, what is doubtful)."""
 
-    image: RawFile
-    mask: RawFile
+    image: VoxelFile
+    masks: tuple[VoxelFile, ...]
     grid: Grid
     notes: tuple[tuple[RawFile, str], ...]
+    layers: tuple[int, ...] = ()
 
     def case(self, key: str, patient: str, orientation: str, z_digits: int = 3) -> Case:
         depth = grids.depth(self.grid, grids.layout(self.grid, orientation))
-        return Case(key, (self.image, self.mask), depth, patient, z_digits)
+        files = tuple(file for own in (self.image, *self.masks) for file in own.files)
+        return ScanCase(key, files, depth, patient, z_digits, image=self.image, masks=self.masks, layers=self.layers)
 
 
-def check(image: RawFile, mask: RawFile) -> ScanPair:
-    """Read both headers; BadFile when one is damaged, or the mask does not lie on its image's grid."""
-    grid, own = nifti.read_grid(image), nifti.read_grid(mask)
-    place = grids.aligned(mask, own, image, grid)
-    notes = [(image, note) for note in grid.notes] + [(mask, note) for note in (*own.notes, *place.notes)]
-    return ScanPair(image, mask, grid, tuple(notes))
+def check(image: RawFile | VoxelFile, *masks: RawFile | VoxelFile, layers: tuple[int, ...] = ()) -> ScanPair:
+    """Read the headers; BadFile when one is damaged, or a mask does not lie on its image's grid."""
+    first, *others = (own if isinstance(own, VoxelFile) else VoxelFile(own) for own in (image, *masks))
+    grid = voxel_files.read_grid(first)
+    notes = [(first.file, note) for note in grid.notes]
+    for mask in others:
+        own = voxel_files.read_grid(mask)
+        place = grids.aligned(mask, own, first, grid)
+        notes += [(mask.file, note) for note in (*own.notes, *place.notes)]
+    return ScanPair(first, tuple(others), grid, tuple(notes), layers)
 
 
 def warnings(pairs: Sequence[ScanPair], orientation: str) -> list[str]:
@@ -70,43 +92,127 @@ def _files(n: int) -> str:
     return f"{n} file{'s' if n > 1 else ''}"
 
 
+# Reading ------------------------------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class ScanPairLoader:
-    """Reads a case. labels: (stored value, class id); window: what values are clipped to, see `intensity`."""
+    """Reads a case. labels: (stored value, class id); window: what values are clipped to, see `intensity`; root: the
+    folder in the source from which paths are recorded, without one their last two parts are."""
 
     orientation: str
     window: tuple[intensity.Bound, intensity.Bound]
     labels: tuple[tuple[int, int], ...]
     mask_rule: str = "value"
+    root: str | None = None
 
-    def __call__(self, case: Case) -> Volume:
-        image_file, mask_file = case.files
-        image, mask = nifti.read(image_file), nifti.read(mask_file)
-        place = grids.aligned(mask_file, mask.grid, image_file, image.grid)
+    def __call__(self, case: ScanCase) -> Volume:
+        sources = voxel_files.digests(case.image)
+        image = voxel_files.read(case.image)
         layout = grids.layout(image.grid, self.orientation)
-        low, high = intensity.window(image.voxels, *self.window)
+        low, high = image.window(*self.window)
+        scaled = _scaled(case.image, image, layout, low, high)
+        grid, orig_mode = image.grid, str(image.rescaled(image.voxels[:1, :1, :1]).dtype)
+        del image  # before the masks are in memory
+        ids, note = self._ids(case, grid)
+        for mask in case.masks:
+            sources |= voxel_files.digests(mask)
         return Volume(
-            image=scaled(image_file, grids.turned(image.voxels, image.grid, layout), low, high),
-            ids=grids.turned(self._ids(mask_file, place.on_image(mask.voxels)), image.grid, layout),
-            sources={last_two(image_file): sha256(image.data), last_two(mask_file): sha256(mask.data)},
+            image=scaled,
+            ids=np.ascontiguousarray(grids.turned(ids, grid, layout)),
+            sources={self._path(file): digest for file, digest in sources.items()},
             meta={
-                **grids.geometry(image.grid, layout),
-                "orig_mode": str(image.voxels.dtype),
+                **grids.geometry(grid, layout),
+                "orig_mode": orig_mode,
                 "mask_rule": self.mask_rule,
                 "intensity": intensity.rule(low, high),
+                **({"image_note": note} if note else {}),
             },
         )
 
-    def _ids(self, file: RawFile, voxels: NDArray[Any]) -> NDArray[np.uint8]:
-        labels = whole_numbers(file, voxels)
-        check_labels(file, labels, [stored for stored, _ in self.labels])
-        table = np.zeros(256, np.uint8)
+    def _path(self, file: RawFile) -> str:
+        return last_two(file) if self.root is None else relative(file, self.root)
+
+    def _ids(self, case: ScanCase, grid: Grid) -> tuple[NDArray[np.uint8], str]:
+        """Class ids [x, y, z], and what is to be noted."""
+        joined = len(case.masks) > 1 or bool(case.layers)
+        if not joined:
+            return self._labels(case.masks[0], case, grid), ""
+        ids, overlap = np.zeros(grid.shape, np.uint8), False
+        for layer, mask in sorted(zip(case.layers or (1,) * len(case.masks), case.masks, strict=True), key=_by_layer):
+            own = self._one_class(mask, case, grid)
+            overlap = overlap or bool((ids[own] & (ids[own] != layer)).any())
+            ids[own] = layer
+        return ids, OVERLAP if overlap and case.layers else ""
+
+    def _labels(self, mask: VoxelFile, case: ScanCase, grid: Grid) -> NDArray[np.uint8]:
+        """Of a file that has a number for each class."""
+        voxels = on_image(mask, case.image, grid)
+        values = label_values(mask, voxels)
+        refuse_unknown(mask, values, [stored for stored, _ in self.labels])
+        table = np.zeros(max(stored for stored, _ in self.labels) + 1, np.uint8)
         for stored, own in self.labels:
             table[stored] = own
-        return table[labels.astype(np.uint8)]
+        return mapped(voxels, table)
+
+    def _one_class(self, mask: VoxelFile, case: ScanCase, grid: Grid) -> NDArray[np.bool_]:
+        """Of a file that has a number for one class."""
+        voxels = on_image(mask, case.image, grid)
+        values = [value for value in label_values(mask, voxels) if value]
+        if len(values) > 1:
+            shown = ", ".join(f"{value:g}" for value in values[:_SHOWN])
+            raise BadFile(f"{mask}: has labels {shown}, where a mask of one class has one; give one file an image")
+        return np.asarray(voxels != 0)
 
 
-def whole_numbers(file: RawFile, voxels: NDArray[Any]) -> NDArray[Any]:
+def _by_layer(own: tuple[int, VoxelFile]) -> int:
+    return own[0]
+
+
+def _scaled(file: VoxelFile, image: Stored, layout: str, low: float, high: float) -> NDArray[np.float32]:
+    """The image (D, H, W) in [0, 1], made slice by slice: as a whole, what lies between would take four times as
+    much."""
+    slices = intensity.ScaledSlices(grids.turned(image.voxels, image.grid, layout), low, high, image.rescaled)
+    made = np.empty(slices.shape, np.float32)
+    try:
+        for z in range(len(slices)):
+            made[z] = slices[z]
+    except ValueError as error:
+        raise BadFile(f"{file}: {error}; replace it") from error
+    return made
+
+
+def on_image(mask: VoxelFile, image: VoxelFile, grid: Grid) -> NDArray[Any]:
+    """The numbers of a mask [x, y, z], as its image lies."""
+    stored = voxel_files.read(mask)
+    voxels = grids.aligned(mask, stored.grid, image, grid).on_image(stored.voxels)
+    return voxels if stored.slope is None else stored.rescaled(voxels)
+
+
+def label_values(file: object, voxels: NDArray[Any]) -> list[float]:
+    """All numbers of a mask, slice by slice; BadFile where they are none of labels."""
+    found: set[float] = set()
+    for z in range(voxels.shape[2]):
+        found.update(np.unique(whole_numbers(file, voxels[..., z])).tolist())
+    return sorted(found)
+
+
+def refuse_unknown(file: object, values: Sequence[float], known: Sequence[int]) -> None:
+    """BadFile for values that are no label."""
+    if not set(values) <= set(known):
+        shown = ", ".join(f"{value:g}" for value in values[:_SHOWN])
+        raise BadFile(f"{file}: label values [{shown}], expected {min(known)}..{max(known)}; replace it")
+
+
+def mapped(voxels: NDArray[Any], table: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Labels by a table, slice by slice."""
+    ids = np.empty(voxels.shape, np.uint8)
+    for z in range(voxels.shape[2]):
+        ids[..., z] = table[np.rint(voxels[..., z]).astype(np.int64)]
+    return ids
+
+
+def whole_numbers(file: object, voxels: NDArray[Any]) -> NDArray[Any]:
     """Labels as they were meant: floats are rounded when they are whole numbers but for rounding errors."""
     if voxels.dtype.kind != "f":
         return voxels

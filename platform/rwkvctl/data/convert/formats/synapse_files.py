@@ -89,7 +89,7 @@ class Preprocessed:
         check_labels(case.files[0], labels, range(self.order.highest + 1))
         sources = {last_two(file): own.sha256 for file, own in zip(case.files, read, strict=True)}
         meta = {"orig_mode": str(image.dtype), "mask_rule": f"labels of {self.order.name}"}
-        return Volume(image.astype(np.float32), self.order.renumber(labels), sources, meta)
+        return Volume(image.astype(np.float32), self.order.renumber(labels), sources, meta, by_slice=len(read) > 1)
 
 
 class Arrays(NamedTuple):

@@ -51,16 +51,18 @@ class Plane:
 
 @dataclass(frozen=True)
 class Volume:
-    """A case that was read: image (D, H, W) float32, ids (D, H, W) uint8, path -> SHA-256 of its files, and what the
-    samples' json says of its grid and values."""
+    """A case that was read: image (D, H, W) float32, ids (D, H, W) uint8, path -> SHA-256 of its files, what the
+    samples' json says of its grid and values, and whether there is a file a slice."""
 
     image: NDArray[np.float32]
     ids: NDArray[np.uint8]
     sources: Mapping[str, str]
     meta: Mapping[str, Any]
+    by_slice: bool = False
 
 
-Load = Callable[[Case], Volume]
+Load = Callable[[Any], Volume]
+"""Of a case."""
 
 
 def planes(cases: Iterable[Case]) -> list[Plane]:
@@ -87,7 +89,7 @@ class VolumeReader:
         if isinstance(item, Plane):
             z = item.z
             sources = volume.sources
-            if len(sources) == case.depth > 2:  # a file a slice
+            if volume.by_slice:
                 sources = dict([list(sources.items())[z]])
             volume = Volume(volume.image[z], volume.ids[z], sources, {**volume.meta, "z": z})
         return volume_sample(self._dataset, part, item.key, case, volume, self._num_classes)

@@ -1,0 +1,90 @@
+"""Files that hold a volume, whatever their kind: their grid from the header, and their voxels."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from rwkvctl.base.errors import BadFile
+from rwkvctl.base.unpacking import refuse_lfs_pointer
+from rwkvctl.data.convert.raw_files import RawFile
+from rwkvctl.data.images import itk_files, nifti
+from rwkvctl.data.images.grid import Grid
+from rwkvctl.data.images.nifti import Stored
+
+NIFTI = (".nii", ".nii.gz")
+ENDINGS = (*NIFTI, *itk_files.ENDINGS)
+
+
+@dataclass(frozen=True, slots=True)
+class VoxelFile:
+    """A file with the voxels of one image or mask. voxels: the file that holds them, where `file` is their header."""
+
+    file: RawFile
+    voxels: RawFile | None = None
+
+    def __str__(self) -> str:
+        return str(self.file)
+
+    @property
+    def name(self) -> str:
+        return self.file.name
+
+    @property
+    def files(self) -> tuple[RawFile, ...]:
+        return (self.file, self.voxels) if self.voxels else (self.file,)
+
+
+def is_volume(file: RawFile) -> bool:
+    """By its name."""
+    return file.name.lower().endswith(ENDINGS)
+
+
+def stem(file: RawFile) -> str:
+    """Its name without the ending, of which `.nii.gz` is one."""
+    return file.name[: -len(".nii.gz")] if file.name.lower().endswith(".nii.gz") else file.stem
+
+
+class Beside:
+    """Finds the file that a header names, among those of a source."""
+
+    def __init__(self, files: Iterable[RawFile]):
+        self._by_path: Mapping[str, RawFile] = {file.path: file for file in files}
+
+    def of(self, file: RawFile) -> VoxelFile:
+        """BadFile where the header's voxels are not in the source."""
+        if not file.name.lower().endswith(itk_files.ENDINGS):
+            return VoxelFile(file)
+        name = itk_files.detached(file)
+        if name is None:
+            return VoxelFile(file)
+        voxels = self._by_path.get(f"{file.parent}/{name}".lstrip("/"))
+        if voxels is None:
+            raise BadFile(f"{file}: keeps its voxels in {name}, which is not beside it; add it")
+        return VoxelFile(file, voxels)
+
+
+def read_grid(own: VoxelFile) -> Grid:
+    """From the header alone; BadFile for what is no volume of one channel."""
+    if own.name.lower().endswith(itk_files.ENDINGS):
+        return itk_files.read_grid(own.file)
+    return nifti.read_grid(own.file)
+
+
+def read(own: VoxelFile) -> Stored:
+    """The voxels [x, y, z] as they are stored; BadFile for what is damaged, or no volume of one channel."""
+    if own.name.lower().endswith(itk_files.ENDINGS):
+        return itk_files.read(own.file, own.voxels)
+    return nifti.read_stored(own.file)
+
+
+def digests(own: VoxelFile) -> dict[RawFile, str]:
+    """SHA-256 of each of its files."""
+    found = {}
+    for file in own.files:
+        with file.open() as stream:
+            refuse_lfs_pointer(file, stream.read(64))
+            stream.seek(0)
+            found[file] = hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
+    return found
