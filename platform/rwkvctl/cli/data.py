@@ -51,7 +51,12 @@ def prepare(
         str | None,
         typer.Option(help="What is one patient: none, or a pattern for the patient in a path [default: found]"),
     ] = None,
-    classes: Annotated[str | None, typer.Option(help="Names by mask value, background first: a,b,c")] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option(
+            help="Names by mask value, background first: a,b,c; or a=0,b=85,c=#ff0000; or a table (csv, json, yaml)."
+        ),
+    ] = None,
     orientation: Annotated[
         str | None, typer.Option(help="Of raw Synapse slices: transunet, itk or emcad [default: transunet]")
     ] = None,
@@ -89,6 +94,7 @@ def prepare(
 ) -> None:
     """Convert raw files to a verified data set (shards, index, splits, manifest)."""
     from rwkvctl.config import settings
+    from rwkvctl.data.convert import class_table
     from rwkvctl.data.convert.prepare import prepare as run
     from rwkvctl.data.images.deep import parse_range
     from rwkvctl.data.store import bucket
@@ -98,7 +104,7 @@ def prepare(
     scratch = Path(settings.load().cache_dir)
     choices: dict[str, Any] = {
         "name": name,
-        "classes": [part.strip() for part in classes.split(",")] if classes else None,
+        "classes": class_table.parse(classes) if classes else None,
         "ratio": ratio,
         "split": split,
         "seeds": seed or None,

@@ -19,6 +19,7 @@ import numpy as np
 from rwkvctl.base import files
 from rwkvctl.base.errors import UserError
 from rwkvctl.data.convert import formats, pixel_range
+from rwkvctl.data.convert.class_table import ClassTable
 from rwkvctl.data.convert.conversion import RECORDS, Converted, Job, Progress, Record, convert, is_small, layout
 from rwkvctl.data.convert.discover import Problems, kind_of, slug
 from rwkvctl.data.convert.formats.base import Dataset, Options, Plan
@@ -40,7 +41,7 @@ def prepare(
     out: Path | str,
     *,
     name: str | None = None,
-    classes: Sequence[str] | None = None,
+    classes: Sequence[str] | ClassTable | None = None,
     ratio: str | None = None,
     split: str | None = None,
     seeds: Sequence[int] | None = None,
@@ -120,18 +121,21 @@ def options_of(
     ratio: str | None = None,
     split: str | None = None,
     seeds: Sequence[int] | None = None,
-    classes: Sequence[str] | None = None,
+    classes: Sequence[str] | ClassTable | None = None,
     **others: Any,
 ) -> Options:
     """The choices of `prepare`, checked; `others` are further fields of `Options`."""
     if split is not None and "split" not in dataset.options:
         ratio, split = _only_one(ratio, split), None
+    table = classes if isinstance(classes, ClassTable) else None
+    names = classes.names if isinstance(classes, ClassTable) else classes
     options = Options(
         dataset=_dataset_name(name, Path(out), dataset),
         ratio=ratio,
         split=split,
         seeds=None if seeds is None else tuple(dict.fromkeys(seeds)),
-        classes=tuple(classes) if classes else None,
+        classes=tuple(names) if names else None,
+        class_table=table,
         **others,
     )
     _check_options(options, dataset)

@@ -65,6 +65,28 @@ def read_mask(data: bytes) -> RawMask:
     return RawMask(values, mode, kind, indices)
 
 
+def read_colours(data: bytes) -> tuple[Pixels, bool] | None:
+    """The colours (H, W, 3) that a mask file shows, and whether it is lossy; None for more than 8 bits a channel.
+
+    What is fully transparent is black. ValueError for what is no image.
+    """
+    image = open_image(data)
+    if image is None or deep.is_deep(data, image):
+        return None
+    if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
+        pixels = np.asarray(image.convert("RGBA"))
+        colours = np.where(pixels[..., 3:] > 0, pixels[..., :3], np.uint8(0))
+    else:
+        colours = np.asarray(image.convert("RGB"))
+    return colours, sniff(data) == "jpg"
+
+
+def read_indices(data: bytes) -> Pixels | None:
+    """The indices (H, W) of a file with a palette, whatever their colours; None for other files."""
+    image = open_image(data)
+    return np.asarray(image).astype(np.uint8) if image is not None and image.mode == "P" else None
+
+
 def _whole(values: NDArray[Any]) -> NDArray[np.uint16]:
     if values.ndim != 2:
         raise ValueError("mask is in colour; give one grey value a class")

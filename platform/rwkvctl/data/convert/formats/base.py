@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from rwkvctl.data.convert.class_table import ClassTable
 from rwkvctl.data.convert.sources import RawFile
 from rwkvctl.data.store.splits import Split
 from rwkvctl.data.store.writer import Limits
@@ -53,6 +54,7 @@ class Options:
     split: str | None = None
     seeds: tuple[int, ...] | None = None
     classes: tuple[str, ...] | None = None
+    class_table: ClassTable | None = None
     orientation: str | None = None
     busi_masks: str | None = None
     max_side: int | None = None

@@ -12,10 +12,12 @@ from rwkvctl.base.errors import UserError
 from rwkvctl.data.convert import discover, field_of_view, grouping
 from rwkvctl.data.convert.discover import Problems
 from rwkvctl.data.convert.formats.base import Dataset, Options, Plan
+from rwkvctl.data.convert.formats.by_table import ByTable
 from rwkvctl.data.convert.formats.pairs import Mask, Pair, histogram, pairs_plan
 from rwkvctl.data.convert.sources import RawFile, Source
 from rwkvctl.data.images import files as image_files
-from rwkvctl.data.images.masks import RawMask, read_mask
+from rwkvctl.data.images import masks
+from rwkvctl.data.images.masks import RawMask
 from rwkvctl.data.store.splits import Split, grouped_splits, parse_ratio, random_splits
 
 DATASET = Dataset(
@@ -27,7 +29,7 @@ DATASET = Dataset(
     forms={"images+masks": "images/NAME.(jpg|png|bmp|tif) and masks/NAME[_mask].(png|jpg|bmp|tif)"},
     licence="your own",
     access="your own files",
-    options=("ratio", "groups", "seeds", "classes", "range"),
+    options=("ratio", "groups", "seeds", "classes", "class_table", "range"),
 )
 FOLDERS = ("images", "masks")
 MASK_SUFFIXES = ("_mask", "_segmentation", "_gt", "_label", "-mask")
@@ -69,8 +71,7 @@ def plan(source: Source, options: Options, problems: Problems) -> Plan:
         random = random_splits(ids["all"], options.ratio, options.seeds)
         return (grouped_splits(ids["all"], groups, options.ratio, options.seeds) if found else {}) | random
 
-    rule = "{0,1}: value, else value > 127" if num_classes == 2 else f"value = class id 0..{num_classes - 1}"
-    read_mask = ClassIds(num_classes)
+    read_mask = mask_reader(options, num_classes)
     return pairs_plan(
         DATASET,
         options,
@@ -79,7 +80,6 @@ def plan(source: Source, options: Options, problems: Problems) -> Plan:
         read_mask,
         make_splits,
         root=root,
-        mask_rule=rule,
         warnings=[found.note()] if found else [],
     )
 
@@ -140,14 +140,25 @@ def _without_suffixes(masks: dict[str, RawFile], wanted: Iterable[str], problems
     return plain
 
 
+def mask_reader(options: Options, num_classes: int) -> ClassIds | ByTable:
+    """By the values or colours that `--classes` names, or else by what the masks look like."""
+    table = options.class_table
+    return ByTable(table) if table and (table.values or table.colours) else ClassIds(num_classes)
+
+
 @dataclass(frozen=True)
 class ClassIds:
     """Reads a mask of unknown making: binary in one of its usual encodings, or class ids."""
 
     num_classes: int
 
+    @property
+    def rule(self) -> str:
+        two = self.num_classes == 2
+        return "{0,1}: value, else value > 127" if two else f"value = class id 0..{self.num_classes - 1}"
+
     def __call__(self, data: bytes) -> Mask:
-        return Mask(*class_ids(read_mask(data), self.num_classes))
+        return Mask(*class_ids(masks.read_mask(data), self.num_classes))
 
 
 def class_ids(raw: RawMask, num_classes: int) -> tuple[NDArray[np.uint8], str]:

@@ -16,7 +16,7 @@ from rwkvctl.base.errors import UserError
 from rwkvctl.data.convert import discover, field_of_view, grouping, part_folders, pattern_pairs
 from rwkvctl.data.convert.discover import Problems
 from rwkvctl.data.convert.formats.base import Dataset, Options, Plan
-from rwkvctl.data.convert.formats.folder import ClassIds
+from rwkvctl.data.convert.formats.folder import ClassIds, mask_reader
 from rwkvctl.data.convert.formats.pairs import Pair, pairs_plan
 from rwkvctl.data.convert.name_patterns import parse
 from rwkvctl.data.convert.pattern_pairs import Id, Matched
@@ -33,7 +33,18 @@ DATASET = Dataset(
     forms={"patterns": "--images 'Bilder/*.tif' --masks 'Masken/*_maske.gif'; a mask has what * is in its image"},
     licence="your own",
     access="your own files",
-    options=("ratio", "groups", "seeds", "classes", "range", "images", "masks", "annotator", "split_from"),
+    options=(
+        "ratio",
+        "groups",
+        "seeds",
+        "classes",
+        "class_table",
+        "range",
+        "images",
+        "masks",
+        "annotator",
+        "split_from",
+    ),
 )
 FOLDERS = "folders"
 OF_GROUPS = ("group", "patient")
@@ -68,8 +79,9 @@ def plan(source: Source, options: Options, problems: Problems) -> Plan:
     if options.annotator is not None:
         _take_annotator(found, options.annotator, problems)
     _refuse_masks_of_other_parts(found)
-    by_class = _class_wildcard(found, options.classes)
-    pairs = _pairs(found, by_class, classes, options.dataset)
+    class_of = _class_words(options)
+    by_class = _class_wildcard(found, class_of, options)
+    pairs = _pairs(found, by_class, class_of, options.dataset)
     if not pairs and not problems.found:
         problems.add(f"{source}: no image has a mask by --images {image.text} --masks {mask.text}")
     return _planned(source, found, pairs, by_class, classes, options, problems)
@@ -113,10 +125,17 @@ def _refuse_masks_of_other_parts(found: Matched) -> None:
             )
 
 
-def _class_wildcard(found: Matched, classes: Sequence[str] | None) -> str | None:
+def _class_words(options: Options) -> dict[str, int]:
+    """Class ids by the words that masks of one class are called by: the table's, or the names of the classes."""
+    if options.class_table and options.class_table.words:
+        return {_same(word): own for word, own in options.class_table.words}
+    return {_same(name): number for number, name in enumerate(options.classes or DATASET.classes)}
+
+
+def _class_wildcard(found: Matched, class_of: Mapping[str, int], options: Options) -> str | None:
     """The wildcard that names a class, so that each mask is of one; None when the pixels say the class."""
-    names = _wildcards(found)
-    known = {_same(name) for name in classes or ()}
+    names, classes, table = _wildcards(found), options.classes, options.class_table
+    known = class_of.keys() if classes else frozenset[str]()
     for name in [CLASS] if CLASS in names else names:
         values = _values_of(found, name)
         missing = [value for value in values if _same(value) not in known]
@@ -126,6 +145,12 @@ def _class_wildcard(found: Matched, classes: Sequence[str] | None) -> str | None
             raise UserError(
                 f"--classes: has no {_listed(missing)}, of which there are masks; name them all, the background first"
             )
+    if table and not table.values and not table.colours:
+        values = [value for name in names for value in _values_of(found, name)]
+        raise UserError(
+            f"--classes: no mask is called {_listed([word for word, _ in table.words])} by --masks {options.masks}; "
+            + (f"there is {_listed(values)}" if values else "give --masks a wildcard for it, as 'masks/*_{class}.png'")
+        )
     if classes and len(classes) > 2 and any(len(own) > 1 for own in found.masks.values()):
         values = _values_of(found, names[0]) if names else []
         raise UserError(
@@ -170,9 +195,8 @@ def _note(found: Matched, by_class: str | None) -> list[str]:
 # From pairs to a plan -----------------------------------------------------------------------------------------------
 
 
-def _pairs(found: Matched, by_class: str | None, classes: Sequence[str], dataset: str) -> dict[Id, Pair]:
+def _pairs(found: Matched, by_class: str | None, class_of: Mapping[str, int], dataset: str) -> dict[Id, Pair]:
     """In natural order of their ids."""
-    class_of = {_same(name): number for number, name in enumerate(classes)}
     texts = {"/".join(filter(None, name)): name for name in found.images}
     names = sorted(texts, key=natural_key)
     digits = max([4, *(len(name) for name in names if name.isdigit())])
@@ -220,18 +244,16 @@ def _planned(
 
     known = {file.path for pair in pairs for file in pair.files} | {own["id"] for own in problems.excluded}
     notes = [*_note(found, by_class), *([groups.note(splits=not options.split_from)] if groups else [])]
-    rule = (
-        "{0,1}: value, else value > 127" if by_class or len(classes) == 2 else f"value = class id 0..{len(classes) - 1}"
-    )
+    read_mask = ClassIds(2) if by_class else mask_reader(options, len(classes))
     return pairs_plan(
         DATASET,
         options,
         f"{options.images} and {options.masks}",
         {name: [pair for pair in pairs if part[pair.key] == name] for name in dict.fromkeys(part.values())},
-        ClassIds(2 if by_class else len(classes)),
+        read_mask,
         make_splits,
         root=found.root,
-        mask_rule=f"one file a class; {rule}" if by_class else rule,
+        mask_rule=f"one file a class; {read_mask.rule}" if by_class else None,
         warnings=[*notes, *([] if problems.found else _unused(source, known))],
     )
 
