@@ -1,6 +1,6 @@
-"""Build hook: compiles the operator's CPU kernel into the package, wherever there is a C++ compiler.
+"""Build hook: compiles the operators' CPU kernels into the package, wherever there is a C++ compiler.
 
-Without one the package still installs, and the operator runs in plain torch.
+Without one the package still installs, and the operators run in plain torch.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ import shutil
 import subprocess
 import sysconfig
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-SOURCE = Path("kernels/biwkv/csrc/wkv.cpp")
+SOURCES = [Path("kernels/biwkv/csrc") / name for name in ("wkv.cpp", "selective.cpp")]
 LIBRARY = Path("kernels/biwkv/_biwkv_cpu.so")
 FLAGS = ["-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared", "-pthread", "-Wno-psabi"]
 # Compilers that do not know the newest processors make a library for the oldest alone.
@@ -28,7 +29,7 @@ class KernelBuildHook(BuildHookInterface):
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         root = Path(self.root)
-        failure = compile_library(root / SOURCE, root / LIBRARY)
+        failure = compile_library([root / source for source in SOURCES], root / LIBRARY)
         if failure:
             (root / LIBRARY).unlink(missing_ok=True)  # of older sources
             self.app.display_warning(f"No compiled CPU kernel, the torch one will be used: {failure}")
@@ -38,8 +39,8 @@ class KernelBuildHook(BuildHookInterface):
         build_data["tag"] = f"py3-none-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}"
 
 
-def compile_library(source: Path, library: Path) -> str:
-    """Compile `source` into `library`, which is replaced in one step. Says what went wrong; empty if nothing."""
+def compile_library(sources: Sequence[Path], library: Path) -> str:
+    """Compile `sources` into `library`, which is replaced in one step. Says what went wrong; empty if nothing."""
     compiler = _compiler()
     if not compiler:
         return "no C++ compiler found (looked for $CXX, c++, g++ and clang++)"
@@ -47,7 +48,7 @@ def compile_library(source: Path, library: Path) -> str:
     with tempfile.TemporaryDirectory(dir=library.parent, prefix=".build-") as folder:
         built = Path(folder) / library.name
         for more in ATTEMPTS:
-            command = [*compiler, *FLAGS, *more, str(source), "-o", str(built)]
+            command = [*compiler, *FLAGS, *more, *map(str, sources), "-o", str(built)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode == 0:
                 built.replace(library)

@@ -9,8 +9,7 @@ were asked for its weights, which shows ptflops the two products and the softmax
 The CCM counts as published, with its 1x1 convolutions at the largest size, although here they run at smaller ones.
 
 `Macs.true` is what the hardware has to multiply and add up: convolutions, linear layers, matrix products and
-attention without their biases, and WKV. Norms, activations, resizing, gates, shortcuts and the decays of Bi-Mamba's
-states count 0.
+attention without their biases, WKV and selective scans. Norms, activations, resizing, gates and shortcuts count 0.
 """
 
 from __future__ import annotations
@@ -36,6 +35,11 @@ from rwkv_unet.layers import LayerNorm
 WKV_MACS = 6
 """A token and channel of WKV: a numerator and a denominator, each decayed and added to from the left, from the right,
 and by the token itself. Exponentials, e^k v and the division are left out. Every further axis adds 4."""
+
+
+STATE_MACS = 3
+"""A token, channel and number of a state in a selective scan, which is decayed, added to and read out. Exponentials and
+the shortcut are left out."""
 
 
 class Macs(NamedTuple):
@@ -113,6 +117,10 @@ def _wkv_nd_flops(w_shape: Any, u_shape: Any, k_shape: Any, *args: Any, **kwargs
     return 2 * (WKV_MACS + 4 * (axes - 1)) * prod(k_shape)
 
 
+def _selective_flops(x_shape: Any, step_shape: Any, a_shape: Any, *args: Any, **kwargs: Any) -> int:
+    return 2 * STATE_MACS * prod(x_shape) * a_shape[-1]
+
+
 def _attention_flops(q_shape: Any, k_shape: Any, v_shape: Any, *args: Any, **kwargs: Any) -> int:
     return sdpa_flop_count(q_shape, k_shape, v_shape)
 
@@ -120,6 +128,7 @@ def _attention_flops(q_shape: Any, k_shape: Any, v_shape: Any, *args: Any, **kwa
 FLOPS = {
     torch.ops.biwkv.forward: _wkv_flops,
     torch.ops.biwkv.nd_forward: _wkv_nd_flops,
+    torch.ops.biwkv.selective_forward: _selective_flops,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,  # unlike others not known to torch
 }
 

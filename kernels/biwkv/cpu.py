@@ -1,4 +1,4 @@
-"""Bi-WKV on the CPU: the compiled kernels of csrc/, which the package's build leaves beside this file."""
+"""Bi-WKV and the selective scan on the CPU: the kernels of csrc/, compiled by the package's build."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from biwkv import nd_scan, scan
+from biwkv import nd_scan, scan, selective_torch
 from biwkv.dispatch import is_double
 
 LIBRARY = Path(__file__).with_name("_biwkv_cpu.so")
@@ -64,6 +64,36 @@ def nd_backward(w: Tensor, u: Tensor, k: Tensor, v: Tensor, gy: Tensor) -> tuple
     return gw.to(w.dtype), gu.to(u.dtype), gk.to(k.dtype), gv.to(v.dtype)
 
 
+def selective_why_not(x: Tensor) -> str:
+    """Why the selective scan cannot run on x; empty if it can."""
+    if (reason := why_not(x)) or hasattr(_library(), "biwkv_selective_forward"):
+        return reason
+    return f"{LIBRARY.name} is older than the selective scan; install this package again"
+
+
+def selective_forward(x: Tensor, step: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
+    """y (B, T, G, D) in x's dtype. Computes in float32; float64 is left to torch."""
+    if is_double(x, step, a, b, c, d):
+        return selective_torch.forward(x, step, a, b, c, d)
+    inputs = [_plain(z) for z in (x, step, a, b, c, d)]
+    y = torch.empty_like(inputs[0])
+    _call("biwkv_selective_forward", (*inputs, y), *x.shape, ctypes.c_int(a.shape[2]))
+    return y.to(x.dtype)
+
+
+def selective_backward(
+    x: Tensor, step: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor, gy: Tensor
+) -> tuple[Tensor, ...]:
+    """Gradients (gx, gstep, ga, gb, gc, gd) of (y * gy).sum(), each in the shape and dtype of its input."""
+    tensors = (x, step, a, b, c, d)
+    if is_double(*tensors, gy):
+        return selective_torch.backward(*tensors, gy)
+    inputs = [_plain(z) for z in (*tensors, gy)]
+    gradients = tuple(torch.empty_like(z) for z in inputs[:6])
+    _call("biwkv_selective_backward", (*inputs, *gradients), *x.shape, ctypes.c_int(a.shape[2]))
+    return tuple(g.to(z.dtype) for g, z in zip(gradients, tensors, strict=True))
+
+
 def _volume(k: Tensor) -> tuple[int, Any, ctypes.c_int, int]:
     """The arguments for the shape (B, *spatial, C)."""
     batch, *spatial, channels = k.shape
@@ -80,7 +110,7 @@ def _call(name: str, tensors: tuple[Tensor, ...], *sizes: Any) -> None:
     pointers = (ctypes.c_void_p(x.data_ptr()) for x in tensors)
     shape = (ctypes.c_int64(size) if isinstance(size, int) else size for size in sizes)
     if getattr(library, name)(*pointers, *shape, ctypes.c_int(torch.get_num_threads())):
-        raise MemoryError(f"bi_wkv: not enough memory for k of {tensors[2].numel()} elements")
+        raise MemoryError(f"{name}: not enough memory for inputs of {max(x.numel() for x in tensors)} elements")
 
 
 @cache

@@ -1,5 +1,4 @@
-"""What `bi_wkv` and `bi_wkv_nd` share: choice of an implementation, and registration with torch (autograd, compile,
-export)."""
+"""What the operators share: choice of an implementation, and registration with torch (autograd, compile, export)."""
 
 from __future__ import annotations
 
@@ -15,11 +14,12 @@ from torch import Tensor
 class Backend(NamedTuple):
     """An implementation: `forward(w, u, k, v) -> y` and `backward(w, u, k, v, gy) -> (gw, gu, gk, gv)`.
 
-    `why_not(k)` says why it cannot run on k here, and is empty if it can.
+    `why_not(k)` says why it cannot run on k here, and is empty if it can. Other operators have other inputs,
+    one of which the result is like.
     """
 
     forward: Callable[..., Tensor]
-    backward: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]
+    backward: Callable[..., tuple[Tensor, ...]]
     why_not: Callable[[Tensor], str] = lambda k: ""
 
 
@@ -27,15 +27,14 @@ FASTEST = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}  # by device, the fastes
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-def check(
-    function: str, backends: dict[str, Backend], backend: str, w: Tensor, u: Tensor, k: Tensor, v: Tensor
-) -> None:
-    """ValueError for a dtype or device that does not fit, or an unknown backend."""
-    for name, x in (("w", w), ("u", u), ("k", k), ("v", v)):
+def check(function: str, backends: dict[str, Backend], backend: str, *, like: str = "k", **inputs: Tensor) -> None:
+    """ValueError for a dtype or device that does not fit, or an unknown backend; all are to be where `like` is."""
+    device = inputs[like].device
+    for name, x in inputs.items():
         if x.dtype not in FLOATS:
             raise ValueError(f"{function}: {name} must be float32, bfloat16, float16 or float64, not {x.dtype}")
-        if x.device != k.device:
-            raise ValueError(f"{function}: {name} is on {x.device} but k is on {k.device}; move them to one device")
+        if x.device != device:
+            raise ValueError(f"{function}: {name} is on {x.device} but {like} is on {device}; move them to one device")
     if backend not in (known := ["auto", *backends, "reference"]):
         raise ValueError(f"{function}: unknown backend {backend!r}; choose from {known}")
 
@@ -70,18 +69,32 @@ def _warn_once(backend: str, reason: str) -> None:
     )
 
 
-def register(function: str, backends: dict[str, Backend], forward_name: str, backward_name: str) -> None:
-    """Registers torch.ops.biwkv.<forward_name>(w, u, k, v, backend) and its gradient, for the public `function`."""
+def register(
+    function: str,
+    backends: dict[str, Backend],
+    forward_name: str,
+    backward_name: str,
+    inputs: tuple[str, ...] = ("w", "u", "k", "v"),
+    like: str = "k",
+) -> None:
+    """Registers torch.ops.biwkv.<forward_name>(*inputs, backend) and its gradient, for the public `function`.
 
-    @torch.library.custom_op(f"biwkv::{forward_name}", mutates_args=())
-    def forward(w: Tensor, u: Tensor, k: Tensor, v: Tensor, backend: str) -> Tensor:
-        return choose(function, backends, backend, k).forward(w, u, k, v)
+    The result has the shape and dtype of the input `like`.
+    """
+    given, index = ", ".join(f"Tensor {name}" for name in inputs), inputs.index(like)
+    gradients = ", ".join("Tensor" for _ in inputs)
 
-    @torch.library.custom_op(f"biwkv::{backward_name}", mutates_args=())
-    def backward(
-        w: Tensor, u: Tensor, k: Tensor, v: Tensor, gy: Tensor, backend: str
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return choose(function, backends, backend, k).backward(w, u, k, v, gy)
+    @torch.library.custom_op(f"biwkv::{forward_name}", mutates_args=(), schema=f"({given}, str backend) -> Tensor")
+    def forward(*args: Any) -> Tensor:
+        *tensors, backend = args
+        return choose(function, backends, backend, tensors[index]).forward(*tensors)
+
+    @torch.library.custom_op(
+        f"biwkv::{backward_name}", mutates_args=(), schema=f"({given}, Tensor gy, str backend) -> ({gradients})"
+    )
+    def backward(*args: Any) -> tuple[Tensor, ...]:
+        *tensors, backend = args
+        return choose(function, backends, backend, tensors[index]).backward(*tensors)
 
     def differentiate(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
         return *backward(*ctx.saved_tensors, gy, ctx.backend), None
@@ -89,8 +102,8 @@ def register(function: str, backends: dict[str, Backend], forward_name: str, bac
     def refuse(ctx: Any, *grads: Tensor) -> None:
         raise RuntimeError(f"{function}: second derivatives are not supported; use biwkv.{function}_reference for them")
 
-    forward.register_fake(lambda w, u, k, v, backend: k.new_empty(k.shape))
-    backward.register_fake(lambda w, u, k, v, gy, backend: tuple(x.new_empty(x.shape) for x in (w, u, k, v)))
+    forward.register_fake(lambda *args: args[index].new_empty(args[index].shape))
+    backward.register_fake(lambda *args: tuple(x.new_empty(x.shape) for x in args[: len(inputs)]))
     forward.register_autograd(differentiate, setup_context=_save_inputs)
     backward.register_autograd(refuse)
 

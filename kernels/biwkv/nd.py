@@ -45,7 +45,7 @@ def bi_wkv_nd(w: Tensor, u: Tensor, k: Tensor, v: Tensor, *, backend: str = "aut
             cannot run here.
     """
     _check_shapes(w, u, k, v)
-    check("bi_wkv_nd", BACKENDS, backend, w, u, k, v)
+    check("bi_wkv_nd", BACKENDS, backend, w=w, u=u, k=k, v=v)
     if backend == "reference":
         return bi_wkv_nd_reference(w, u, k, v).to(k.dtype)
     return torch.ops.biwkv.nd_forward(w, u, k, v, backend)

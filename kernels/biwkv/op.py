@@ -42,7 +42,7 @@ def bi_wkv(w: Tensor, u: Tensor, k: Tensor, v: Tensor, *, backend: str = "auto")
             cannot run here.
     """
     _check_shapes(w, u, k, v)
-    check("bi_wkv", BACKENDS, backend, w, u, k, v)
+    check("bi_wkv", BACKENDS, backend, w=w, u=u, k=k, v=v)
     if backend == "reference":
         return bi_wkv_reference(w, u, k, v).to(k.dtype)
     return torch.ops.biwkv.forward(w, u, k, v, backend)

@@ -1,4 +1,4 @@
-"""Bi-WKV written as its formula, in float64: what every other implementation is tested against."""
+"""The operators written as their formulas, in float64: what every other implementation is tested against."""
 
 from __future__ import annotations
 
@@ -46,6 +46,28 @@ def bi_wkv_nd_reference(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> Tensor:
     itself = (distances.sum(dim=0) == 0)[:, :, None]
     bias = torch.where(itself, u, -torch.einsum("aij,ac->ijc", distances.double(), w))  # (T, T, C)
     return _weighted_mean(bias, k.flatten(1, -2), v.flatten(1, -2)).reshape(k.shape)
+
+
+def selective_scan_reference(x: Tensor, step: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
+    """The recurrence of `biwkv.selective_scan` (S6 of Mamba), one token after the other.
+
+    h_t = exp(step_t a) h_{t-1} + step_t b_t x_t,      y_t = c_t h_t + d x_t
+
+    Args:
+        x, step: (B, T, G, D) values and steps.
+        a: (G, D, N) rates.
+        b, c: (B, T, G, N) what goes into a state and what comes out.
+        d: (G, D) shortcut.
+
+    Returns:
+        (B, T, G, D) float64, differentiable by plain autograd, any number of times.
+    """
+    x, step, a, b, c, d = (z.double() for z in (x, step, a, b, c, d))
+    h, y = torch.zeros_like(x[:, 0, :, :, None] * a), []
+    for t in range(x.shape[1]):
+        h = torch.exp(step[:, t, :, :, None] * a) * h + (step * x)[:, t, :, :, None] * b[:, t, :, None, :]
+        y.append((h * c[:, t, :, None, :]).sum(dim=-1) + d * x[:, t])
+    return torch.stack(y, dim=1)
 
 
 def _weighted_mean(bias: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ Tokens in row order, one selective state space a direction (Gu & Dao 2023, https
 
     h_t = exp(step_t A) h_{t-1} + step_t B_t x_t,      y_t = C_t h_t + D x_t
 
-with step, B and C computed from x_t. Plain torch, any device, in time linear in the number of tokens.
+with step, B and C computed from x_t: `biwkv.selective_scan`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+
+from biwkv import selective_scan
 
 DIRECTIONS = 2
 EXPAND = 2
@@ -54,57 +55,8 @@ class BiMamba(nn.Module):
 
         low_rank, b, c = torch.einsum("btgd,gdr->btgr", both, self.select).split(self.sizes, dim=3)
         step = F.softplus(torch.einsum("btgr,grd->btgd", low_rank, self.step_weight) + self.step_bias)
-        arguments = (step, -self.log_rate.exp(), b, c, both)
-        if torch.is_grad_enabled():  # the states of all tokens are too many to keep until the backward pass
-            scanned = checkpoint(selective_scan, *arguments, use_reentrant=False)
-        else:
-            scanned = selective_scan(*arguments)
-        forth, back = (scanned + self.skip * both).unbind(2)
+        forth, back = selective_scan(both, step, -self.log_rate.exp(), b, c, self.skip).unbind(2)
         return self.output((forth + back.flip(1)) * F.silu(gate)).unflatten(1, x.shape[1:3])
-
-
-def selective_scan(step: Tensor, a: Tensor, b: Tensor, c: Tensor, x: Tensor) -> Tensor:
-    """y_t = c_t h_t with h_t = exp(step_t a) h_{t-1} + step_t b_t x_t, from h = 0, in float32.
-
-    The tokens are cut into chunks of about sqrt(T), which all take a step together: once to find what every chunk
-    passes on to the next, and once more from what it is given.
-
-    Args:
-        step, x: (B, T, G, D).
-        a: (G, D, N), negative.
-        b, c: (B, T, G, N).
-
-    Returns:
-        (B, T, G, D) float32.
-    """
-    tokens = x.shape[1]
-    if torch.compiler.is_exporting() and isinstance(tokens, torch.SymInt):
-        raise ValueError("model.attention='bi_mamba' has as many steps as the image asks for: export it at one size")
-    length = math.isqrt(tokens - 1) + 1
-    step, u, b, c = (_chunks(z.float(), length) for z in (step, step * x, b, c))
-
-    def advance(h: Tensor, j: int) -> Tensor:
-        return torch.exp(step[:, :, j, ..., None] * a) * h + u[:, :, j, ..., None] * b[:, :, j, ..., None, :]
-
-    h = start = torch.zeros_like(u[:, :, 0, ..., None] * a)  # (B, chunks, G, D, N)
-    for j in range(length):
-        h = advance(h, j)
-    fade = torch.exp(step.sum(dim=2)[..., None] * a)
-    given = [start[:, 0]]
-    for n in range(h.shape[1] - 1):
-        given.append(fade[:, n] * given[-1] + h[:, n])
-
-    h, y = torch.stack(given, dim=1), []
-    for j in range(length):
-        h = advance(h, j)
-        y.append((h @ c[:, :, j, ..., None]).squeeze(-1))
-    return torch.stack(y, dim=2).flatten(1, 2)[:, :tokens]
-
-
-def _chunks(x: Tensor, length: int) -> Tensor:
-    """(B, T, ...) -> (B, chunks, length, ...), zeros at the end: with them a state neither fades nor grows."""
-    missing = -x.shape[1] % length
-    return F.pad(x, (0, 0, 0, 0, 0, missing)).unflatten(1, (-1, length))
 
 
 def _first_step_bias(*shape: int) -> Tensor:

@@ -10,9 +10,10 @@ import pytest
 import torch
 from ptflops import get_model_complexity_info
 from ptflops.pytorch_ops import MODULES_MAPPING
-from torch import nn
+from torch import Tensor, nn
 
 from rwkv_unet import RWKVUNetEncoder, create_model
+from rwkv_unet.attention.bi_mamba import KERNEL, BiMamba
 from rwkv_unet.ccm import CrossChannelMix
 from rwkv_unet.config import SIZES
 from rwkv_unet.flops import WKV_MACS, count_macs, count_parameters
@@ -65,6 +66,25 @@ def test_table_x() -> None:
 def test_bi_mamba_is_near_the_paper() -> None:
     """Projections, convolutions and activations; 14.53 in Table II."""
     assert giga("rwkv_unet_b", 224, attention="bi_mamba") == pytest.approx(14.500, abs=1e-3)
+
+
+def test_true_count_of_bi_mamba_is_its_products_and_three_a_state() -> None:
+    mixer, tokens = BiMamba(32), 4 * 6
+    inner, rank, states = 64, 2, 16
+    products = tokens * (32 * 2 * inner + inner * 32) + tokens * 2 * inner * ((rank + 2 * states) + rank + KERNEL)
+    scan = tokens * 2 * inner * 3 * states
+    assert count_macs(Tokens(mixer), (32, 4, 6)).true == products + scan
+
+
+class Tokens(nn.Module):
+    """A token mixer as a layer of images."""
+
+    def __init__(self, mixer: nn.Module) -> None:
+        super().__init__()
+        self.mixer = mixer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mixer(x.permute(0, 2, 3, 1))
 
 
 class Mixed(nn.Module):

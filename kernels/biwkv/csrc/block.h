@@ -6,10 +6,6 @@
 #include <cstdint>
 #include <vector>
 
-#define INLINE static inline __attribute__((always_inline))
-#define INLINE_MEMBER inline __attribute__((always_inline))
-#define INLINE_LAMBDA __attribute__((always_inline))
-
 constexpr int WIDTH = 64;
 constexpr int GROUP = 32;  // channels that go together: independent recurrences hide latency
 constexpr int CHUNK = 16;  // tokens

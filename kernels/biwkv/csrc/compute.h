@@ -2,6 +2,8 @@
 
 #include "vectors.h"
 
+#include "group.h"
+
 #include "linear.h"
 #include "lines.h"
 #include "log_scale.h"

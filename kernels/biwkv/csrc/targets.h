@@ -1,8 +1,10 @@
-// One library for all x86-64 machines: the kernels are compiled for AVX-512 and for AVX2 beside what every one has.
+// One library for all x86-64 machines: the kernels of the header that KERNELS names, which has a compute(task) for every
+// kind of task, are compiled for AVX-512 and for AVX2 beside what every one has.
 #pragma once
 
-#include "block.h"
-#include "volume.h"
+#define INLINE static inline __attribute__((always_inline))
+#define INLINE_MEMBER inline __attribute__((always_inline))
+#define INLINE_LAMBDA __attribute__((always_inline))
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(BIWKV_BASELINE)
 #define BIWKV_TARGETS
@@ -11,7 +13,7 @@
 #pragma GCC target("arch=x86-64-v4", "prefer-vector-width=512")
 namespace v4 {
 constexpr int LANES = 16;
-#include "compute.h"
+#include KERNELS
 }  // namespace v4
 #pragma GCC pop_options
 
@@ -19,20 +21,20 @@ constexpr int LANES = 16;
 #pragma GCC target("arch=x86-64-v3")
 namespace v3 {
 constexpr int LANES = 8;
-#include "compute.h"
+#include KERNELS
 }  // namespace v3
 #pragma GCC pop_options
 #endif
 
 namespace baseline {
 constexpr int LANES = 4;
-#include "compute.h"
+#include KERNELS
 }  // namespace baseline
 
-static int newest_level = 4;
+inline int newest_level = 4;  // of all kernels of the library
 
 template <class Task>
-void compute(const Task& task) {
+static void compute(const Task& task) {
 #ifdef BIWKV_TARGETS
     if (newest_level >= 4 && __builtin_cpu_supports("x86-64-v4")) return v4::compute(task);
     if (newest_level >= 3 && __builtin_cpu_supports("x86-64-v3")) return v3::compute(task);

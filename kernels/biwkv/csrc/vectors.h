@@ -24,24 +24,6 @@ INLINE void narrow(float* p, Doubles x) {
     *reinterpret_cast<AnyHalfFloats*>(p) = __builtin_convertvector(x, HalfFloats);
 }
 
-constexpr int VECTORS = GROUP / FLOATS;
-struct Group {
-    Floats x[VECTORS];
-};
-
-INLINE Group load_group(const float* p) {
-    Group g;
-    for (int i = 0; i < VECTORS; ++i) g.x[i] = load(p + i * FLOATS);
-    return g;
-}
-
-INLINE void store_group(float* p, const Group& g) {
-    for (int i = 0; i < VECTORS; ++i) store(p + i * FLOATS, g.x[i]);
-}
-
-// Brings what a later step reads or writes nearer; an address outside of the tensor does no harm.
-INLINE void prefetch(const float* p) { __builtin_prefetch(p); }
-
 template <class V>
 INLINE V larger(V a, V b) {
     return a > b ? a : b;

@@ -8,8 +8,11 @@
 #include <numeric>
 #include <vector>
 
-#include "targets.h"
 #include "tasks.h"
+#include "volume.h"
+
+#define KERNELS "compute.h"
+#include "targets.h"
 
 namespace {
 

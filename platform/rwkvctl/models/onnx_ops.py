@@ -1,16 +1,16 @@
-"""Bi-WKV in standard ONNX operators, for `torch.onnx.export(..., custom_translation_table=TRANSLATIONS)`.
+"""Our operators in standard ONNX ones, for `torch.onnx.export(..., custom_translation_table=TRANSLATIONS)`.
 
-With positions p centred around the middle of the T tokens, both directions are plain running sums,
+Bi-WKV: with positions p centred around the middle of the T tokens, both directions are plain running sums,
 
     left_t  = e^{-p_t w} sum_{i <= t} e^{k_i + p_i w} v_i,    right_t = e^{p_t w} sum_{i > t} e^{k_i - p_i w} v_i,
 
 which ONNX has as CumSum in both directions: linear in T, no loop, any batch and size at run time. Keys are taken
 relative to their largest. Exponents reach |w| T / 2, so float32 holds decays (w T) up to about 80 of either sign.
+
+The selective scan is ONNX's Scan, a token at a time.
 """
 
-from __future__ import annotations
-
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnxscript
 import torch
@@ -18,6 +18,10 @@ import torch
 import biwkv  # noqa: F401  registers torch.ops.biwkv
 
 op: Any = onnxscript.opset18
+if TYPE_CHECKING:
+    Float = Any
+else:
+    Float = onnxscript.FLOAT[...]  # of any shape
 
 
 def bi_wkv(w: Any, u: Any, k: Any, v: Any, backend: str) -> Any:
@@ -56,6 +60,35 @@ def decayed_sum(x: Any, w: Any, axis: int, rank: int) -> Any:
     return op.Add(left, right)
 
 
+@onnxscript.script(onnxscript.values.Opset("biwkv", 1), default_opset=op)
+def selective_scan(x: Float, step: Float, a: Float, b: Float, c: Float, d: Float, backend: str) -> Float:
+    """y (B, T, G, D) of x, step (B, T, G, D), a (G, D, N), b, c (B, T, G, N) and d (G, D), all float32."""
+    last = op.Constant(value_ints=[-1])
+    one_before = op.Constant(value_ints=[-2])
+
+    @onnxscript.graph()
+    def advance(h, step_t, u_t, b_t, c_t):
+        fade = op.Exp(op.Mul(op.Unsqueeze(step_t, last), a))  # (B, G, D, N)
+        after = op.Add(op.Mul(fade, h), op.Mul(op.Unsqueeze(u_t, last), op.Unsqueeze(b_t, one_before)))
+        y_t = op.Squeeze(op.MatMul(after, op.Unsqueeze(c_t, last)), last)
+        return after, y_t
+
+    steps = op.Transpose(step, perm=[1, 0, 2, 3])  # (T, B, G, D)
+    inputs = op.Transpose(op.Mul(step, x), perm=[1, 0, 2, 3])
+    first = op.Gather(steps, op.Constant(value_int=0))
+    nothing = op.Expand(op.Constant(value_float=0.0), op.Shape(op.Mul(op.Unsqueeze(first, last), a)))
+    _, y = op.Scan(
+        nothing,
+        steps,
+        inputs,
+        op.Transpose(b, perm=[1, 0, 2, 3]),
+        op.Transpose(c, perm=[1, 0, 2, 3]),
+        body=advance,
+        num_scan_inputs=4,
+    )
+    return op.Add(op.Transpose(y, perm=[1, 0, 2, 3]), op.Mul(d, x))
+
+
 def ints(*values: int) -> Any:
     """A constant vector."""
     return op.Constant(value_ints=list(values))
@@ -64,4 +97,5 @@ def ints(*values: int) -> Any:
 TRANSLATIONS: dict[Any, Any] = {
     torch.ops.biwkv.forward.default: bi_wkv,
     torch.ops.biwkv.nd_forward.default: bi_wkv_nd,
+    torch.ops.biwkv.selective_forward.default: selective_scan,
 }

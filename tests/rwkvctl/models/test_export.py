@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from biwkv import bi_wkv, bi_wkv_nd
+from biwkv import bi_wkv, bi_wkv_nd, selective_scan
 from rwkv_unet import create_model
 from rwkvctl.base.errors import JobFailedError, UserError
 from rwkvctl.models import bundle
@@ -104,6 +104,30 @@ def test_attention_in_standard_operators(tmp_path: Path, axes: int, decay: float
     names = [given.name for given in session.get_inputs()]
     [y] = session.run(None, dict(zip(names, (k.numpy(), v.numpy()), strict=True)))
     torch.testing.assert_close(torch.from_numpy(y), module(k, v), rtol=0, atol=2e-5)
+
+
+class StateSpace(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.d = -4 * torch.rand(2, 3, 4), torch.randn(2, 3)
+
+    def forward(self, x: Tensor, b: Tensor) -> Tensor:
+        return selective_scan(x, x.abs(), self.a, b, b.flip(3), self.d)
+
+
+def test_selective_scans_in_standard_operators(tmp_path: Path):
+    module, any_size = StateSpace().eval(), {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    program = torch.onnx.export(
+        module, (torch.randn(2, 5, 2, 3), torch.randn(2, 5, 2, 4)), dynamo=True, opset_version=18, verbose=False,
+        custom_translation_table=TRANSLATIONS, dynamic_shapes=(any_size, any_size),
+    )  # fmt: skip
+    assert program is not None
+    program.save(tmp_path / "x.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "x.onnx")
+    x, b = torch.randn(3, 11, 2, 3), torch.randn(3, 11, 2, 4)
+    [y] = session.run(None, dict(zip([i.name for i in session.get_inputs()], (x.numpy(), b.numpy()), strict=True)))
+    torch.testing.assert_close(torch.from_numpy(y), module(x, b), rtol=0, atol=2e-5)
+    assert {node.domain for node in onnx.load(tmp_path / "x.onnx").graph.node} == {""}
 
 
 class Untraceable(nn.Module):
