@@ -12,22 +12,22 @@ from typing import Any
 
 import torch
 
+from rwkv_jobs import networks
+from rwkv_jobs.asked import asked, measured_on
 from rwkv_jobs.gallery import Gallery
 from rwkv_jobs.launch import launch
 from rwkv_jobs.recorder import Recorder
 from rwkv_jobs.scoring import Probabilities, Scores, count_accuracy, score_cases, write_cases
 from rwkv_jobs.worker import worker
-from rwkv_unet import fuse_for_inference
 from rwkvctl.base.errors import UserError
 from rwkvctl.base.files import write_json
-from rwkvctl.base.lineage import code_version
 from rwkvctl.config.specs.jobs import EvaluateSpec
 from rwkvctl.config.specs.parts import DataSpec
 from rwkvctl.data.convert import formats
-from rwkvctl.data.store import overlap
 from rwkvctl.data.store.manifest import Manifest
 from rwkvctl.data.store.shard_check import check_shards
-from rwkvctl.models import bundle, same_data
+from rwkvctl.data.store.splits import folds_of
+from rwkvctl.models import bundle, members, same_data
 from rwkvctl.registry import measured, references
 from rwkvctl.registry.cases import TABLE
 from rwkvctl.registry.release import SUMMARY, note_scores
@@ -43,8 +43,9 @@ KINDS: dict[str, bundle.Kind] = {"segmentation": "segmentation", "classification
 def check(spec: EvaluateSpec, run_dir: Path) -> None:
     """Whether the model exists and is undamaged, and the data fits it."""
     model = references.model_folder(spec.model, spec)
-    _, _, info = data_of(spec, model)
-    bundle.read_weights(model, info)
+    manifest, _ = data_of(spec, model)
+    check_shards(manifest, asked(spec, manifest, model).ids)
+    members.check(model)
 
 
 def run(spec: EvaluateSpec, run_dir: Path) -> dict[str, Any]:
@@ -52,9 +53,12 @@ def run(spec: EvaluateSpec, run_dir: Path) -> dict[str, Any]:
     references.copy_model(spec.model, run_dir / "model", spec)
     launch(score, spec, run_dir)
     summary = json.loads((run_dir / SUMMARY).read_text())
-    say_overlap(run_dir, measured.Measured.model_validate(summary["measured"]))
+    where = measured.Measured.model_validate(summary["measured"])
+    if spec.part is None and where.part == "val":
+        say(run_dir, f"split {where.split} has no test part: these are scores of its validation cases")
+    say_overlap(run_dir, where)
     note_on_versions(spec, run_dir)
-    return {"model": spec.model, "part": spec.part, **summary}
+    return {"model": spec.model, "part": where.part, **summary}
 
 
 def note_on_versions(spec: EvaluateSpec, run_dir: Path) -> None:
@@ -85,7 +89,7 @@ def overlap_in_words(where: measured.Measured) -> str | None:
     return None
 
 
-def data_of(spec: EvaluateSpec, model: Path) -> tuple[Manifest, DataSpec, bundle.BundleInfo]:
+def data_of(spec: EvaluateSpec, model: Path) -> tuple[Manifest, bundle.BundleInfo]:
     """The data to score on: as asked for, or those that the model was trained on."""
     info = bundle.read_info(model)
     path = spec.data or info.extra.get("data")
@@ -94,16 +98,7 @@ def data_of(spec: EvaluateSpec, model: Path) -> tuple[Manifest, DataSpec, bundle
     manifest = Manifest.load(path)
     bundle.require(info, KINDS[manifest.task], f"data {path} is for {manifest.task}, and model {spec.model}")
     same_data.check(manifest, info)
-    split = spec.split or split_for(manifest, info)
-    check_shards(manifest, manifest.ids(split, spec.part))
-    data = DataSpec(
-        dataset=manifest.dataset,
-        path=str(path),
-        split=split,
-        image_size=info.image_size,
-        workers=spec.loader_workers,
-    )
-    return manifest, data, info
+    return manifest, info
 
 
 def precision_of(info: bundle.BundleInfo, device: torch.device) -> str:
@@ -117,78 +112,57 @@ def choices_of(spec: EvaluateSpec, manifest: Manifest) -> Choices:
     return Choices(spec.nsd_tolerance_mm, spec.nsd_tolerance_vox, lesions)
 
 
-def split_for(manifest: Manifest, info: bundle.BundleInfo) -> str:
-    """The split that the model was trained on; of other data, where there is none of that name, the default."""
-    own = measured.split_of(info)
-    return (
-        own if own and (own in manifest.splits or manifest.fingerprint == info.fingerprint) else manifest.default_split
-    )
-
-
-def measured_on(spec: EvaluateSpec, manifest: Manifest, split: str, info: bundle.BundleInfo) -> measured.Measured:
-    """What is scored, and how much of it the model was trained on."""
-    ids = manifest.ids(split, spec.part)
-    trained = training_part(manifest, info)
-    return measured.Measured(
-        dataset=manifest.dataset,
-        fingerprint=manifest.fingerprint,
-        split=split,
-        part=spec.part,
-        cases=len(ids),
-        trained_on=None if trained is None else len(overlap.trained_on(*trained, manifest, ids)),
-        code=code_version(),
-    )
-
-
-def training_part(manifest: Manifest, info: bundle.BundleInfo) -> tuple[Manifest, list[str]] | None:
-    """The data set that a model was trained on and the ids that it saw; None where they are no longer available."""
-    split, path = measured.split_of(info), info.extra.get("data")
-    try:
-        own = manifest if manifest.fingerprint == info.fingerprint else Manifest.load(str(path or ""))
-        if own.fingerprint != info.fingerprint:
-            return None
-        return own, own.ids(split or None, "train")
-    except UserError:
-        return None
-
-
 def score(spec: EvaluateSpec, run_dir: Path) -> None:
     """What every worker runs."""
     with worker(spec.cluster) as me, Recorder(me, run_dir) as recorder:
-        manifest, data, info = data_of(spec, run_dir / "model")
-        recorder.reads(manifest, data.split, spec.part)
-        model = fuse_for_inference(bundle.load(run_dir / "model", device=me.device)[0])
+        manifest, info = data_of(spec, run_dir / "model")
+        found = asked(spec, manifest, run_dir / "model")
+        where = measured_on(found, manifest, run_dir / "model")
+        recorder.reads_ids(manifest, where.split, where.part, found.ids)
+        model = networks.load(run_dir / "model", me.device, found.fold_of)
         precision = precision_of(info, me.device)
-        where = measured_on(spec, manifest, data.split or manifest.default_split, info)
         if manifest.task == "classification":
+            data = data_spec(spec, manifest, info, where.split)
             summary: dict[str, Any] = count_accuracy(
-                model, manifest, data, spec.part, me, batch=64, precision=precision
+                model.networks[0], manifest, data, where.part, me, batch=64, precision=precision
             )
         else:
-            folder = run_dir / "artifacts" / spec.part
+            folder = run_dir / "artifacts" / where.part
             gallery = Gallery(folder / "overlays", spec.overlays)
             scores = score_cases(
                 model,
                 manifest,
-                data,
-                spec.part,
+                data_spec(spec, manifest, info, where.split),
+                where.part,
                 me,
                 hd95=True,
                 gallery=gallery,
                 precision=precision,
                 choices=choices_of(spec, manifest),
                 probabilities=Probabilities(info.temperature),
-            )
+                ids=found.ids,
+            ).by_fold(found.fold_of)
             summary = scores.summary
             if me.is_main:
                 write_cases(folder, scores)
-                recorder.artifact(folder / TABLE, spec.part)  # sent before the scores are noted, for their intervals
+                recorder.artifact(folder / TABLE, where.part)  # sent before the scores are noted, for their intervals
                 page = page_of(spec, run_dir, manifest, info, where, scores, gallery)
                 evaluation_page.write(folder / evaluation_page.PAGE, page)
         if me.is_main:
-            recorder.metrics(tracked(summary, spec.part), 0)
+            recorder.metrics(tracked(summary, where.part), 0)
             write_json(run_dir / SUMMARY, summary | {"measured": measured.as_fields(where)})
-            recorder.artifact(run_dir / SUMMARY, spec.part)
+            recorder.artifact(run_dir / SUMMARY, where.part)
+
+
+def data_spec(spec: EvaluateSpec, manifest: Manifest, info: bundle.BundleInfo, split: str) -> DataSpec:
+    """At which size cases are read, by how many processes."""
+    return DataSpec(
+        dataset=manifest.dataset,
+        path=manifest.location,
+        split=split,
+        image_size=info.image_size,
+        workers=spec.loader_workers,
+    )
 
 
 def page_of(
@@ -201,19 +175,22 @@ def page_of(
     gallery: Gallery,
 ) -> evaluation_page.Evaluation:
     """What the page says."""
-    leaks = manifest.splits[where.split].leak_groups_shared if where.split in manifest.splits else 0
+    splits = [where.split] if where.split in manifest.splits else folds_of(where.split, manifest.splits)
+    leaks = max((manifest.splits[split].leak_groups_shared for split in splits), default=0)
     warnings = [
         overlap_in_words(where),
         f"split {where.split}: {leaks} groups (patients, sequences, duplicates) are in several of its parts"
         if leaks
         else None,
     ]
+    names = bundle.member_names(info)
     facts = {
         "model": spec.model,
-        "network": info.model.get("name", ""),
+        "network": info.model.get("name", "") + (f", an ensemble of {len(names)}" if names else ""),
         "weights": info.weights_sha256[:12],
         "data": f"{where.dataset}, fingerprint {where.fingerprint[:12]}",
-        "split": f"{where.split}, part {where.part}",
+        "split": f"{where.split}, part {where.part}"
+        + (", every case by the model of the fold that it was held out of" if scores.fold_of else ""),
         "cases": where.cases,
         "trained on": "unknown" if where.trained_on is None else f"{where.trained_on} of these cases",
         "image size": info.image_size,
@@ -229,6 +206,7 @@ def page_of(
         cases=scores.cases,
         choices=scores.choices,
         groups=scores.groups,
+        fold_of=scores.fold_of or {},
         sureness=scores.sureness,
         worst=gallery.worst,
         median=gallery.median,

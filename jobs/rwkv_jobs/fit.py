@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rwkv_jobs.launch import launch
-from rwkvctl.config.specs.jobs import TrainingSpec
+from rwkvctl.config.specs.jobs import JobSpec, TrainingSpec
 from rwkvctl.registry.release import SUMMARY, release
 from rwkvctl.runs import mirror, sync
 from rwkvctl.runs.journal import say
@@ -22,7 +22,7 @@ def run_training(train: Callable[[Any, Path], None], spec: TrainingSpec, run_dir
     return summary | {"model": f"{mirror.address(run_dir)}/model", "model_uri": register(spec, run_dir)}
 
 
-def register(spec: TrainingSpec, run_dir: Path) -> str | None:
+def register(spec: JobSpec, run_dir: Path) -> str | None:
     """The URI of the registered version; None, with a line that says so, where MLflow cannot be reached.
 
     The thread that sends the metrics registers it, once they are sent. If that fails it tries again until the run ends;

@@ -10,6 +10,7 @@ from rwkvctl.base.files import sha256_file
 from rwkvctl.base.suggestions import did_you_mean
 from rwkvctl.config.specs.jobs import PredictSpec
 from rwkvctl.models import bundle, onnx_model
+from rwkvctl.models import members as all_members
 from rwkvctl.models.bundle import BundleInfo
 from rwkvctl.models.segmenting import MakesMasks, Options
 from rwkvctl.registry import references
@@ -66,7 +67,7 @@ def load(spec: PredictSpec, models: list[Path]) -> Loaded:
     from rwkvctl.models.ensemble import Member, Segmenter
 
     device, members = pick_device(), []
-    for folder in models:
+    for folder in (member for model in models for member in all_members.folders(model)):
         model, info = bundle.load(folder, device=device)
         members.append(Member(fuse_for_inference(model), info))
     return Loaded(Segmenter(members, options), str(device))

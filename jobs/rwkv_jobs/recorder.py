@@ -112,10 +112,14 @@ class Recorder:
     def reads(self, manifest: Manifest, split: str | None, *parts: str) -> None:
         """Name parts of a data set as what the run reads."""
         split = split or manifest.default_split
-        for part in parts if self.active else ():
-            samples = len(manifest.ids(split, part))
+        for part in parts:
+            self.reads_ids(manifest, split, part, manifest.ids(split, part))
+
+    def reads_ids(self, manifest: Manifest, split: str, part: str, ids: list[str]) -> None:
+        """The same of a part that is made of those of several splits."""
+        if self.active:
             self.journal.data(
-                DataInput(manifest.dataset, manifest.fingerprint, split, part, str(manifest.location), samples)
+                DataInput(manifest.dataset, manifest.fingerprint, split, part, str(manifest.location), len(ids))
             )
 
     def artifact(self, path: Path, artifact_path: str) -> None:

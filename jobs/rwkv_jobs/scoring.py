@@ -19,21 +19,22 @@ from torch import Tensor, nn
 from rwkv_jobs.case_scores import Predicted, Scorers, Scoring
 from rwkv_jobs.confidence import Confidence
 from rwkv_jobs.gallery import Gallery, KeptMasks
+from rwkv_jobs.networks import Networks
 from rwkv_jobs.worker import Worker, autocast
 from rwkvctl.base.errors import JobFailedError
 from rwkvctl.base.files import write_bytes
 from rwkvctl.base.processes import available_cpus
 from rwkvctl.config.specs.parts import DataSpec
-from rwkvctl.data.feed.cases import Place, SliceLoader, case_reader
+from rwkvctl.data.feed.cases import Place, SliceLoader
 from rwkvctl.data.feed.loaders import ClassificationEvalLoader
 from rwkvctl.data.feed.model_input import to_input
 from rwkvctl.data.store.manifest import Manifest
 from rwkvctl.data.store.reader import Reader, reader_for
 from rwkvctl.launch.heartbeat import mark
-from rwkvctl.models.inference import masks_of
 from rwkvctl.models.sureness import Sureness, ranks, spearman
 from rwkvctl.training import metrics
 from rwkvctl.training.calibration import Calibration
+from rwkvctl.training.folds import by_fold
 from rwkvctl.training.intervals import reliability
 from rwkvctl.training.metrics import USUAL, Choices
 
@@ -51,6 +52,15 @@ class Scores:
     sureness: dict[str, Sureness] = field(default_factory=dict)
     """Of each case how sure the model is of it; empty where probabilities were not looked at."""
     calibration: Calibration | None = None
+    fold_of: dict[str, int] | None = None
+    """Of a cross-validation the fold in which each case was held out."""
+
+    def by_fold(self, fold_of: dict[str, int] | None) -> Scores:
+        """With the means of each fold and how they spread, where the cases are those of folds."""
+        if fold_of is None:
+            return self
+        found = by_fold(self.cases, self.classes, self.choices, fold_of)
+        return replace(self, fold_of=fold_of, summary=self.summary | {"folds": found})
 
     def mean(self, name: str) -> float:
         """The mean over classes of one measure, for example `dsc_strict`; 0 when nothing could be counted."""
@@ -78,12 +88,20 @@ class CaseScorer:
     """
 
     def __init__(
-        self, manifest: Manifest, data: DataSpec, part: str, me: Worker, *, hd95: bool, choices: Choices = USUAL
+        self,
+        manifest: Manifest,
+        data: DataSpec,
+        part: str,
+        me: Worker,
+        *,
+        hd95: bool,
+        choices: Choices = USUAL,
+        ids: list[str] | None = None,
     ):
+        """`ids`: the cases to score, where they are not those of one part of one split."""
         self.manifest, self.me, self.hd95, self.choices = manifest, me, hd95, choices
-        split = data.split or manifest.default_split
-        self.ids = manifest.ids(split, part)
-        self.reader = case_reader(manifest, split=split, part=part, rank=me.rank, world_size=me.world_size)
+        self.ids = manifest.ids(data.split or manifest.default_split, part) if ids is None else ids
+        self.reader = reader_for(manifest, self.ids[me.rank :: me.world_size])
         processes = processes_for(self.reader, data)
         scoring = Scoring(self.reader, len(manifest.classes), manifest.ignore_index, hd95, choices)
         self.scorers = Scorers(scoring, processes)
@@ -92,7 +110,7 @@ class CaseScorer:
 
     def score(
         self,
-        model: nn.Module,
+        model: nn.Module | Networks,
         *,
         gallery: Gallery | None = None,
         precision: str = "fp32",
@@ -100,27 +118,29 @@ class CaseScorer:
     ) -> Scores:
         """The network runs under autocast of `precision`; the gallery gets the cases that it chooses of all; with
         `probabilities` the scores tell how far the model's can be believed."""
+        networks = model if isinstance(model, Networks) else Networks([model])
         if gallery is None:
-            return self._score(model, precision, None, probabilities)
+            return self._score(networks, precision, None, probabilities)
         with closing(KeptMasks()) as kept:
-            scores = self._score(model, precision, kept, probabilities)
+            scores = self._score(networks, precision, kept, probabilities)
             gallery.see(scores.cases, self.me.gather(gallery.look(scores.cases, self.reader, kept)))
         if self.me.is_main:
             gallery.write(scores.cases, scores.classes)
         return scores
 
     def _score(
-        self, model: nn.Module, precision: str, kept: KeptMasks | None, probabilities: Probabilities | None
+        self, networks: Networks, precision: str, kept: KeptMasks | None, probabilities: Probabilities | None
     ) -> Scores:
-        self.me.share_buffers(model)
-        model.eval()
+        for network in networks.networks:
+            self.me.share_buffers(network)
+            network.eval()
         own: dict[str, tuple[list[metrics.ClassScore], str | None]] = {}
         confidence = None
         if probabilities is not None:
             ignored = self.manifest.ignore_index
             confidence = Confidence(self.reader, probabilities.temperature, fit=probabilities.fit, ignore_index=ignored)
         with lost_loaders():
-            predicted = predict_cases(model, self.slices, self.me, precision, confidence)
+            predicted = predict_cases(networks, self.slices, self.reader, self.me, precision, confidence)
             for case in self.scorers.each(predicted if kept is None else kept.keeping(predicted)):
                 own[case.key] = case.scores, case.group
                 mark("evaluation")
@@ -154,7 +174,7 @@ class CaseScorer:
 
 
 def score_cases(
-    model: nn.Module,
+    model: nn.Module | Networks,
     manifest: Manifest,
     data: DataSpec,
     part: str,
@@ -165,9 +185,10 @@ def score_cases(
     precision: str = "fp32",
     choices: Choices = USUAL,
     probabilities: Probabilities | None = None,
+    ids: list[str] | None = None,
 ) -> Scores:
     """Score a part once, as `CaseScorer`."""
-    with closing(CaseScorer(manifest, data, part, me, hd95=hd95, choices=choices)) as scorer:
+    with closing(CaseScorer(manifest, data, part, me, hd95=hd95, choices=choices, ids=ids)) as scorer:
         return scorer.score(model, gallery=gallery, precision=precision, probabilities=probabilities)
 
 
@@ -196,16 +217,20 @@ def lost_loaders() -> Iterator[None]:
 
 
 def predict_cases(
-    model: nn.Module, slices: SliceLoader, me: Worker, precision: str, confidence: Confidence | None = None
+    networks: Networks,
+    slices: SliceLoader,
+    reader: Reader,
+    me: Worker,
+    precision: str,
+    confidence: Confidence | None = None,
 ) -> Iterator[Predicted]:
     """The row of every case and its mask at its native size, (H, W) of an image and (D, H, W) of a volume."""
     volume: NDArray[np.uint8] | None = None
     for images, places in slices:
         mark("evaluation")
-        natives = [(place.height, place.width) for place in places]
         watch = None if confidence is None else partial(look, confidence, places)
         with autocast(precision, me.device):
-            masks = masks_of(model, images, natives, me.device, watch)
+            masks = networks.masks(images, places, reader, me.device, watch)
         for place, mask in zip(places, masks, strict=True):
             if place.depth == 0:
                 yield place.row, mask
@@ -279,6 +304,8 @@ def count_hits(logits: Tensor, targets: Tensor) -> Tensor:
 def write_cases(folder: Path, scores: Scores) -> None:
     """`cases.csv`: a row for every case and class. Their means are in the run's `summary.json`."""
     rows = metrics.case_rows(scores.cases, scores.classes, scores.choices)
+    if scores.fold_of:
+        rows = [row | {"fold": scores.fold_of[row["case"]]} for row in rows]
     if scores.sureness:
         rows = [row | extra for row, extra in zip(rows, sureness_columns(scores), strict=True)]
     text = io.StringIO()

@@ -181,7 +181,8 @@ class Loop:
             driver.end(view.folder, "FAILED", why, view.spec)
             self.tell(view, Outcome("failed", f"{why}, {view.deaths} times in a row without a new step"))
             return
-        say(self.run_dir, f"trial {view.trial.number}: {why}; going on from its checkpoint in another")
+        what = "trial" if self.spec.folds is None else "fold"
+        say(self.run_dir, f"{what} {view.trial.number}: {why}; going on from its checkpoint in another")
         runner = self.pool.take()
         assert runner is not None, "the place that was just left"
         view.runner = runner
@@ -233,7 +234,9 @@ class Loop:
         self.tracking.submit(view.close_tracking)
 
     def compared(self, trial: Trial, values: list[float]) -> str:
-        """` (best so far)`, or which is, for one objective."""
+        """` (best so far)`, or which is, for one objective; folds are no rivals."""
+        if self.spec.folds is not None:
+            return ""
         if len(values) > 1:
             return f" ({len(self.study.optuna.best_trials)} on the front)"
         best = self.study.optuna.best_trial
@@ -245,7 +248,8 @@ class Loop:
             f"{path}={value:.4g}" if isinstance(value, float) else f"{path}={value}" for path, value in point.items()
         )
         told = len(self.study.concluded())
-        say(self.run_dir, f"trial {number} ({values}): {shown} | {told} of {self.spec.trials}{self.rest()}")
+        what = "trial" if self.spec.folds is None else "fold"
+        say(self.run_dir, f"{what} {number} ({values}): {shown} | {told} of {self.spec.trials}{self.rest()}")
 
     def rest(self) -> str:
         """`, 2 running, about 12 min left`."""

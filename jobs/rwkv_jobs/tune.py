@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rwkv_jobs import driver, finetune
+from rwkv_jobs import driver, finetune, folds
 from rwkv_jobs.trial_here import Here
 from rwkv_jobs.trial_loop import Loop
 from rwkvctl.base.errors import JobFailedError
@@ -43,15 +43,17 @@ def run(spec: TuneSpec, run_dir: Path) -> dict[str, Any]:
         say(run_dir, f"{what}: {value}")
     failures = run_trials(spec, run_dir, study) if study.lacking() else []
     study.end()
-    summary = table(spec, study) | {"importance": report.importance(spec, study)}
-    page = report.write(spec, study, summary, run_dir / "artifacts" / "sweep")
-    summary["page"] = str(page.relative_to(run_dir))
+    summary = table(spec, study)
+    if spec.folds is None:
+        summary["importance"] = report.importance(spec, study)
+        page = report.write(spec, study, summary, run_dir / "artifacts" / "sweep")
+        summary["page"] = str(page.relative_to(run_dir))
     write_json(run_dir / TRIALS, summary)
     if failures:  # what is found is kept with the run all the same
         with Journal(run_dir / run_folder.JOURNAL) as journal:
             driver.record_artifacts(journal, run_dir)
     finish(spec, run_dir, study, failures)
-    return summary
+    return summary if spec.folds is None else summary | folds.finish(spec, run_dir, summary["others"])
 
 
 def run_trials(spec: TuneSpec, run_dir: Path, study: Study) -> list[str]:
@@ -78,7 +80,10 @@ def finish(spec: TuneSpec, run_dir: Path, study: Study, failures: list[str]) -> 
     """Say why there are fewer trials than were asked for; JobFailedError if that is because some failed."""
     done, size = len(study.concluded()), spec.space.size()
     if failures:
-        again = f"to try those that failed again: rwkvctl tune --space {spec.space_name} --resume {run_dir.name}"
+        command = f"rwkvctl tune --space {spec.space_name} --resume {run_dir.name}"
+        if spec.folds is not None:
+            command = run_folder.command("resume", run_dir)
+        again = f"to try those that failed again: {command}"
         if not done:
             raise JobFailedError(f"all {len(failures)} trials failed; the last: {failures[-1][:120]}")
         raise JobFailedError(

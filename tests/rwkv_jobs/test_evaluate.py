@@ -35,33 +35,38 @@ from .test_workers import free_port
 @pytest.fixture(scope="session")
 def models(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Model folders `polyps`, `hearts` (untrained, but not blank) and `textures`."""
+    folder = tmp_path_factory.mktemp("models")
+    for name in ("polyps", "hearts", "textures"):
+        untrained(shards / name, folder / name, seed=3)
+    return folder
+
+
+def untrained(data: Path, folder: Path, seed: int) -> None:
+    """A model folder of a network of the seed's for a data set."""
     from rwkvctl.config.specs.parts import EncoderSpec, ModelSpec
     from rwkvctl.models.build import classifier, outputs, segmentation_network
 
-    folder = tmp_path_factory.mktemp("models")
-    for name in ("polyps", "hearts", "textures"):
-        manifest = Manifest.load(shards / name)
-        torch.manual_seed(3)
-        if name == "textures":
-            model = classifier(EncoderSpec(name="rwkv_unet_enc_t"), manifest.classes)
-            described: dict[str, Any] = {"name": "rwkv_unet_enc_t", "num_classes": len(manifest.classes)}
-        else:
-            model = segmentation_network(ModelSpec(name="rwkv_unet_t"), manifest.classes)
-            described = {"name": "rwkv_unet_t", "num_classes": outputs(manifest.classes)}
-        info = bundle.BundleInfo(
-            model=described,
-            classes=manifest.classes,
-            image_size=32,
-            image_kind=manifest.image_kind,
-            channels=manifest.channels,
-            dataset=name,
-            fingerprint=manifest.fingerprint,
-            intensity=manifest.content.intensity,
-            orientation=manifest.content.orientation,
-            extra={"data": str(shards / name), "split": manifest.default_split},
-        )
-        bundle.save(folder / name, model.state_dict(), info)
-    return folder
+    manifest = Manifest.load(data)
+    torch.manual_seed(seed)
+    if manifest.task == "classification":
+        model = classifier(EncoderSpec(name="rwkv_unet_enc_t"), manifest.classes)
+        described: dict[str, Any] = {"name": "rwkv_unet_enc_t", "num_classes": len(manifest.classes)}
+    else:
+        model = segmentation_network(ModelSpec(name="rwkv_unet_t"), manifest.classes)
+        described = {"name": "rwkv_unet_t", "num_classes": outputs(manifest.classes)}
+    info = bundle.BundleInfo(
+        model=described,
+        classes=manifest.classes,
+        image_size=32,
+        image_kind=manifest.image_kind,
+        channels=manifest.channels,
+        dataset=data.name,
+        fingerprint=manifest.fingerprint,
+        intensity=manifest.content.intensity,
+        orientation=manifest.content.orientation,
+        extra={"data": str(data), "split": manifest.default_split},
+    )
+    bundle.save(folder, model.state_dict(), info)
 
 
 def new(jobs: Jobs, name: str, model: Path, **fields: Any) -> Path:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from rwkv_jobs import evaluate, scoring
 from rwkv_jobs.case_scores import Scored, Scorers, Scoring
 from rwkv_jobs.gallery import Gallery, KeptMasks, draw, mean_dsc
+from rwkv_jobs.networks import Networks
 from rwkv_jobs.worker import Worker
 from rwkv_unet import create_model
 from rwkvctl.base.errors import JobFailedError, UserError
@@ -84,7 +85,7 @@ def test_masks_of_batches_across_cases_are_those_of_single_slices(
     model.batches.clear()
     own = case_reader(manifest, split=None, part="test", rank=0, world_size=1)
     slices = SliceLoader(own, image_size=SIDE, batch=4, workers=0)
-    found = {own.key(row): mask for row, mask in scoring.predict_cases(model, slices, ME, "fp32")}
+    found = {own.key(row): mask for row, mask in scoring.predict_cases(Networks([model]), slices, own, ME, "fp32")}
     assert list(found) == manifest.ids(None, "test")
     for key, mask in found.items():
         assert mask.dtype == np.uint8
@@ -273,7 +274,7 @@ def test_values_that_are_no_numbers_are_named(
         file.write(np.float32(np.nan).tobytes())
     slices = SliceLoader(own, image_size=SIDE, batch=4, workers=workers)
     with pytest.raises(UserError, match=r"^acdc_p001_f10: image holds NaN") as caught:
-        list(scoring.predict_cases(model, slices, ME, "fp32"))
+        list(scoring.predict_cases(Networks([model]), slices, own, ME, "fp32"))
     assert "\n" not in str(caught.value)
     slices.close()
 

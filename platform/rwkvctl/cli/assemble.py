@@ -252,8 +252,9 @@ def continued_sweep(
 PARTS = ("val", "test")
 
 
-def part_and_split(part: str | None, split: str | None, split_rule: str | None) -> tuple[str, str | None]:
-    """Which part of which split. `--split test` and `--split-rule NAME` are how this was said before."""
+def part_and_split(part: str | None, split: str | None, split_rule: str | None) -> tuple[str | None, str | None]:
+    """Which part of which split; None leaves it to the data. `--split test` and `--split-rule NAME` are how this was
+    said before."""
     if split_rule is not None:
         if part is not None or split not in (None, *PARTS):
             raise UserError("--split-rule is now called --split: give only one of them, and --part val or test")
@@ -261,7 +262,7 @@ def part_and_split(part: str | None, split: str | None, split_rule: str | None) 
     elif split in PARTS and part is None:
         part, split = split, None
     else:
-        return part or "test", split
+        return part, split
     print(f"note: this is now written --part {part}" + (f" --split {split}" if split else ""), file=sys.stderr)
     return part, split
 
@@ -298,7 +299,7 @@ def figure_options(tolerances: list[str], lesions: bool | None) -> dict[str, Any
 
 def evaluate_spec(
     model: str,
-    part: str,
+    part: str | None,
     data: str | None,
     split: str | None,
     workers: int | None,

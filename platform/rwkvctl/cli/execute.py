@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +42,10 @@ def start(
     first_line: str | None = None,
     render: str | None = None,
     detach: bool = False,
+    more: Mapping[str, Any] | None = None,
 ) -> None:
     """Check, then run a job in a new run or in the one that is continued; leaves with the job's exit code. With
-    `render` it is printed instead; with `detach` it is only started.
+    `render` it is printed instead; with `detach` it is only started. `more` is what else `--dry-run` says.
 
     Checked here is what takes no torch, whose import takes seconds: the job itself checks all before it begins.
     """
@@ -57,7 +59,7 @@ def start(
     continued = run_to_continue(job, spec, resume, storage)
     check_models(spec, continued, networks=dry_run)
     if dry_run:
-        show_plan(spec, as_json=as_json)
+        show_plan(spec, more or {}, as_json=as_json)
     else:
         if continued is not None:
             refuse_running(continued)
@@ -146,7 +148,7 @@ def run_to_continue(job: str, spec: JobSpec, resume: str | None, storage: str) -
     return found
 
 
-def show_plan(spec: JobSpec, *, as_json: bool) -> None:
+def show_plan(spec: JobSpec, more: Mapping[str, Any], *, as_json: bool) -> None:
     """`--dry-run`: the spec, and for a training what it means in parameters, MACs, steps and samples."""
     training = spec.base if isinstance(spec, TuneSpec) else spec
     plan = plan_of(training) if isinstance(training, TrainingSpec) else {}
@@ -155,6 +157,7 @@ def show_plan(spec: JobSpec, *, as_json: bool) -> None:
 
         plan |= preflight.sweep_plan(spec, preflight.load_manifest(spec.base))
         plan |= sweeps.plan(spec, plan["steps_per_epoch"])
+    plan |= more
     if as_json:
         print(json.dumps({"spec": spec.model_dump(mode="json", by_alias=True), "plan": plan}, indent=2))
         return

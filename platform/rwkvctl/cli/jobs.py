@@ -77,6 +77,15 @@ def finetune(
     data: Data = None,
     encoder: Encoder = None,
     freeze_encoder: Freeze = None,
+    folds: Annotated[
+        str | None,
+        typer.Option(
+            metavar="K|NAME", help="Cross-validate: a model for each of K folds, or of the splits NAME_fold0, ..."
+        ),
+    ] = None,
+    concurrency: Annotated[
+        int | None, typer.Option(min=1, help="Folds at once; by default all that there are CPUs or GPUs for.")
+    ] = None,
     workers: Workers = None,
     nodes: Nodes = None,
     gpus_per_node: GpusPerNode = None,
@@ -91,6 +100,7 @@ def finetune(
     as_json: Json = False,
 ) -> None:
     """Train a segmentation model, best from a pretrained encoder, and register it."""
+    from rwkvctl.base.errors import UserError
     from rwkvctl.cli import assemble, execute
     from rwkvctl.cli import render as rendering
 
@@ -106,6 +116,18 @@ def finetune(
     if render is not None:
         rendering.check_options(render, address=address, resume=resume, dry_run=dry_run, as_json=as_json)
         recipe = rendering.recipe_unseen("finetune", recipe, data, assignments or [])
+    if folds is not None:
+        from rwkvctl.cli import folds as cross_validation
+
+        if resume is not None:
+            raise UserError(f"--folds: the folds of a run are its own; go on with: rwkvctl run resume {resume}")
+        cross_validation.start(
+            folds, recipe, data, options, assignments or [], concurrency=concurrency, dry_run=dry_run, as_json=as_json,
+            detach=detach, render=render,
+        )  # fmt: skip
+        return
+    if concurrency is not None:
+        raise UserError("--concurrency: is for --folds; leave it out")
     spec = assemble.training_spec("finetune", recipe, data, options, assignments or [], resume)
     said = assemble.recipe_line("finetune", recipe, data if render is None else rendering.readable(data), resume)
     execute.start(
@@ -183,7 +205,10 @@ def tune(
 
 def evaluate(
     model: Annotated[str, typer.Argument(metavar="RUN", help="A run, models:/NAME@ALIAS, or a folder with a model.")],
-    part: Annotated[str | None, typer.Option(help="Part of the split: val or test; by default test.")] = None,
+    part: Annotated[
+        str | None,
+        typer.Option(help="val or test; by default test, or val if there is none. Of folds, val is every case."),
+    ] = None,
     data: Annotated[str | None, typer.Option(help="Folder or URI of shards; by default those of the training.")] = None,
     split: Annotated[str | None, typer.Option(help="Name of the split; by default that of the training.")] = None,
     split_rule: Annotated[str | None, typer.Option(hidden=True)] = None,

@@ -32,12 +32,15 @@ def result(job: str, run_dir: Path, values: dict[str, Any]) -> None:
     match job:
         case "evaluate" if "classes" in values:
             show_scores(console, values)
+            folds_table(console, values)
             artifacts = f"{mirror.address(run_dir)}/artifacts/{values['part']}"
             console.print(f"cases and pictures: {artifacts}/evaluation.html", soft_wrap=True)
         case "evaluate" | "pretrain":
             console.print(f"top-1 {values['top1']:.2f} %  top-5 {values['top5']:.2f} %")
         case "finetune" if "val" in values:
             show_scores(console, values["val"])
+        case "tune" if "cross_validation" in values:
+            cross_validation(console, run_dir, values)
         case "tune":
             sweep(run_dir, values)
         case "predict":
@@ -52,6 +55,31 @@ def result(job: str, run_dir: Path, values: dict[str, Any]) -> None:
     if job in ("pretrain", "finetune"):
         console.print(f"model: {values['model_uri'] or values['model']}")
         console.print(f"next: rwkvctl evaluate {run_dir.name} --part test")
+
+
+def cross_validation(console: Console, run_dir: Path, values: dict[str, Any]) -> None:
+    """The scores of the cases by the models that have not seen them, by fold, and what may come next."""
+    found = values["cross_validation"]
+    show_scores(console, found)
+    folds_table(console, found)
+    console.print(f"cases and pictures: {mirror.address(run_dir)}/artifacts/val/evaluation.html", soft_wrap=True)
+    console.print(f"model, the mean of all folds: {values['model_uri'] or values['model']}")
+    console.print(f"next: rwkvctl evaluate {run_dir.name}")
+
+
+def folds_table(console: Console, summary: dict[str, Any]) -> None:
+    """The means of each fold and how they spread."""
+    if (found := summary.get("folds")) is None:
+        return
+    figures = [name for name in BY_CLASS if found["mean"].get(name) is not None]
+    table = Table(title="folds: each by the model that was trained on the others", title_justify="left")
+    for heading in ("fold", "cases", *figures):
+        table.add_column(heading, justify="right")
+    for one in found["each"]:
+        table.add_row(str(one["fold"]), str(one["cases"]), *(number(one[name]) for name in figures))
+    for label in ("mean", "deviation"):
+        table.add_row(label, "", *(number(found[label][name]) for name in figures))
+    console.print(table)
 
 
 BY_CLASS = ("dsc_strict", "dsc_official", "hd95_vox_strict", "hd95_vox_official", "hd95_mm_strict")

@@ -13,6 +13,7 @@ from rwkvctl.config.specs.augment import COLOUR
 from rwkvctl.config.specs.jobs import FinetuneSpec, JobSpec, PredictSpec, PretrainSpec, TrainingSpec, TuneSpec
 from rwkvctl.config.specs.parts import ClusterSpec
 from rwkvctl.config.specs.sweep import check_space, trial_spec
+from rwkvctl.data.store.splits import folds_of
 from rwkvctl.registry.release import registered_name
 from rwkvctl.runs import journal_mirrors
 
@@ -254,7 +255,10 @@ def check_networks(spec: TuneSpec, trials: list[FinetuneSpec], manifest: Manifes
 
 
 def sweep_plan(spec: TuneSpec, manifest: Manifest) -> dict[str, str]:
-    """How many trials there will be, and on what they are compared."""
+    """How many trials there will be, and on what they are compared; of folds, what each holds out."""
+    if spec.folds is not None:
+        held_out = [len(manifest.ids(split, "val")) for split in folds_of(spec.folds, manifest.splits)]
+        return {"folds": f"{spec.folds}, one model each; cases held out: {', '.join(map(str, held_out))}"}
     size, split = spec.space.size(), spec.base.data.split or manifest.default_split
     trials = f"{spec.trials}" if size is None else f"{min(spec.trials, size)} of the space's {size} points"
     when = "as often as the recipe validates"

@@ -7,6 +7,7 @@ one of them refuses the other in one line (`require`).
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Mapping
@@ -30,6 +31,9 @@ HUB_WEIGHTS_NAME = "model.safetensors"
 """What the weights are called in the Hugging Face hub's form of a model folder, see `registry.hub_form`."""
 
 Kind = Literal["segmentation", "classifier"]
+MEMBERS = "members"
+"""In `extra` of an ensemble: the folders of its members, see `models.members`."""
+PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
 class Calibrated(Spec):
@@ -160,6 +164,14 @@ def read_info(folder: str | os.PathLike[str]) -> BundleInfo:
         raise UserError(f"{path}: {where}: {first['msg']}: export the model again") from None
 
 
+def member_names(info: BundleInfo) -> list[str]:
+    """The folders of an ensemble's members, below its own; none for a single model."""
+    names = info.extra.get(MEMBERS) or []
+    if not isinstance(names, list) or not all(isinstance(name, str) and PLAIN.fullmatch(name) for name in names):
+        raise UserError(f"{INFO_NAME}: extra.{MEMBERS}: must be names of folders beside it: get the model again")
+    return names
+
+
 def load(
     folder: str | os.PathLike[str], device: str | torch.device = "cpu", *, kind: Kind | None = None
 ) -> tuple[nn.Module, BundleInfo]:
@@ -195,6 +207,11 @@ def read_weights(folder: str | os.PathLike[str], info: BundleInfo) -> dict[str, 
     """The verified weights of a model folder, on the CPU."""
     from safetensors.torch import load_file
 
+    if names := member_names(info):
+        raise UserError(
+            f"model {folder}: is an ensemble of {len(names)} models, and this takes one: name a member, as "
+            f"{Path(folder) / names[0]}"
+        )
     path = weights_path(folder)
     if not path.exists():
         raise UserError(f"{path}: no such file: the model folder is incomplete, get it again")

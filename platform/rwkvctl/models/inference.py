@@ -137,13 +137,26 @@ def masks_of(
 
     assert not model.training, "call model.eval() first"
     logits = model(to_input(images, device)).float()
+    return best_of(lambda part, native: at_native_size(logits[part], native), logits.shape[1], natives, watch)
+
+
+def best_of(
+    at_native: Callable[[slice, tuple[int, int]], Tensor],
+    classes: int,
+    natives: Sequence[tuple[int, int]],
+    watch: Watch | None,
+) -> list[Mask]:
+    """The best class of each pixel of a batch, as many images of one size at a time as `NATIVE_LOGITS` allows.
+
+    at_native: the logits (B, classes, *native) of a part of the batch.
+    """
     masks: list[Mask] = []
     while len(masks) < len(natives):
         begin = len(masks)
         native = natives[begin]
         same = next((i for i in range(begin, len(natives)) if natives[i] != native), len(natives))
-        at_once = max(1, NATIVE_LOGITS // (logits.shape[1] * native[0] * native[1]))
-        resized = at_native_size(logits[begin : min(same, begin + at_once)], native)
+        at_once = max(1, NATIVE_LOGITS // (classes * native[0] * native[1]))
+        resized = at_native(slice(begin, min(same, begin + at_once)), native)
         best = best_class(resized)
         if watch is not None:
             watch(begin, resized, best)

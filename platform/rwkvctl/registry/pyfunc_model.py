@@ -29,7 +29,7 @@ from mlflow.pyfunc import PythonModel
 from numpy.typing import NDArray
 
 from rwkvctl.base.errors import UserError
-from rwkvctl.models import bundle, inference
+from rwkvctl.models import bundle, members
 from rwkvctl.models.ensemble import Member, Segmenter
 from rwkvctl.models.predict_inputs import decode
 from rwkvctl.models.predict_scans import segment_scan
@@ -56,9 +56,9 @@ class SegmentationModel(PythonModel):
         """Load the model folder, on a GPU where there is one; MLflow calls this once."""
         import torch
 
-        self.model, self.info = bundle.load(
-            context.artifacts[BUNDLE_ARTIFACT], "cuda" if torch.cuda.is_available() else "cpu"
-        )
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        found = [Member(*bundle.load(folder, device)) for folder in members.folders(context.artifacts[BUNDLE_ARTIFACT])]
+        self.members, self.info = found, found[0].info
 
     def predict(self, context: PythonModelContext, model_input: list[str], params: Any = None) -> list[str]:
         """The mask of each input, as this module's docstring says. MlflowException, one line, for what is none."""
@@ -77,7 +77,7 @@ class SegmentationModel(PythonModel):
     def _segment(self, content: bytes) -> str:
         if is_nifti(content):
             return to_base64(self._segment_scan(content))
-        mask = inference.segment(self.model, self.info, decode(content, self.info).values)
+        mask = Segmenter(self.members).segment(decode(content, self.info).values).mask
         return encode_npy(mask) if mask.ndim == 3 else encode_png(mask)
 
     def _segment_scan(self, content: bytes) -> bytes:
@@ -85,8 +85,7 @@ class SegmentationModel(PythonModel):
             scan = Path(folder) / ("scan.nii.gz" if content.startswith(GZIP) else "scan.nii")
             scan.write_bytes(content)
             try:
-                segmenter = Segmenter([Member(self.model, self.info)])
-                segment_scan(segmenter, scan, mask := Path(folder) / f"mask-{scan.name}")
+                segment_scan(Segmenter(self.members), scan, mask := Path(folder) / f"mask-{scan.name}")
                 return mask.read_bytes()
             except UserError as error:
                 raise UserError(str(error).removeprefix(f"input {scan}: ")) from None

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from rwkvctl.base.errors import UserError
 from rwkvctl.base.lineage import code_version
 from rwkvctl.base.names import model_name_problem
-from rwkvctl.models import bundle
+from rwkvctl.models import bundle, members
 from rwkvctl.registry import input_example, logged, measured
 from rwkvctl.registry.card import describe
 from rwkvctl.registry.measured import Measured
@@ -58,7 +58,7 @@ def register(
     if (problem := model_name_problem(name)) is not None:
         raise UserError(problem)
     info = bundle.read_info(bundle_folder)
-    bundle.read_weights(bundle_folder, info)
+    members.check(bundle_folder)
     client = connect(tracking_uri)
     run_id = _run_id(client, run)
     _ensure_model(client, name)

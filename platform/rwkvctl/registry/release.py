@@ -12,13 +12,20 @@ from typing import Any
 
 from rwkvctl.base.files import write_json
 from rwkvctl.base.lineage import git_commit
-from rwkvctl.config.specs.jobs import EvaluateSpec, FinetuneSpec, PretrainSpec, TrainingSpec
+from rwkvctl.config.specs.jobs import EvaluateSpec, FinetuneSpec, JobSpec, PretrainSpec, TrainingSpec, TuneSpec
 from rwkvctl.registry.cases import TABLE
 from rwkvctl.registry.measured import Measured
 from rwkvctl.runs import folder as run_folder
 from rwkvctl.training import metrics
 
 SUMMARY = "summary.json"
+
+
+def registers(spec: JobSpec) -> TrainingSpec | None:
+    """The training whose model a run makes: of folds, that of each of them. None for a run that makes none."""
+    if isinstance(spec, TuneSpec):
+        return spec.base if spec.folds else None
+    return spec if isinstance(spec, TrainingSpec) else None
 
 
 def registered_name(spec: TrainingSpec) -> str:
@@ -39,7 +46,8 @@ def release(run_dir: Path, tracking_uri: str) -> str | None:
     from rwkvctl.registry.register import register
 
     spec = run_folder.read_spec(run_dir)
-    if not isinstance(spec, TrainingSpec) or not registered_name(spec):
+    training = registers(spec)
+    if training is None or not registered_name(training):
         return None
     summary: dict[str, Any] = json.loads((run_dir / SUMMARY).read_text())
     tags: dict[str, Any] = {key: value for key, value in summary.items() if isinstance(value, int | str)}
@@ -47,13 +55,13 @@ def release(run_dir: Path, tracking_uri: str) -> str | None:
     version = register(
         run_dir,
         run_dir / "model",
-        registered_name(spec),
+        registered_name(training),
         tracking_uri=tracking_uri,
         tags=tags,
         metrics=metrics.tracked(summary.get("val", summary), "val"),
         intervals=intervals_of(summary.get("val", {}), "val"),
     )
-    return f"models:/{registered_name(spec)}/{version}"
+    return f"models:/{registered_name(training)}/{version}"
 
 
 def note_scores(run_dir: Path, tracking_uri: str) -> list[str]:

@@ -16,7 +16,8 @@ from rwkvctl.models.sureness import Sureness, ranks
 from rwkvctl.pictures import shown
 from rwkvctl.pictures.palette import palette
 from rwkvctl.pictures.shown import Slice, Stack
-from rwkvctl.reports import distributions
+from rwkvctl.reports import distributions, fold_table
+from rwkvctl.reports.fold_table import fixed
 from rwkvctl.training.metrics import COUNTS, LESION_COUNTS, Choices, ClassScore, figures_of
 
 PAGE = "evaluation.html"
@@ -46,6 +47,8 @@ class Evaluation:
     cases: Mapping[str, Sequence[ClassScore]]
     choices: Choices
     groups: Mapping[str, str | None] = field(default_factory=dict)
+    fold_of: Mapping[str, int] = field(default_factory=dict)
+    """Of a cross-validation the fold in which each case was held out."""
     sureness: Mapping[str, Sureness] = field(default_factory=dict)
     """Of each case how sure the model is of it; empty where its probabilities were not looked at."""
     worst: Sequence[Slice] = ()
@@ -66,6 +69,7 @@ def as_page(evaluation: Evaluation) -> str:
         facts(evaluation.facts),
         "<h2>Summary</h2>",
         summary(evaluation.summary),
+        *fold_table.section(evaluation.summary, shown_figures(evaluation.summary)),
         "<h2>Distribution</h2>",
         *spread(evaluation),
         "<h2>Classes</h2>",
@@ -93,13 +97,6 @@ def shown_figures(summary: Mapping[str, Any]) -> list[str]:
     """Figures that any case has (photographs have none in mm), DSC and HD95 first."""
     found = [name for name in figures_of(summary) if summary["mean"][name] is not None]
     return sorted(found, key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))
-
-
-def fixed(value: float | None) -> str | None:
-    """A score with four decimals, a distance with two."""
-    if value is None:
-        return None
-    return f"{value:.4f}" if abs(value) < 10 else f"{value:.2f}"
 
 
 def summary(found: Mapping[str, Any]) -> str:
@@ -182,6 +179,7 @@ def by_case(evaluation: Evaluation) -> list[str]:
             key,
             evaluation.classes[score.class_id],
             *([evaluation.groups.get(key)] if grouped else []),
+            *([evaluation.fold_of[key]] if evaluation.fold_of else []),
             *([places[key], fixed(sureness[key].predicted_dsc[score.class_id - 1])] if sureness else []),
             *(fixed(getattr(score, figure_of[name])) for name in names),
             score.note,
@@ -189,7 +187,8 @@ def by_case(evaluation: Evaluation) -> list[str]:
         for key, score in found[:MOST_ROWS]
     ]
     sure = ["look at", "predicted DSC"] if sureness else []
-    columns = ["case", "class", *(["group"] if grouped else []), *sure, *names, "note"]
+    of_fold = ["fold"] if evaluation.fold_of else []
+    columns = ["case", "class", *(["group"] if grouped else []), *of_fold, *sure, *names, "note"]
     return [
         f"<p>All figures of every case and class are in cases.csv beside this page. {rest(len(found))}</p>",
         '<p><input type=search data-filters=cases placeholder="Filter" aria-label="Filter the table of cases"></p>',

@@ -116,10 +116,10 @@ def test_a_tolerance_that_is_none_is_one_line(tolerances: list[str], said: str):
 @pytest.mark.parametrize(
     ("part", "split", "split_rule", "meant", "note"),
     [
-        (None, None, None, ("test", None), ""),
+        (None, None, None, (None, None), ""),
         ("val", None, None, ("val", None), ""),
         ("val", "seed41", None, ("val", "seed41"), ""),
-        (None, "seed41", None, ("test", "seed41"), ""),
+        (None, "seed41", None, (None, "seed41"), ""),
         ("val", "test", None, ("val", "test"), ""),
         (None, "val", None, ("val", None), "--part val"),
         (None, "val", "seed41", ("val", "seed41"), "--part val --split seed41"),

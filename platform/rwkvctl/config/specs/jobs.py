@@ -162,7 +162,9 @@ class EvaluateSpec(JobSpec):
     data: Address | None = None
     """Folder with shards; null takes those that the model was trained on."""
     split: str | None = None
-    part: Literal["val", "test"] = "test"
+    part: Literal["val", "test"] | None = None
+    """null is test where the split has such a part, else val. Of folds, val is the cross-validation: every case by the
+    model that has not seen it."""
     overlays: Annotated[int, Field(ge=0)] = 4
     """How many of the worst cases are drawn, and half as many around the median."""
     nsd_tolerance_mm: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
@@ -297,6 +299,9 @@ class TuneSpec(JobSpec):
     """A sweep whose trials the sampler is to know of."""
     gpus_per_trial: Annotated[float, Field(gt=0)] | None = None
     """Of each worker of a trial: a fraction lets several trials share a GPU; null is one where there are GPUs."""
+    folds: str | None = None
+    """What the splits are called, without `_foldN`, where the trials are the folds of a cross-validation; null for a
+    sweep."""
     study_storage: Address | None = None
     """Database of the Optuna study, or a journal file (.log); null is SQLite in the run's folder. Its password comes
     from the environment."""

@@ -49,13 +49,19 @@ def add_folds(root: Path | str, k: int, seed: int = 41) -> list[str]:
     """Add `foldsK_sSEED_fold0` and so on: train and val of the default split in k folds of whole groups, each the val
     part of one; its test part, of the source or drawn, is that of all. Their names."""
     manifest = _on_disk(root)
+    made, groups = planned_folds(manifest, k, seed)
+    return _added(manifest, made, groups, "another --seed")
+
+
+def planned_folds(manifest: Manifest, k: int, seed: int = 41) -> tuple[dict[str, Split], dict[str, str]]:
+    """The splits that `add_folds` adds, and the leak group of every sample."""
     if not 0 <= seed < 2**32:
         raise UserError(f"--seed {seed}: give one from 0 to 4294967295")
     ids = manifest.split_ids(manifest.default_split)
     groups = leak_groups_of(manifest)
     _own_test(manifest, ids)
     pool = _in_order(manifest, [*ids["train"], *ids["val"]])
-    return _added(manifest, rotated_folds(pool, groups, k, seed, ids["test"]), groups, "another --seed")
+    return rotated_folds(pool, groups, k, seed, ids["test"]), groups
 
 
 def _on_disk(root: Path | str) -> Manifest:

@@ -177,8 +177,13 @@ def rotated_folds(
             "val": [key for key in ids if fold_of[key] == fold],
         }
         rule = f"fold {fold} of {k} is val; whole groups, permuted{'; test is set aside' if test else ''}"
-        made[f"folds{k}_s{seed}{FOLD}{fold}"] = Split(rule, {**parts, "test": list(test)}, seed)
+        made[f"{folds_name(k, seed)}{FOLD}{fold}"] = Split(rule, {**parts, "test": list(test)}, seed)
     return made
+
+
+def folds_name(k: int, seed: int) -> str:
+    """What k folds are called, without `_foldN`."""
+    return f"folds{k}_s{seed}"
 
 
 def folds_of(name: str, splits: Iterable[str]) -> list[str]:
