@@ -17,14 +17,19 @@ from torch import nn
 from rwkv_unet.baselines.att_unet import AttentionUNet
 from rwkv_unet.baselines.emcad import EMCAD
 from rwkv_unet.baselines.fcbformer import FCBFormer
+from rwkv_unet.baselines.missformer import MISSFormer
 from rwkv_unet.baselines.options import check_options
 from rwkv_unet.baselines.pvt_cascade import PVTCascade
 from rwkv_unet.baselines.rolling_unet import RollingUNet
+from rwkv_unet.baselines.swin_unet import SwinUNet
+from rwkv_unet.baselines.trans_cascade import TransCascade
 from rwkv_unet.baselines.transunet import TransUNet
 from rwkv_unet.baselines.u_kan import UKAN
+from rwkv_unet.baselines.uctransnet import UCTransNet
 from rwkv_unet.baselines.unet import UNet
 from rwkv_unet.baselines.unet_plus_plus import UNetPlusPlus
 from rwkv_unet.baselines.unext import SMALL_DIMS, UNeXt
+from rwkv_unet.baselines.vit_cup import ViTCup
 
 BASELINES: dict[str, Callable[..., nn.Module]] = {
     "unet": UNet,
@@ -40,6 +45,12 @@ BASELINES: dict[str, Callable[..., nn.Module]] = {
     "rolling_unet_l": partial(RollingUNet, width=64, drop=0.3),
     "emcad": EMCAD,
     "u_kan": UKAN,
+    "swin_unet": SwinUNet,
+    "missformer": MISSFormer,
+    "uctransnet": UCTransNet,
+    "trans_cascade": TransCascade,
+    "vit_cup": ViTCup,
+    "r50_vit_cup": partial(TransUNet, num_skips=0),
 }
 
 

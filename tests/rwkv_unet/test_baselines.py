@@ -30,6 +30,12 @@ TABLE_VI = [
     ("rolling_unet_l", 28_320_833, 32.9240),
     ("emcad", 26_763_436, 5.6328),
     ("u_kan", 25_359_265, 6.9105),
+    ("swin_unet", 27_168_132, 9.0202),
+    ("missformer", 35_452_225, 7.1432),
+    ("uctransnet", 66_430_657, 50.6701),
+    ("trans_cascade", 123_474_895, 52.6226),
+    ("vit_cup", 91_673_041, 29.0725),
+    ("r50_vit_cup", 103_764_497, 29.1500),
 ]
 LIBRARIES = [
     ("smp:unet-resnet50", 32_521_105, 10.7096),
@@ -63,8 +69,12 @@ def test_images_in_logits_out_and_a_gradient_for_every_parameter(name: str) -> N
 SMALLER: dict[str, dict[str, Any]] = {
     **{name: {"encoder": "pvt_v2_b0"} for name in ("fcbformer", "pvt_cascade", "emcad")},
     "u_kan": {"dims": (8,) * 5},
+    "vit_cup": {"encoder": "vit_tiny_patch16_224"},
+    "uctransnet": {"width": 8},
 }
-KINDS = [name for name in BASELINES if name not in ("rolling_unet_m", "rolling_unet_l", "unext")]  # of unext_s
+LARGER = ("rolling_unet_m", "rolling_unet_l", "unext", "r50_vit_cup", "trans_cascade")
+"""What is said of images is said of a smaller one with the same encoder."""
+KINDS = [name for name in BASELINES if name not in LARGER]
 
 
 @pytest.mark.parametrize("name", [*KINDS, "smp:unet-resnet18", "monai:BasicUNet"])
@@ -97,6 +107,17 @@ def test_grey_images_and_sizes_that_do_not_fit(name: str) -> None:
         ("monai:BasicUNet", {"features": 32}, r"^monai:BasicUNet: "),
         ("unet", {"dims": 32}, r"^model.dims must be the widths of two or more levels, not 32$"),
         ("u_kan", {"dims": (8, 8)}, r"^model.dims must be the widths of 5 levels"),
+        (
+            "swin_unet",
+            {"encoder": "swin_tinny_patch4_window7_224"},
+            r"^model.encoder: unknown Swin 'swin_tinny_.*'; did you",
+        ),
+        (
+            "vit_cup",
+            {"encoder": "vit_base"},
+            r"^model.encoder: unknown ViT 'vit_base'; choose from vit_base_patch16_224, ",
+        ),
+        ("transunet", {"num_skips": 4}, r"^model.num_skips must be 0, 1, 2 or 3, not 4$"),
         ("emcad", {"encoder": "pvt_v2_b9"}, r"^model.encoder: unknown PVTv2 'pvt_v2_b9'; did you mean"),
     ],
 )
@@ -188,7 +209,7 @@ def test_deep_supervision_adds_three_heads_to_emcad_and_nothing_to_cascade() -> 
         assert count_parameters(deep) - count_parameters(plain) == heads
         assert count_macs(deep, (3, 64, 64)) == count_macs(plain, (3, 64, 64))
         assert set(plain.state_dict()) <= set(deep.state_dict())
-    assert [name for name in BASELINES if has_deep_supervision(name)] == ["pvt_cascade", "emcad"]
+    assert [name for name in BASELINES if has_deep_supervision(name)] == ["pvt_cascade", "emcad", "trans_cascade"]
 
 
 SMP = ["unet", "unetplusplus", "manet", "linknet", "fpn", "pspnet", "deeplabv3", "deeplabv3plus", "pan", "upernet"]

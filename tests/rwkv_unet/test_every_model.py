@@ -26,18 +26,27 @@ Case = tuple[str, dict[str, Any]]
 CASES: list[Case] = [
     *((name, {}) for name in list_models(examples=True)),
     *(("rwkv_unet_t", {**SMALL, **ablation}) for ablation in ABLATIONS),
+    ("vit_cup", {"encoder": "vit_tiny_patch16_224"}),
+    ("uctransnet", {"width": 8}),
     *(("rwkv_unet_3d_t", {**SMALL, "flat_stages": flat, "num_skips": skips}) for flat, skips in ((0, 3), (2, 1))),
 ]
+
+HEAVY = [(name, {}) for name in ("trans_cascade", "vit_cup", "r50_vit_cup", "uctransnet")]
+"""Of a hundred million parameters, which take seconds to draw, and blocks that other cases have."""
 
 # Tracing takes as long as there are layers: each network is traced with one of every kind of block that it has.
 SHORT: dict[str, dict[str, Any]] = {
     **{name: {"dims": (8, 8, 16)} for name in ("unet", "att_unet", "unet_plus_plus")},
     **{name: {"encoder": "pvt_v2_b0"} for name in ("fcbformer", "pvt_cascade", "emcad")},
     "u_kan": {"dims": (8, 8, 8, 8, 8)},
+    "vit_cup": {"encoder": "vit_tiny_patch16_224"},
+    "uctransnet": {"width": 8},
 }
 BASELINES = [name for name in list_models() if not name.startswith("rwkv_unet_")]
-LARGER = ("rolling_unet_m", "rolling_unet_l", "unext")
+LARGER = ("rolling_unet_m", "rolling_unet_l", "unext", "r50_vit_cup")
 """The modules of a smaller one, which is traced in their place."""
+EQUAL_BLOCKS = ("transunet", "fcbformer", "pvt_cascade", "emcad", "trans_cascade", "vit_cup")
+"""With an encoder of timm, of stages of equal blocks: one of each is traced."""
 TRACED: list[Case] = [
     ("rwkv_unet_t", SMALL),
     ("rwkv_unet_t", {**SMALL, "encoder": "test_convnext"}),
@@ -70,7 +79,11 @@ def images(model: Any, *times: int, batch: int = 1) -> Tensor:
     return torch.randn(batch, 3, *(a * b for a, b in zip(divisors, times[-len(divisors) :], strict=True)))
 
 
-@pytest.fixture(scope="module", params=CASES, ids=_label)
+def _marked(case: Case) -> Any:
+    return pytest.param(case, marks=pytest.mark.slow if case in HEAVY else ())
+
+
+@pytest.fixture(scope="module", params=map(_marked, CASES), ids=_label)
 def case(request: pytest.FixtureRequest) -> Case:
     return request.param
 
@@ -135,7 +148,7 @@ def traced(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> n
     monkeypatch.setattr(fcbformer, "FULL_SIZE_DIMS", fcbformer.FULL_SIZE_DIMS[1:3])
     name, overrides = request.param
     model = make(name, overrides).eval()
-    if name in ("transunet", "fcbformer", "pvt_cascade", "emcad"):  # with an encoder of timm, of stages of equal blocks
+    if name in EQUAL_BLOCKS:
         for module in model.encoder.modules():
             if isinstance(blocks := getattr(module, "blocks", None), nn.Sequential | nn.ModuleList):
                 module.blocks = blocks[:1]

@@ -166,8 +166,17 @@ def _published(timm_name: str) -> nn.Module:
 
 def _from_classifier(encoder: nn.Module, state: State) -> Loaded:
     """timm loads weights into the full classifier before it extracts the feature maps, after which names differ."""
-    wanted = {name: _classifier_name(name, state) for name in encoder.state_dict()}
-    return fill(encoder, {name: state[theirs] for name, theirs in wanted.items() if theirs in state})
+    own = encoder.state_dict()
+    wanted = {name: _classifier_name(name, state) for name in own}
+    given = {name: state[theirs] for name, theirs in wanted.items() if theirs in state}
+    if "pos_embed" in given:
+        given["pos_embed"] = _without_class_token(given["pos_embed"], own["pos_embed"])
+    return fill(encoder, given)
+
+
+def _without_class_token(theirs: Tensor, own: Tensor) -> Tensor:
+    """Position embeddings (1, tokens, C) of a ViT, without that of a class token which the encoder does not have."""
+    return theirs[:, 1:] if theirs.shape[1] == own.shape[1] + 1 else theirs
 
 
 def _classifier_name(name: str, state: State) -> str:

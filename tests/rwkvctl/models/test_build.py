@@ -66,7 +66,7 @@ def run_of(model: dict[str, Any], how: str) -> FinetuneSpec:
     ("model", "how", "message"),
     [
         ({"name": "unet"}, "sum", 
-         "deep_supervision: unet has logits at one scale only; set it to none, or model.name to pvt_cascade or emcad"),
+         "deep_supervision: unet has logits at one scale only; set it to none, or model.name to pvt_cascade"),
         ({"name": "rwkv_unet_b"}, "mutation", "deep_supervision: rwkv_unet_b has logits at one scale only"),
         ({"name": "smp:unet-resnet18"}, "sum", "deep_supervision: smp:unet-resnet18 has logits at one scale only"),
         ({"name": "emcad", "options": {"deep_supervision": True}}, "none",

@@ -230,6 +230,21 @@ def test_a_baselines_timm_encoder(tmp_path: Path):
         )
 
 
+@pytest.mark.parametrize(
+    ("name", "encoder"), [("vit_cup", "vit_tiny_patch16_224"), ("swin_unet", "swin_tiny_patch4_window7_224")]
+)
+def test_transformers_that_keep_a_part_of_the_classifier(name: str, encoder: str, tmp_path: Path):
+    """A ViT without its class token, and a Swin Transformer with fewer blocks."""
+    source = timm.create_model(encoder, num_classes=7).state_dict()
+    save_file(source, tmp_path / "net.safetensors")
+    weights = str(tmp_path / "net.safetensors")
+    started_from, loaded = started(spec(tmp_path, name=name, encoder=encoder, encoder_weights=weights), tmp_path)
+    assert loaded.matched == len(started_from.state_dict())
+    if name == "vit_cup":
+        source["pos_embed"] = source["pos_embed"][:, 1:]
+    assert same(started_from, source)
+
+
 def test_what_does_not_fit_is_refused(classifier: nn.Module, tmp_path: Path):
     state = {k: v for k, v in classifier.state_dict().items() if k != "stem.project.weight"} | {"decay": torch.ones(1)}
     state["stem.expand.conv.weight"] = torch.ones(24, 4, 1, 1)

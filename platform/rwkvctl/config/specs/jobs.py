@@ -122,8 +122,9 @@ class FinetuneSpec(TrainingSpec):
     """Use the data set's unlabeled images too; null trains on the labeled ones alone."""
 
     deep_supervision: Literal["none", "sum", "mutation"] = "none"
-    """Loss at every scale of pvt_cascade or emcad: the sum of the scales' losses (CASCADE), or of those of every
-    non-empty subset of the scales, its logits added up (MUTATION, as EMCAD). none: of the logits that are evaluated."""
+    """Loss at every scale of pvt_cascade, trans_cascade or emcad: the sum of the scales' losses (CASCADE), or of those
+    of every non-empty subset of the scales, its logits added up (MUTATION, as EMCAD). none: of the logits that are
+    evaluated."""
 
     freeze_encoder: Annotated[int, Field(ge=0)] = 0
     """First epochs in which the encoder keeps its weights and batch-norm statistics."""
