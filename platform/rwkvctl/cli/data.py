@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -284,12 +285,14 @@ def doctor(
             print(f"  problem  {problem}")
         if len(finding.problems) > MOST_PROBLEMS:
             print(f"  problem  ... and {len(finding.problems) - MOST_PROBLEMS} more")
+        if finding.masks:
+            print(f"  masks    {finding.masks}")
         for example in finding.examples:
             print(f"  pair     {example}")
         if finding.question:
             print(f"  ask      {finding.question}")
         if not finding.problems or finding.options:
-            sources = " ".join(f"--source {path}" for path in source)
+            sources = " ".join(f"--source {shlex.quote(str(path))}" for path in source)
             line = f"rwkvctl data prepare {finding.dataset} {sources} {finding.options}"
             print(f"  prepare  {line.rstrip()}")
     if not sound:
@@ -370,7 +373,8 @@ def synth(
     The forms, the usual one first: acdc:h5|nifti, busi:kaggle, clinicdb:tif|png|jpg, colondb:png|bmp, folder:pairs,
     fugc:zenodo, glas:bmp, goals:full|public, imagefolder:textures, imagenet:tars|folder|kaggle|parquet|timm,
     isic2017:official, kvasir:jpg, nnunet:volumes|slices,
-    pairs:suffix|annotators|instances|classes|parts, psvfm:png, synapse:transunet|samed|cascade|nifti.
+    pairs:suffix|annotators|instances|classes|parts|grey|colour|palette|ids|objects|jpegmasks, psvfm:png,
+    synapse:transunet|samed|cascade|nifti.
     """
     from rwkvctl.data.convert import synth as trees
 

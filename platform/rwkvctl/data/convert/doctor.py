@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rwkvctl.base.errors import BadFile, UserError
-from rwkvctl.data.convert import formats, guessing
-from rwkvctl.data.convert.discover import Problems
+from rwkvctl.data.convert import discover, formats, guessing, mask_survey
+from rwkvctl.data.convert.discover import EXAMPLES, Problems
 from rwkvctl.data.convert.formats.base import Options
+from rwkvctl.data.convert.formats.pairs import Pair
 from rwkvctl.data.convert.sources import Source, open_sources
+
+APART = 0.3
+"""Masks of one image that share less of their area are of different things; those of two people share more."""
 
 
 @dataclass
 class Finding:
-    """A data set that a source may be. `problems` are what `prepare` would refuse; masks are not opened here.
+    """A data set that a source may be. `problems` are what `prepare` would refuse.
 
-    options: what `prepare` must be told, examples of pairs and an open question, where names were guessed from.
+    Of one's own images a few masks are opened: `masks` is what they hold. options: what `prepare` must be told;
+    examples: three pairs; question: what is left open, with the option that decides.
     """
 
     dataset: str
@@ -26,9 +32,11 @@ class Finding:
     samples: int = 0
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    masks: str = ""
     options: str = ""
     examples: list[str] = field(default_factory=list)
     question: str = ""
+    overlap: float | None = None
 
 
 @dataclass
@@ -45,7 +53,8 @@ def examine(paths: Sequence[Path | str]) -> Diagnosis:
         findings = [finding for form in formats.every() if (finding := _ask(form, source))]
         kinds = Counter(file.suffix or "no extension" for file in source.files)
         if all(finding.problems and finding.dataset == "folder" for finding in findings):
-            findings = [*_guessed(source), *findings]
+            guessed = [own for own in _guessed(source) if all(_is_better(own, other) for other in findings)]
+            findings = guessed or findings
     # A generic format takes nearly everything; a special one without problems is the surest.
     generic = {form.DATASET.name for form in formats.every() if not form.DATASET.expected}
     special = [finding for finding in findings if finding.dataset not in generic]
@@ -55,29 +64,82 @@ def examine(paths: Sequence[Path | str]) -> Diagnosis:
     return Diagnosis(findings, dict(kinds.most_common(8)))
 
 
+def _is_better(own: Finding, other: Finding) -> bool:
+    return own.samples > other.samples or len(own.problems) < len(other.problems)
+
+
 def _guessed(source: Source) -> list[Finding]:
     """Images and masks of no known data set, by the patterns of the format `pairs`."""
     found = guessing.guess(source)
     if found is None:
         return []
-    own = Finding("pairs", "patterns", found.samples, found.problems, options=found.options)
-    own.examples, own.question = found.examples, found.question
+    form = formats.get("pairs")
+    options = Options(form.DATASET.name, images=found.images, masks=found.masks, split_from=found.split_from)
+    own = _planned(form, "patterns", source, options)
+    own.samples, own.examples = found.samples, found.examples
+    chosen = {"images": found.images, "masks": found.masks, "split-from": found.split_from}
+    told = [f"--{name} {shlex.quote(value)}" for name, value in chosen.items() if value]
+    if found.words:
+        own.options, asked = _of_several(found.words, own)
+        own.question = "; ".join(filter(None, [asked, own.question]))
+    own.options = " ".join(filter(None, [*told, own.options]))
+    own.question = "; ".join(filter(None, [found.question, own.question]))
     return [own]
+
+
+def _of_several(words: Sequence[str], own: Finding) -> tuple[str, str]:
+    """What becomes of several masks an image, and the question about it: masks that lie apart are of one class each."""
+    classes = mask_survey.option(",".join(["background", *words]))
+    annotator = f"--annotator {shlex.quote(words[0])}"
+    if own.overlap is not None and own.overlap < APART and not any(word.isdigit() for word in words):
+        return (
+            classes,
+            f"each mask is of a class; are they to be joined, leave out --classes; is one wanted, {annotator}",
+        )
+    return (
+        own.options,
+        f"several masks an image are joined; is one wanted, add {annotator}; is each of a class, {classes}",
+    )
 
 
 def _ask(form: formats.Format, source: Source) -> Finding | None:
     name = form.recognise(source)
     if name is None:
         return None
+    return _planned(form, name, source, Options(dataset=form.DATASET.name))
+
+
+def _planned(form: formats.Format, name: str, source: Source, options: Options) -> Finding:
+    """What a plan of the preparation tells, and a few masks where a format leaves their meaning open."""
     finding = Finding(form.DATASET.name, name)
     problems = Problems(str(source))
     try:
-        plan = form.plan(source, Options(dataset=form.DATASET.name), problems)
+        plan = form.plan(source, options, problems)
     except (UserError, BadFile) as error:
-        problems.add(str(error))
-    else:
-        finding.samples = sum(len(items) for items in plan.parts.values())
-        finding.samples += sum(len(items) for shards in plan.adopted.values() for _, items in shards)
-        finding.warnings = plan.warnings
-    finding.problems = problems.found
+        finding.problems = [*problems.found, str(error)]
+        return finding
+    finding.samples = sum(len(items) for items in plan.parts.values())
+    finding.samples += sum(len(items) for shards in plan.adopted.values() for _, items in shards)
+    finding.warnings = plan.warnings
+    if "class_table" in form.DATASET.options:
+        pairs = [item for items in plan.parts.values() for item in items if isinstance(item, Pair)]
+        seen = mask_survey.survey(source, pairs)
+        finding.masks, finding.question, finding.overlap = seen.found, seen.question, seen.overlap
+        finding.options = mask_survey.option(seen.classes)
+        finding.warnings = [*plan.warnings, *seen.warnings]
+        problems.found += seen.problems
+        finding.examples = [_example(pair) for pair in pairs[:EXAMPLES]]
+        if problems.found and pairs and not _problems_of(form, source, replace(options, allow_partial=True)):
+            finding.options = f"{finding.options} --allow-partial".lstrip()
+    finding.problems = discover.by_kind(problems.found)
     return finding
+
+
+def _problems_of(form: formats.Format, source: Source, options: Options) -> list[str]:
+    problems = Problems(str(source), lenient=options.allow_partial)
+    form.plan(source, options, problems)
+    return problems.found
+
+
+def _example(pair: Pair) -> str:
+    return f"{pair.image.path}  with  {', '.join(file.path for file in pair.masks[:EXAMPLES])}"

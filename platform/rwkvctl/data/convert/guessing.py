@@ -7,7 +7,7 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rwkvctl.base.errors import UserError
 from rwkvctl.data.convert import discover, part_folders, pattern_pairs
@@ -25,18 +25,22 @@ _MASK = re.compile(
 """In what folders of masks, or what stands behind the names of masks, are called."""
 LEAST = 0.5
 """A guess that pairs a smaller share of the images is none."""
-_MOST_TRIES, _MOST_FOLDERS = 8, 40
+_MOST_TRIES, _MOST_FOLDERS, _MOST_WORDS = 8, 40, 8
 
 
 @dataclass(frozen=True)
 class Guess:
-    """options: those of `data prepare pairs`; question: what they leave open, in one line, or ""."""
+    """images, masks, split_from: what `data prepare pairs` is told; question: what they leave open, in one line, or
+    ""; words: what tells several masks of an image apart, where it is little."""
 
-    options: str
+    images: str
+    masks: str
+    split_from: str | None
     samples: int
     examples: list[str]
     problems: list[str]
     question: str = ""
+    words: tuple[str, ...] = ()
 
 
 def guess(source: Source) -> Guess | None:
@@ -51,7 +55,7 @@ def guess(source: Source) -> Guess | None:
     if not others:
         return best
     told = f"masks could also be --masks {shlex.quote(others[0])}; which of them is meant is yours to say"
-    return Guess(best.options, best.samples, best.examples, best.problems, best.question or told)
+    return replace(best, question=best.question or told)
 
 
 def _rank(own: Guess) -> tuple[int, int]:
@@ -66,32 +70,25 @@ def _tried(source: Source, images: str, masks: str) -> tuple[str, Guess] | None:
         return None
     if len(found.images) < max(2, LEAST * len({text for text in problems.found if ": has no mask" in text})):
         return None
-    options = f"--images {shlex.quote(images)} --masks {shlex.quote(masks)}"
+    split_from = None
     paths = {str(n): discover.relative(own.file, found.root) for n, own in enumerate(found.images.values())}
     try:
         part_folders.by_folder(paths)
-        options += " --split-from folders"
+        split_from = "folders"
     except UserError:
         pass  # most sources have no such folders
     pairs = [(found.images[name], own) for name, own in list(found.masks.items())[:3]]
     examples = [f"{image.file.path}  with  {', '.join(one.file.path for one in own[:3])}" for image, own in pairs]
-    return masks, Guess(options, len(found.images), examples, discover.by_kind(problems.found), _question(found))
+    known = discover.by_kind(problems.found)
+    return masks, Guess(images, masks, split_from, len(found.images), examples, known, words=_words(found))
 
 
-def _question(found: Matched) -> str:
-    """What becomes of several masks an image, where few names tell them apart."""
+def _words(found: Matched) -> tuple[str, ...]:
+    """What tells several masks of an image apart, where few names do."""
     if not any(len(own) > 1 for own in found.masks.values()):
-        return ""
-    names = sorted(
-        {value for own in found.masks.values() for one in own for value in one.values.values()}, key=natural_key
-    )
-    if len(names) > 8:
-        return ""
-    classes = ",".join(["background", *names])
-    return (
-        f"several masks an image are joined; is one wanted, add --annotator {shlex.quote(names[0])}; is each of a "
-        f"class, --classes {shlex.quote(classes)}"
-    )
+        return ()
+    names = {value for own in found.masks.values() for one in own for value in one.values.values()}
+    return tuple(sorted(names, key=natural_key)) if len(names) <= _MOST_WORDS else ()
 
 
 def _candidates(files: Sequence[RawFile]) -> Iterator[tuple[str, str]]:

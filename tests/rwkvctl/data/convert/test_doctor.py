@@ -53,7 +53,11 @@ def test_a_root_of_several_data_sets_names_those_and_no_other(tmp_path: Path):
         ("suffix", "--images 'Augen 2019/Bilder/Größe *' --masks 'Augen 2019/Masken/Größe *_maske'", ""),
         ("annotators", "--images '*' --masks '*_{1stHO,2ndHO}'", "is one wanted, add --annotator 1stHO;"),
         ("instances", "--images '{id}/images/*' --masks '{id}/masks/{n}'", ""),
-        ("classes", "--images 'foto/case_*' --masks 'organ/case_*_*'", "--classes background,heart,lung"),
+        (
+            "classes",
+            "--images 'foto/case_*' --masks 'organ/case_*_*' --classes background,heart,lung",
+            "are they to be joined, leave out --classes",
+        ),
         ("parts", "--images '*/Fotos/*' --masks '*/Ground truth/*' --split-from folders", ""),
     ],
 )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -32,6 +34,8 @@ DATASET = Dataset(
     options=("ratio", "groups", "seeds", "classes", "class_table", "range"),
 )
 FOLDERS = ("images", "masks")
+_EVEN, _MOST_EVEN = 16, 5e-4
+"""How far values of an even area may lie apart, and the share of pixels in such areas that is no accident."""
 MASK_SUFFIXES = ("_mask", "_segmentation", "_gt", "_label", "-mask")
 
 
@@ -181,22 +185,30 @@ def class_ids(raw: RawMask, num_classes: int) -> tuple[NDArray[np.uint8], str]:
         return values.astype(np.uint8), "value"
     if present[-1] < 255 and raw.indices is not None and raw.indices.max() <= 1:  # black and some grey
         return raw.indices, "value"
-    if not (set(present.tolist()) <= {0, 255} or _is_blurred_binary(counts, raw.lossy)):
+    if not (set(present.tolist()) <= {0, 255} or _is_blurred_binary(values, counts, raw.lossy)):
         raise ValueError(
             f"mask values {histogram(values)}; a binary mask has 0 and 255 (or 0 and 1); else give --classes"
         )
     return (values > 127).astype(np.uint8), "value > 127"
 
 
-def _is_blurred_binary(counts: NDArray[np.int64], lossy: bool) -> bool:
+def _is_blurred_binary(values: NDArray[Any], counts: NDArray[np.int64], lossy: bool) -> bool:
     """Whether nearly all pixels lie at the ends, with the spread of values that JPEG compression leaves.
 
-    The sure sign of class ids instead: few distinct values. On ClinicDB at 256 px at most 8 % of a mask lie between.
+    The sure signs of class ids instead: few distinct values, or even areas of a grey in between. On ClinicDB at 256 px
+    at most 8 % of a mask lie between, and none of it in an even area.
     """
-    if len(counts) > 256:
+    if len(counts) > 256 or _has_even_grey(values):
         return False
     between = counts[32:224].sum() / counts.sum()
     if lossy:
         return bool(between <= 0.2)
     spread = np.count_nonzero(counts) >= 32
     return bool(spread and between <= 0.1 and counts[248:].sum() > counts[8:248].sum())
+
+
+def _has_even_grey(values: NDArray[Any]) -> bool:
+    """Whether a part of the mask is a grey in between, not the slope from black to white."""
+    square = np.ones((3, 3), np.uint8)
+    spread = cv2.dilate(values, square).astype(np.int16) - cv2.erode(values, square)
+    return bool(((spread <= _EVEN) & (values >= 32) & (values < 224)).mean() > _MOST_EVEN)

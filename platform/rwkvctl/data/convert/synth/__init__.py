@@ -28,10 +28,13 @@ FORMS = {
     "isic2017": ("official",),
     "kvasir": ("jpg",),
     "nnunet": ("volumes", "slices"),
-    "pairs": ("suffix", "annotators", "instances", "classes", "parts"),
+    "pairs": (
+        "suffix", "annotators", "instances", "classes", "parts",
+        "grey", "colour", "palette", "ids", "objects", "jpegmasks",
+    ),
     "psvfm": ("png",),
     "synapse": ("transunet", "samed", "cascade", "nifti"),
-}
+}  # fmt: skip
 """The forms of each data set, the usual one first."""
 
 Trap = Callable[[Path], Path]

@@ -6,85 +6,107 @@ from pathlib import Path
 
 import numpy as np
 
-from rwkvctl.data.convert.synth.output import Array, save, write
-from rwkvctl.data.convert.synth.phantom import blobs, paint
+from rwkvctl.data.convert.synth.mask_kinds import (
+    write_colour,
+    write_grey,
+    write_ids,
+    write_jpegmasks,
+    write_objects,
+    write_palette,
+)
+from rwkvctl.data.convert.synth.output import save, write
+from rwkvctl.data.convert.synth.pair_samples import Truth, class_ids, sample
+
+__all__ = ["write_colour", "write_grey", "write_ids", "write_jpegmasks", "write_objects", "write_palette"]
 
 OPTIONS = {
     "suffix": "--images 'Bilder/*.tif' --masks 'Masken/*_maske.gif'",
     "annotators": "--images 'Image_*.jpg' --masks 'Image_*_{annotator}.png' --annotator 1stHO",
     "instances": "--images '{id}/images/{id}.png' --masks '{id}/masks/{n}.png'",
     "classes": "--images 'foto/*' --masks 'organ/*_{class}.png' --classes background,heart,lung",
+    "grey": "--images 'scan/*' --masks 'scan_label/*' --classes background=0,skin=85,fat=170,muscle=255",
+    "colour": "--images 'photos/*' --masks 'annotations/*' --classes background=#000000,stem=#00ff00,leaf=#ff8000",
+    "palette": "--images 'JPEGImages/*' --masks 'SegmentationClass/*' --classes background=0,cup=1,disc=2,ignore=255",
+    "ids": "--images '*.jpg' --masks '*_labels.png' --classes background,liver,kidney,spleen",
+    "objects": "--images 'raw/*' --masks 'gt/*' --classes background=0,nucleus=1-65535",
+    "jpegmasks": "--images 'x-ray/*' --masks 'mask/*' --classes background=0,lung=128,heart=255",
     "parts": "--images '*/Fotos/*' --masks '*/Ground truth/*' --split-from folders",
 }
 """By form, what pairs its files."""
-COLOURS = [[0.3, 0.25, 0.25], [0.65, 0.5, 0.4], [0.4, 0.5, 0.7]]
 
 
-def write_suffix(folder: Path, n: int, size: int, seed: int) -> None:
+def write_suffix(folder: Path, n: int, size: int, seed: int) -> Truth:
     """`Bilder/Größe N.tif` and `Masken/Größe N_maske.gif`, in a wrapper folder, beside a preview that is neither."""
-    top = folder / "Augen 2019"
+    top, truth = folder / "Augen 2019", Truth()
     for number in range(1, n + 1):
-        image, (mask,) = _sample(number, size, seed)
+        image, (mask,) = sample(number, size, seed)
         save(top / "Bilder" / f"Größe {number}.tif", image)
         save(top / "Masken" / f"Größe {number}_maske.gif", mask.astype(np.uint8) * 255)
+        truth[f"Augen 2019/Bilder/Größe {number}.tif"] = class_ids([mask])
     save(top / "Vorschau.png", image[::2, ::2])
     write(top / "Bilder" / "liesmich.txt", "Bilder von 2019")
+    return truth
 
 
-def write_annotators(folder: Path, n: int, size: int, seed: int) -> None:
+def write_annotators(folder: Path, n: int, size: int, seed: int) -> Truth:
     """`Image_01L.jpg`, `Image_01R.jpg` and masks by two people beside them, `Image_01L_1stHO.png`, as CHASE_DB1 has."""
+    truth = Truth()
     for number in range(n):
-        image, (mask,) = _sample(number, size, seed)
+        image, (mask,) = sample(number, size, seed)
         name = f"Image_{number // 2 + 1:02d}{'LR'[number % 2]}"
         save(folder / f"{name}.jpg", image)
         save(folder / f"{name}_1stHO.png", mask)
         save(folder / f"{name}_2ndHO.png", np.roll(mask, 2, axis=1))
+        truth[f"{name}.jpg"] = class_ids([mask | np.roll(mask, 2, axis=1)])
+    return truth
 
 
-def write_instances(folder: Path, n: int, size: int, seed: int) -> None:
+def write_instances(folder: Path, n: int, size: int, seed: int) -> Truth:
     """`ID/images/ID.png` and an object a file in `ID/masks/`, under names of their own, as the nuclei of 2018 have."""
+    truth = Truth()
     for number in range(n):
-        image, objects = _sample(number, size, seed, classes=2)
+        image, objects = sample(number, size, seed, classes=2)
         name = f"{seed:02x}{number * 7919 + 4096:06x}"
         save(folder / name / "images" / f"{name}.png", image)
         for which, mask in enumerate(objects):
             save(folder / name / "masks" / f"{name[::-1]}{which}.png", mask.astype(np.uint8) * 255)
+        truth[f"{name}/images/{name}.png"] = class_ids([objects[0] | objects[1]])
+    return truth
 
 
-def write_classes(folder: Path, n: int, size: int, seed: int) -> None:
+def write_classes(folder: Path, n: int, size: int, seed: int) -> Truth:
     """`foto/case_N.jpg` and a file a class, `organ/case_N_heart.png`; every third image has no lung."""
+    truth = Truth()
     for number in range(1, n + 1):
-        image, masks = _sample(number, size, seed, classes=2)
+        image, masks = sample(number, size, seed, classes=2)
         save(folder / "foto" / f"case_{number}.jpg", image)
-        for name, mask in list(zip(("heart", "lung"), masks, strict=True))[: 1 + (number % 3 > 0)]:
+        masks = masks[: 1 + (number % 3 > 0)]
+        truth[f"foto/case_{number}.jpg"] = class_ids(masks)
+        for name, mask in zip(("heart", "lung"), masks, strict=False):
             save(folder / "organ" / f"case_{number}_{name}.png", mask.astype(np.uint8) * 255)
+    return truth
 
 
-def write_parts(folder: Path, n: int, size: int, seed: int) -> None:
+def write_parts(folder: Path, n: int, size: int, seed: int) -> Truth:
     """`Training/Fotos/N.jpg` and `Training/Ground truth/N.png`, the same under `Validate/` and `TEST/`; each counts
     from 1."""
+    truth = Truth()
     parts = {"Training": n - 2 * (n // 4), "Validate": n // 4, "TEST": n // 4}
     for salt, (part, count) in enumerate(parts.items()):
         for number in range(1, count + 1):
-            image, (mask,) = _sample(number + 1000 * salt, size, seed)
+            image, (mask,) = sample(number + 1000 * salt, size, seed)
             save(folder / part / "Fotos" / f"{number}.jpg", image)
             save(folder / part / "Ground truth" / f"{number}.png", mask)
+            truth[f"{part}/Fotos/{number}.jpg"] = class_ids([mask])
+    return truth
 
 
 def trap_unpaired(folder: Path) -> Path:
     """The first mask of the first image is gone."""
-    words = ("_maske.", "_1stHO.", "/masks/", "_heart.", "/Ground truth/")
+    words = (
+        "_maske.", "_1stHO.", "/masks/", "_heart.", "/Ground truth/",
+        "/scan_label/", "/annotations/", "/SegmentationClass/", "_labels.", "/gt/", "/mask/",
+    )  # fmt: skip
     first = min(path for path in folder.rglob("*.*") if any(word in path.as_posix() for word in words))
     first.unlink()
     return first
-
-
-def _sample(number: int, size: int, seed: int, classes: int = 1) -> tuple[Array, list[Array]]:
-    """An image (H, W, 3) and the mask (H, W) of each class."""
-    rng = np.random.default_rng([seed, number])
-    shape = (size * 4 // 5, size)
-    masks = [blobs(rng, shape) for _ in range(classes)]
-    ids = np.zeros(shape, np.uint8)
-    for class_id, mask in enumerate(masks, 1):
-        ids[mask] = class_id
-    return paint(rng, ids, COLOURS), masks

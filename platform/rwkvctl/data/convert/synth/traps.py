@@ -9,6 +9,7 @@ from rwkvctl.data.images import files as image_files
 
 DATA = image_files.EXTENSIONS | {".h5", ".npz", ".gz", ".tar", ".parquet"}
 
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
 SPARE = ("Layer_show", "superpixels", "unannotated", "Testing")
 """In the paths of files that no sample needs."""
 
@@ -41,6 +42,20 @@ def trap_truncated(folder: Path) -> Path:
     """A file of which the second half is missing."""
     last = _last_file(folder)
     last.write_bytes(last.read_bytes()[: last.stat().st_size // 2])
+    return last
+
+
+def trap_lfs(folder: Path) -> Path:
+    """A file that was cloned without Git LFS."""
+    last = _last_file(folder)
+    last.write_bytes(LFS_POINTER)
+    return last
+
+
+def trap_empty(folder: Path) -> Path:
+    """A file without content, as a full disk leaves."""
+    last = _last_file(folder)
+    last.write_bytes(b"")
     return last
 
 

@@ -1,0 +1,265 @@
+"""What the masks of one's own images hold, by a few of them: two classes, class ids, grey values, colours, objects.
+
+It tells which `--classes` reads them. What a class is called no pixel says: there the names are made up.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from rwkvctl.base.errors import BadFile, UserError
+from rwkvctl.data.convert import class_table
+from rwkvctl.data.convert.class_table import ClassTable
+from rwkvctl.data.convert.formats.by_table import ByTable
+from rwkvctl.data.convert.formats.folder import ClassIds
+from rwkvctl.data.convert.formats.pairs import SAME_ASPECT, Pair
+from rwkvctl.data.convert.mask_contents import MOST_CLASSES, Content, Key, as_colour, content_of, keys_of
+from rwkvctl.data.convert.sources import RawFile, Source
+from rwkvctl.data.images import masks
+
+MOST_OPENED = 24
+MOST_FOR_VALUES = 400
+"""Of masks with several classes so many are looked through for a rare one."""
+MOST_BYTES = 64 << 20
+_POINTER_BYTES = 400
+_MOST_HEADS = 5000
+_ROTATED = (5, 6, 7, 8)
+"""EXIF orientations that swap width and height."""
+
+
+@dataclass
+class Survey:
+    """found: what the masks hold, in words; classes: what `--classes` must say, "" where nothing; question: what they
+    leave open; problems: what `prepare` would refuse; warnings: what a person should look at; overlap: how much of
+    their area masks of one image share, None with one mask an image."""
+
+    found: str = ""
+    classes: str = ""
+    question: str = ""
+    problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    overlap: float | None = None
+
+
+def survey(source: Source, pairs: Sequence[Pair]) -> Survey:
+    """Look at some of `pairs`."""
+    own = Survey()
+    faulty = _refuse_no_images(pairs, own)
+    sound = [pair for pair in pairs if pair.key not in faulty]
+    opened = [list(_opened(pair, own)) for pair in _spread(sound, MOST_OPENED)]
+    contents = [one for masks_of_one in opened for one in masks_of_one]
+    if not contents:
+        return own
+    shares = [_shared(found[0], found[1]) for found in opened if len(found) > 1]
+    own.overlap = sum(shares) / len(shares) if shares else None
+    _note_outlines(contents, own)
+    several = f"{len(contents)} of {sum(len(pair.masks) for pair in pairs)} opened"
+    if all(_is_read(ClassIds(2), one) for one in contents):
+        own.found = f"two classes ({_listed(keys_of(contents)[:2])}{', JPEG' if contents[0].lossy else ''}), {several}"
+        return own
+    known = {one.file.path for one in contents}
+    others = [pair for pair in _spread(sound, MOST_FOR_VALUES) if pair.masks and pair.masks[0].path not in known]
+    contents += _more(others, sum(len(one.data) for one in contents))
+    several = f"{len(contents)} of {sum(len(pair.masks) for pair in pairs)} opened"
+    _tell(source, contents, own, several)
+    return own
+
+
+# Files --------------------------------------------------------------------------------------------------------------
+
+
+def _refuse_no_images(pairs: Sequence[Pair], own: Survey) -> set[str]:
+    """Keys of pairs of which a file is empty or a pointer of Git LFS, as its size and first bytes tell."""
+    faulty = set()
+    small = [(pair, file) for pair in pairs for file in pair.files if file.size <= _POINTER_BYTES]
+    for pair, file in small[:_MOST_HEADS]:
+        try:
+            if not file.read():
+                raise BadFile(f"{file}: empty file; replace it")
+        except BadFile as error:
+            own.problems.append(str(error))
+            faulty.add(pair.key)
+    return faulty
+
+
+def _spread(items: Sequence[Any], most: int) -> list[Any]:
+    return [items[n] for n in np.linspace(0, len(items) - 1, min(most, len(items))).round().astype(int)]
+
+
+def _opened(pair: Pair, own: Survey) -> Iterator[Content]:
+    """The masks of a pair that can be read and have the size of their image; problems go into `own`."""
+    try:
+        size = _size(pair.image)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        own.problems.append(f"{pair.image}: cannot be read as an image ({error}); replace it")
+        return
+    for file in pair.masks[:4]:
+        if file.size > MOST_BYTES // 4:
+            continue
+        try:
+            content = content_of(file)
+        except (BadFile, ValueError) as error:
+            own.problems.append(str(error) if isinstance(error, BadFile) else f"{file}: {error}")
+            continue
+        height, width = content.pixels.shape[:2]
+        if abs(width / height - size[0] / size[1]) > SAME_ASPECT * size[0] / size[1]:
+            shown = f"is {width} x {height}, its image {pair.image.name} is {size[0]} x {size[1]}"
+            own.problems.append(f"{file}: {shown}; give them one size")
+        yield content
+
+
+def _size(file: RawFile) -> tuple[int, int]:
+    """Width and height as an image is shown, from its header."""
+    with file.open() as stream, Image.open(stream) as image:
+        turned = image.getexif().get(0x0112, 1) in _ROTATED
+        return (image.height, image.width) if turned else image.size
+
+
+def _more(pairs: Sequence[Pair], read: int) -> Iterator[Content]:
+    for pair in pairs:
+        for file in pair.masks[:1]:
+            read += file.size
+            if read > MOST_BYTES:
+                return
+            try:
+                yield content_of(file)
+            except (BadFile, ValueError):
+                continue  # said when it is converted
+
+
+# What they say ------------------------------------------------------------------------------------------------------
+
+
+def _note_outlines(contents: Sequence[Content], own: Survey) -> None:
+    found = []
+    for one in contents:
+        background = one.counts.most_common(1)[0][0] if one.counts else (0,)
+        ids = np.any(np.atleast_3d(one.pixels) != np.array(background, one.pixels.dtype), axis=-1)
+        if masks.oddity(ids.astype(np.uint8)) == masks.OUTLINE:
+            found.append(one.file)
+    if len(found) > len(contents) / 2:
+        own.problems += [
+            f"{file}: {masks.OUTLINE}; fill the outlines, or give the masks that show areas" for file in found
+        ]
+    elif found:
+        names = ", ".join(file.path for file in found[:3])
+        own.warnings.append(f"{len(found)} of {len(contents)} masks show a thin outline, not an area: {names}")
+
+
+def _shared(first: Content, second: Content) -> float:
+    """The part of the union of two masks that both have."""
+    areas = [np.any(np.atleast_3d(one.pixels) > 0, axis=-1) for one in (first, second)]
+    if areas[0].shape != areas[1].shape:
+        return 0.0
+    return float((areas[0] & areas[1]).sum() / max(1, (areas[0] | areas[1]).sum()))
+
+
+def _is_read(reader: Any, one: Content) -> bool:
+    try:
+        reader(one.data)
+    except ValueError:
+        return False
+    return True
+
+
+def _tell(source: Source, contents: Sequence[Content], own: Survey, several: str) -> None:
+    """What masks hold that are not of two classes, and which `--classes` reads them."""
+    colours = [one for one in contents if one.is_colour]
+    if colours and len(colours) < len(contents):  # some masks show only what is grey of the colours
+        contents = [as_colour(one) for one in contents]
+    keys = keys_of(contents)
+    kind = "colour" if colours else "value"
+    if not colours and _are_objects(contents):
+        own.found = f"numbers of single objects, up to {keys[-1][0]} in one mask, {several}"
+        own.classes = "background=0,object=1-65535"
+        own.question = "numbers in masks are taken for objects of one class; are they classes, give --classes a,b,c"
+        return
+    if len(keys) > MOST_CLASSES:
+        own.found = f"more than {MOST_CLASSES} {kind}s in {several}"
+        own.problems.append(
+            f"{contents[0].file}: has {len(contents[0].counts)} {kind}s, which are no labels; give the masks' pattern"
+        )
+        return
+    palette = " of a palette" if any(one.palette for one in contents) else ""
+    lossy = ", JPEG" if any(one.lossy for one in contents) else ""
+    own.found = f"{len(keys)} {_kind(keys)}{palette} ({_listed(keys)}{lossy}), {several}"
+    own.classes, own.question = _classes(source, contents, keys)
+
+
+def _kind(keys: Sequence[Key]) -> str:
+    if len(keys[0]) > 1:
+        return "colours"
+    return "class ids" if keys == [(n,) for n in range(len(keys))] else "grey values"
+
+
+def _are_objects(contents: Sequence[Content]) -> bool:
+    """Whether masks count their objects: each from 1 on without a gap, with as many as there are in each."""
+    most = [max(one.counts)[0] for one in contents if one.counts]
+    whole = all(len(one.counts) >= max(one.counts)[0] for one in contents if one.counts)
+    return whole and max(most) > 12 and len(set(most)) > min(3, len(most) - 1)
+
+
+def _classes(source: Source, contents: Sequence[Content], keys: Sequence[Key]) -> tuple[str, str]:
+    """What `--classes` must say, and how one gets names into it."""
+    for file in source.files:
+        if (table := _table_in(file)) and all(_is_read(ByTable(table), one) for one in contents):
+            if file.kind == "file":
+                return file.data, ""
+            return ",".join(_entries(table)), ""
+    background = _background(contents, keys)
+    others = [key for key in keys if key != background]
+    names = ["background", *(f"class{n}" for n in range(1, len(others) + 1))]
+    advice = f"call the classes by their names instead of class1{', ...' if len(others) > 1 else ''}"
+    if len(keys[0]) == 1 and list(keys) == [(n,) for n in range(len(keys))]:
+        return ",".join(names), f"{advice}, in the order of their values"
+    entries = [f"{name}={_shown(key)}" for name, key in zip(names, [background, *others], strict=True)]
+    lines = " ".join(f"{name},{_shown(key)}" for name, key in zip(names, [background, *others], strict=True))
+    return ",".join(entries), f"{advice}; or --classes classes.csv with a line each: {lines}"
+
+
+def _background(contents: Sequence[Content], keys: Sequence[Key]) -> Key:
+    """Zero or black; without it what most pixels have."""
+    black = (0,) * len(keys[0])
+    near = [key for key in keys if np.linalg.norm(np.subtract(key, black)) <= 16] if contents[0].lossy else [black]
+    found = next((key for key in near if key in keys), None)
+    total = Counter[Key]()
+    for one in contents:
+        total.update(one.counts)
+    return found or max(keys, key=lambda key: total[key])
+
+
+def _table_in(file: RawFile) -> ClassTable | None:
+    """The table of classes that lies in the source, under whatever name: a few short lines."""
+    if file.suffix not in class_table.ENDINGS or not 0 < file.size < 1 << 16:
+        return None
+    try:
+        table = class_table.from_bytes(file.name, file.read(), file.path)
+    except (UserError, BadFile):
+        return None
+    return table if (table.values or table.colours) and 2 <= len(table.names) <= 255 else None
+
+
+def _entries(table: ClassTable) -> Iterator[str]:
+    keys = [(key, own) for *key, own in table.values] if table.values else [(key, own) for key, own in table.colours]
+    kind = "value" if table.values else "colour"
+    for key, own in keys:
+        yield f"{table.names[own] if own < len(table.names) else 'ignore'}={class_table.shown(kind, key)}"
+
+
+def _shown(key: Key) -> str:
+    return class_table.shown("colour", key) if len(key) == 3 else str(key[0])
+
+
+def _listed(keys: Sequence[Key]) -> str:
+    return ", ".join(map(_shown, keys[:12])) + (f", {len(keys) - 12} more" if len(keys) > 12 else "")
+
+
+def option(classes: str) -> str:
+    return f"--classes {shlex.quote(classes)}" if classes else ""

@@ -1,0 +1,121 @@
+"""What `data doctor` says of the masks of one's own images, and what is wrong with them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rwkvctl.data.convert import synth
+from rwkvctl.data.convert.doctor import Finding, examine
+from rwkvctl.data.convert.synth.traps import LFS_POINTER
+
+from ...cli.test_data import run
+
+
+def seen(tree: Path) -> Finding:
+    (finding,) = examine([tree]).findings
+    return finding
+
+
+@pytest.mark.parametrize(
+    ("form", "found"),
+    [
+        ("grey", "4 grey values (0, 85, 170, 255), 30 of 30 opened"),
+        ("colour", "3 colours (#000000, #00ff00, #ff8000), 30 of 30 opened"),
+        ("palette", "4 grey values of a palette (0, 1, 2, 255), 30 of 30 opened"),
+        ("ids", "4 class ids (0, 1, 2, 3), 30 of 30 opened"),
+        ("jpegmasks", "3 grey values (0, 128, 255, JPEG), 30 of 30 opened"),
+        ("suffix", "two classes (0, 255), 24 of 30 opened"),
+    ],
+)
+def test_what_masks_hold(form: str, found: str, tmp_path: Path):
+    """Of masks of several classes more are opened, so that the one with id 3 is not missed."""
+    tree = synth.write(f"pairs:{form}", tmp_path / "tree", n=30, size=48)
+    assert seen(tree).masks == found
+
+
+def test_numbers_of_objects(tmp_path: Path):
+    finding = seen(synth.write("pairs:objects", tmp_path / "tree", n=10, size=64))
+    assert finding.masks.startswith("numbers of single objects, up to ")
+    assert finding.options.endswith("--classes background=0,object=1-65535")
+
+
+def test_the_lines_of_a_table_of_classes_are_said(tmp_path: Path):
+    tree = synth.write("pairs:colour", tmp_path / "tree", n=6, size=48)
+    assert "classes.csv with a line each: background,#000000 class1,#00ff00 class2,#ff8000" in seen(tree).question
+
+
+def test_a_table_that_lies_beside_the_masks_is_taken(tmp_path: Path):
+    tree = synth.write("pairs:colour", tmp_path / "tree", n=6, size=48)
+    (tree / "legend.csv").write_text("name;r;g;b\nBoden;0;0;0\nStiel;0;255;0\nBlatt;255;128;0\n")
+    assert f"--classes {tree / 'legend.csv'}" in seen(tree).options
+    (tree / "legend.csv").write_text("name;r;g;b\nBoden;0;0;0\nStiel;0;255;0\n")
+    assert "class1=#00ff00" in seen(tree).options, "it has not all colours"
+
+
+def test_folders_called_images_and_masks_too(tmp_path: Path):
+    tree = synth.write("pairs:grey", tmp_path / "tree", n=6, size=48)
+    (tree / "scan").rename(tree / "images")
+    (tree / "scan_label").rename(tree / "masks")
+    finding = seen(tree)
+    assert (finding.dataset, finding.options) == ("folder", "--classes background=0,class1=85,class2=170,class3=255")
+    assert "--classes background=0,class1=85" in run("doctor", tree)
+
+
+def faults(tree: Path, code: int = 1) -> list[str]:
+    printed = run("doctor", tree, code=code)
+    return [line.partition("problem  ")[2] for line in printed.splitlines() if "  problem  " in line]
+
+
+def test_pointers_and_empty_files_are_named_three_and_counted(tmp_path: Path):
+    tree = synth.write("pairs:grey", tmp_path / "tree", n=12, size=48)
+    for number in (1, 2, 3, 4):
+        (tree / "scan_label" / f"{number}.png").write_bytes(LFS_POINTER)
+        (tree / "scan" / f"{number + 4}.png").write_bytes(b"")
+    said = faults(tree)
+    assert sum("is a Git LFS pointer, not the file itself" in text for text in said) == 3
+    assert sum("empty file; replace it" in text for text in said) == 3
+    assert said.count("... and 1 more like this, 4 in all") == 2
+    line = run("doctor", tree, code=1).partition("  prepare  ")[2]
+    assert line.strip().endswith("--allow-partial")
+
+
+def test_sizes_that_differ_are_both_in_the_line(tmp_path: Path):
+    tree = synth.write("pairs:grey", tmp_path / "tree", n=8, size=50)
+    for number in range(1, 9):
+        with Image.open(tree / "scan_label" / f"{number}.png") as mask:
+            mask.resize((40, 64)).save(tree / "scan_label" / f"{number}.png")
+    said = faults(tree)
+    assert said[0].endswith("scan_label/1.png: is 40 x 64, its image 1.png is 50 x 40; give them one size")
+    assert said[3] == "... and 5 more like this, 8 in all"
+
+
+def test_outlines_instead_of_areas(tmp_path: Path):
+    tree = synth.write("pairs:suffix", tmp_path / "tree", n=8, size=64)
+    for path in (tree / "Augen 2019" / "Masken").iterdir():
+        shape = np.zeros((51, 64), np.uint8)
+        shape[10:40, 10:50] = 255
+        shape[11:39, 11:49] = 0
+        Image.fromarray(shape).save(path)
+    said = faults(tree)
+    assert said[0].endswith("mask is a thin outline, not an area; fill the outlines, or give the masks that show areas")
+    assert said[3] == "... and 5 more like this, 8 in all"
+
+
+def test_photographs_are_no_masks(tmp_path: Path):
+    tree = synth.write("pairs:grey", tmp_path / "tree", n=6, size=64)
+    for path in (tree / "scan_label").iterdir():
+        noise = np.random.default_rng(0).integers(0, 255, (10, 13, 3)).astype(np.uint8)
+        Image.fromarray(noise).resize((64, 51), Image.Resampling.NEAREST).save(path)
+    assert "colours, which are no labels; give the masks' pattern" in faults(tree)[0]
+
+
+def test_masks_of_one_image_that_lie_apart_are_of_a_class_each(tmp_path: Path):
+    apart = seen(synth.write("pairs:classes", tmp_path / "apart", n=8, size=48))
+    assert apart.options.endswith("--classes background,heart,lung")
+    same = seen(synth.write("pairs:annotators", tmp_path / "same", n=8, size=48))
+    assert "--classes" not in same.options
+    assert "several masks an image are joined; is one wanted, add --annotator 1stHO" in same.question
