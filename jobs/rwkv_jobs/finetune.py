@@ -213,7 +213,7 @@ def prepare_epoch(spec: FinetuneSpec, form: TrainingForm, position: Position) ->
 def make_model(spec: FinetuneSpec, manifest: Manifest, run_dir: Path) -> nn.Module:
     """The network initialised from the seed, with the run's prepared encoder weights if there are any."""
     torch.manual_seed(spec.seed)
-    model = networks.segmentation_network(networks.trained(spec), manifest.classes)
+    model = networks.segmentation_network(networks.trained(spec), manifest.classes, manifest.channels)
     if spec.model.encoder_weights is not None:
         encoder_weights.load(model, run_dir)
     return model
@@ -271,7 +271,12 @@ def finish(
         recorder.artifact(run_dir / "artifacts" / "val" / TABLE, "val")
         recorder.metrics(scores.metrics("best_val"), int(best.name.split("-")[1]))
     trained = networks.trained(spec)
-    description = {"name": trained.name, "num_classes": networks.outputs(manifest.classes), **trained.overrides()}
+    description = {
+        "name": trained.name,
+        "num_classes": networks.outputs(manifest.classes),
+        **networks.inputs(manifest.channels),
+        **trained.overrides(),
+    }
     split = spec.data.split or manifest.default_split
     extra: dict[str, Any] = {"run": run_dir.name, "split": split, "data": spec.data.path}
     if source := encoder_weights.source_of(run_dir):

@@ -38,6 +38,8 @@ def model_info(
         image_kind=manifest.image_kind,
         channels=manifest.channels,
         intensity=manifest.content.intensity,
+        channel_names=manifest.content.channel_names,
+        channel_files=manifest.content.channel_files,
         orientation=manifest.content.orientation,
         dataset=manifest.dataset,
         fingerprint=manifest.fingerprint,

@@ -20,7 +20,7 @@ from rwkvctl.base.errors import JobFailedError, UserError
 from rwkvctl.base.files import remove_leftovers, sha256_file
 from rwkvctl.base.paths import as_text, from_text
 from rwkvctl.config.specs.jobs import PredictSpec
-from rwkvctl.models import bundle, predict_record, predict_sources, tiles
+from rwkvctl.models import bundle, predict_channels, predict_record, predict_sources, tiles
 from rwkvctl.models.predict import Planned, Written, plan, read
 from rwkvctl.models.predict_form import Form, maker
 from rwkvctl.models.predict_record import Made, Record, name_of, sha256_of
@@ -129,7 +129,8 @@ def predict_all(
     written_as = form(spec, [info_of(place) for place in models])
     if len(files.inputs) > 1:
         record.save(at_once=True)
-    jobs = [job for job in zip(*files, strict=True) if not (spec.resume and is_whole(spec, record, *job))]
+    info = segmenter.info
+    jobs = [job for job in zip(*files, strict=True) if not (spec.resume and is_whole(spec, info, record, *job))]
     written: list[Written] = []
     with Progress(len(jobs)) as progress:
         outcomes = predict_each(
@@ -171,16 +172,17 @@ class Outcome(NamedTuple):
     entry: Made
 
 
-def is_whole(spec: PredictSpec, record: Record, path: Path, target: Path) -> bool:
+def is_whole(spec: PredictSpec, info: bundle.BundleInfo, record: Record, path: Path, target: Path) -> bool:
     """Whether an earlier prediction has made all files of an input as it is now."""
-    return record.is_whole(path, target, *([probabilities_of(target)] if spec.probabilities else []))
+    sources = predict_channels.files_of(path, info)
+    return record.is_whole(sources, target, *([probabilities_of(target)] if spec.probabilities else []))
 
 
 def made(info: bundle.BundleInfo, one: Written, seconds: float) -> Outcome:
     """What the record says of a mask."""
     about: dict[str, Any] = predict_record.content(one.ids, info.classes, one.voxel_ml)
     about |= predict_record.sure(one.sureness, info.classes)
-    hashes = sha256_of(one.input), sha256_file(one.mask)
+    hashes = sha256_of(*predict_channels.files_of(one.input, info)), sha256_file(one.mask)
     entry = Made(
         as_text(one.input),
         hashes[0],

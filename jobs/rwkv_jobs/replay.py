@@ -98,7 +98,7 @@ def on_one_worker(spec: Any, world_size: int) -> Any:
 
 def network(spec: FinetuneSpec | PretrainSpec, manifest: Manifest) -> nn.Module:
     if isinstance(spec, FinetuneSpec):
-        return networks.segmentation_network(networks.trained(spec), manifest.classes)
+        return networks.segmentation_network(networks.trained(spec), manifest.classes, manifest.channels)
     return networks.classifier(spec.model, manifest.classes)
 
 

@@ -84,6 +84,13 @@ def prepare(
         str | None, typer.Option(help="Of pairs: which one of several masks, by the further part of its name.")
     ] = None,
     split_from: Annotated[str | None, typer.Option(help="Of pairs: folders, if they say train, val and test.")] = None,
+    intensity: Annotated[
+        str | None,
+        typer.Option(
+            metavar="nnunet|percentiles",
+            help="Of nnunet: how channels are normalised [default: nnunet for several and for CT, else percentiles]",
+        ),
+    ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes [default: all cores]")] = None,
     allow_partial: Annotated[bool, typer.Option("--allow-partial", help="Accept a source that lacks files.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the data set in --out.")] = False,
@@ -118,6 +125,7 @@ def prepare(
         "masks": masks,
         "annotator": annotator,
         "split_from": split_from,
+        "intensity": intensity,
         "allow_partial": allow_partial,
     }
     if dry_run:
@@ -372,7 +380,7 @@ def synth(
 
     The forms, the usual one first: acdc:h5|nifti, busi:kaggle, clinicdb:tif|png|jpg, colondb:png|bmp, folder:pairs,
     fugc:zenodo, glas:bmp, goals:full|public, imagefolder:textures, imagenet:tars|folder|kaggle|parquet|timm,
-    isic2017:official, kvasir:jpg, nnunet:volumes|slices,
+    isic2017:official, kvasir:jpg, nnunet:volumes|slices|slice_channels|channels|ct,
     pairs:suffix|annotators|instances|classes|parts|grey|colour|palette|ids|objects|jpegmasks, psvfm:png,
     synapse:transunet|samed|cascade|nifti.
     """
@@ -437,6 +445,7 @@ def _summary(manifest: Manifest) -> dict[str, Any]:
         "task": manifest.task,
         "classes": manifest.classes,
         "channels": manifest.channels,
+        "channel_names": manifest.channel_names,
         "image_kind": manifest.image_kind,
         "samples": content.counts["samples"],
         "quarantined": manifest.quarantined,
@@ -460,6 +469,8 @@ def _show(manifest: Manifest, as_json: bool) -> None:
     names = ", ".join(manifest.classes[:8]) + (", ..." if len(manifest.classes) > 8 else "")
     print(summary["path"])
     print(f"  data set     {manifest.dataset}, {manifest.task}, {manifest.image_kind}")
+    if manifest.channel_names:
+        print(f"  channels     {manifest.channels}: {', '.join(manifest.channel_names)}; the first is shown")
     print(f"  classes      {len(manifest.classes)}: {names}")
     print(f"  samples      {summary['samples']} in {summary['shards']} shards, {summary['bytes'] / 1e6:.1f} MB")
     for line in _balance(summary):

@@ -178,7 +178,7 @@ def plan_of(spec: TrainingSpec) -> dict[str, Any]:
     preflight.check_options(spec, manifest)
     split = spec.data.split or manifest.default_split
     samples = len(manifest.ids(split, "train"))
-    model = network(spec, manifest.classes)
+    model = network(spec, manifest.classes, manifest.channels)
     macs = networks.macs(model, spec.model.name, (manifest.channels, spec.data.image_size, spec.data.image_size))
     batch = spec.train.batch_size
     steps = spec.train.epoch_steps or (samples // batch if spec.train.tail == "drop" else -(-samples // batch))
@@ -213,12 +213,12 @@ def batch_arithmetic(spec: TrainingSpec) -> str:
     return f"{shared}; batch norm over {own * workers if together else own} images"
 
 
-def network(spec: FinetuneSpec | PretrainSpec, classes: list[str]) -> Any:
+def network(spec: FinetuneSpec | PretrainSpec, classes: list[str], channels: int) -> Any:
     """The model of a training, with random weights."""
     from rwkvctl.models import build as networks
 
     if isinstance(spec, FinetuneSpec):
-        return networks.segmentation_network(networks.trained(spec), classes)
+        return networks.segmentation_network(networks.trained(spec), classes, channels)
     return networks.classifier(spec.model, classes)
 
 

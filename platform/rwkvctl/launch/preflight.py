@@ -158,7 +158,7 @@ def weightless(spec: TrainingSpec, manifest: Manifest) -> nn.Module:
     assert isinstance(spec, PretrainSpec | FinetuneSpec)
     with torch.device("meta"):
         if isinstance(spec, FinetuneSpec):
-            return build.segmentation_network(build.trained(spec), manifest.classes)
+            return build.segmentation_network(build.trained(spec), manifest.classes, manifest.channels)
         return build.classifier(spec.model, manifest.classes)
 
 

@@ -28,17 +28,22 @@ def parse(text: str) -> ModelSpec:
     return build(ModelSpec, {"name": name, **parse_assignments(assignments)}, f"model {text}")
 
 
-def segmentation_network(spec: ModelSpec, classes: list[str]) -> nn.Module:
-    """A segmentation network with random weights; logits (B, `outputs(classes)`, H, W)."""
-    model = network(spec, outputs(classes))
+def inputs(channels: int) -> dict[str, int]:
+    """What `create_model` is told of images of so many channels: networks take 3 by themselves, and repeat 1."""
+    return {} if channels in (1, 3) else {"in_channels": channels}
+
+
+def segmentation_network(spec: ModelSpec, classes: list[str], channels: int = 3) -> nn.Module:
+    """A segmentation network with random weights; (B, channels, H, W) -> logits (B, `outputs(classes)`, H, W)."""
+    model = network(spec, outputs(classes), channels)
     if isinstance(model, RWKVUNet3D):
         raise UserError(f"model.name {spec.name}: takes volumes, and jobs train on slices: use rwkv_unet.create_model")
     return model
 
 
-def network(spec: ModelSpec, num_classes: int) -> nn.Module:
+def network(spec: ModelSpec, num_classes: int, channels: int = 3) -> nn.Module:
     """The same by the number of output channels."""
-    return _build(create_model, spec.name, num_classes=num_classes, **spec.overrides())
+    return _build(create_model, spec.name, num_classes=num_classes, **inputs(channels), **spec.overrides())
 
 
 def trained(spec: FinetuneSpec) -> ModelSpec:
@@ -73,7 +78,10 @@ def check(spec: ModelSpec | EncoderSpec, classes: list[str], image: tuple[int, i
     `image` is (C, H, W) of what it will be given.
     """
     with torch.device("meta"):
-        model = segmentation_network(spec, classes) if isinstance(spec, ModelSpec) else classifier(spec, classes)
+        if isinstance(spec, ModelSpec):
+            model = segmentation_network(spec, classes, image[0])
+        else:
+            model = classifier(spec, classes)
     macs(model, spec.name, image)
 
 

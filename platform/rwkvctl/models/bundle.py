@@ -71,7 +71,11 @@ class BundleInfo(Spec):
     image_kind: Literal["rgb8", "float"]
     channels: int
     intensity: dict[str, Any] | None = None
-    """How a scanner's values become those that the model sees, see `data.images.intensity`; null for photographs."""
+    """How a scanner's values become those that the model sees, see `data.images.normalise`; null for photographs."""
+    channel_names: list[str] | None = None
+    """In their order, where the training data's source names them: an input is then a file a channel, as nnU-Net's."""
+    channel_files: list[int] | None = None
+    """How many channels each file of an input has, in order; null for one each."""
     orientation: str | None = None
     """How the model's slices lie in a scan, see `data.images.nifti`."""
     dataset: str = ""

@@ -24,6 +24,7 @@ from rwkvctl.models.segmenting import (
     check_alike,
     check_square,
     float16_in_memory,
+    is_volume,
     number_of_classes,
 )
 
@@ -61,7 +62,7 @@ class Segmenter:
         seen: Callable[[int], None] = inference.not_seen,
         kept: Callable[[tuple[int, ...]], NDArray[np.float16]] = float16_in_memory,
     ) -> Segmented:
-        """Of uint8 (H, W, 3), or float32 (H, W) or (D, H, W).
+        """Of uint8 (H, W, 3), or float32 (H, W[, C]) or (D, H, W[, C]).
 
         seen: is told how many slices were segmented, each time.
         kept: makes the array that is filled with the probabilities (classes, D, H, W), in memory or elsewhere.
@@ -85,8 +86,8 @@ class Segmenter:
         seen: Callable[[int], None],
         made: Callable[[tuple[int, ...]], NDArray[np.float16]],
     ) -> Segmented:
-        is_volume = image.ndim == 3 and self.info.image_kind == "float"
-        slices = image if is_volume else image[None]
+        of_slices = is_volume(self.info, image)
+        slices = image if of_slices else image[...][None]
         classes, native = number_of_classes(self.info), slices.shape[1:3]
         kept = made((classes, len(slices), *native)) if self.options.probabilities else None
         mask, certainty = np.empty((len(slices), *native), np.uint8), Certainty()
@@ -100,13 +101,13 @@ class Segmenter:
                 kept[:, part] = mean.movedim(0, 1).cpu().numpy().astype(np.float16)
                 release(kept)
             seen(len(some))
-        if is_volume:
+        if of_slices:
             return Segmented(mask, kept, certainty.result())
         return Segmented(mask[0], None if kept is None else kept[:, 0], certainty.result())
 
     @torch.inference_mode()
     def mean_probabilities(self, slices: NDArray[Any]) -> Tensor:
-        """float32 (B, classes, H, W) of images (B, H, W, 3) or slices (B, H, W), at their own size.
+        """float32 (B, classes, H, W) of images (B, H, W, 3) or slices (B, H, W[, C]), at their own size.
 
         Logits are resized and divided by their model's temperature before they become probabilities, so that those of
         one model have the mask that is made without them.

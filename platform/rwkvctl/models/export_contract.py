@@ -6,9 +6,10 @@ import json
 from typing import Any
 
 from rwkvctl.data.feed.model_input import IMAGENET_MEAN, IMAGENET_STD
-from rwkvctl.data.images import grid
+from rwkvctl.data.images import grid, normalise
+from rwkvctl.models import export_rules
 from rwkvctl.models.bundle import BundleInfo
-from rwkvctl.models.onnx_model import INFO
+from rwkvctl.models.onnx_model import INFO, takes_window
 
 CONTRACT = "rwkvctl.expects"
 
@@ -63,6 +64,8 @@ def inputs(info: BundleInfo, form: str) -> dict[str, Any]:
                 "values": "0 to 255, as an image is shown (its EXIF rotation applied); nothing else is done to them",
             }
         }
+    if not takes_window(info):
+        return _of_channels(info, form)
     return {
         "image": {
             "dtype": "float32",
@@ -76,6 +79,32 @@ def inputs(info: BundleInfo, form: str) -> dict[str, Any]:
             "optional": form == "onnx",
             "default": "NaN, NaN: the rule `intensity`, of the slices that are given",
             "values": "the two numbers that become 0 and 1; [0, 1] where values are scaled already",
+        },
+    }
+
+
+def _of_channels(info: BundleInfo, form: str) -> dict[str, Any]:
+    """Of several channels, or with another rule than a range."""
+    rules = normalise.rules_of(info.intensity) or []
+    raw = bool(rules) and export_rules.knows(rules)
+    names = ", ".join(info.channel_names or [])
+    several = [info.channels] if info.channels > 1 else []
+    return {
+        "image": {
+            "dtype": "float32",
+            "shape": ["N", "H", "W", *several],
+            "axes": "slices, rows, columns, see orientation"
+            + (f"; then {info.channels} channels{': ' if names else ''}{names}" if several else "")
+            + "; a whole volume, or parts of it with its scaling",
+            "values": "as the files hold them, finite" if raw else "normalised as `intensity` says",
+        },
+        "scaling": {
+            "dtype": "float32",
+            "shape": [info.channels, 4],
+            "optional": form == "onnx",
+            "default": "NaN: the rule `intensity`, of the slices that are given" if raw else "NaN: nothing is done",
+            "values": "low, high, shift, divisor of each channel: (clip(x, low, high) - shift) / divisor; "
+            "[-inf, inf, 0, 1] where values are normalised already",
         },
     }
 

@@ -19,8 +19,8 @@ from rwkvctl.base.errors import JobFailedError
 from rwkvctl.base.lineage import code_version
 from rwkvctl.base.paths import as_text
 from rwkvctl.data.feed.model_input import to_input
-from rwkvctl.data.images import intensity
-from rwkvctl.models import export_pipeline, inference, onnx_model
+from rwkvctl.data.images import intensity, normalise
+from rwkvctl.models import export_rules, inference, onnx_model
 from rwkvctl.models.bundle import BundleInfo
 from rwkvctl.models.ensemble import Member, Segmenter, probabilities_of
 from rwkvctl.models.onnx_model import SCALED, Ids, Logits, Runs
@@ -109,11 +109,10 @@ class Pt2Model:
         with path.open("rb") as file:
             self.module = torch.export.load(file).module()
 
-    def run(self, images: NDArray[Any], window: tuple[float, float] = SCALED) -> tuple[Ids, Logits]:
+    def run(self, images: NDArray[Any], *, raw: bool = False) -> tuple[Ids, Logits]:
         """See `onnx_model.Runs`."""
         given = [torch.from_numpy(np.ascontiguousarray(images))]
-        if self.info.image_kind == "float":
-            given.append(torch.tensor(window))
+        given += [torch.from_numpy(own) for own in onnx_model.numbers(self.info, raw=raw).values()]
         ids, logits = self.module(*given)
         return ids.numpy(), logits.numpy()
 
@@ -140,29 +139,35 @@ def made_up(info: BundleInfo) -> Iterator[NDArray[Any]]:
 
 def smooth(rng: np.random.Generator, shape: tuple[int, int, int], info: BundleInfo) -> NDArray[Any]:
     """Soft blobs with a little noise: of noise alone most networks see nothing."""
-    channels = 3 if info.image_kind == "rgb8" else 1
-    noise = rng.normal(size=(*shape, channels)).astype(np.float32)
+    noise = rng.normal(size=(*shape, info.channels)).astype(np.float32)
     blobs = np.stack([cv2.GaussianBlur(one, (0, 0), max(shape[1:]) / 12).reshape(one.shape) for one in noise])
     blobs = (blobs - blobs.min()) / (blobs.max() - blobs.min()) + 0.02 * noise
     if info.image_kind == "rgb8":
         return (blobs * 255).clip(0, 255).astype(np.uint8)
-    low, high = limits(info)
-    return ((blobs * 1.4 - 0.2) * (high - low) + low)[..., 0].astype(np.float32)
+    ends = limits(info)
+    planes = [(blobs[..., place] * 1.4 - 0.2) * (high - low) + low for place, (low, high) in enumerate(ends)]
+    return (planes[0] if len(planes) == 1 else np.stack(planes, axis=-1)).astype(np.float32)
 
 
-def limits(info: BundleInfo) -> tuple[float, float]:
-    """Between which raw values lie, about."""
-    clip = info.intensity["clip"] if info.intensity else SCALED
-    return RAW if any(isinstance(bound, str) for bound in clip) else (float(clip[0]), float(clip[1]))
+def limits(info: BundleInfo) -> list[tuple[float, float]]:
+    """Between which raw values of each channel lie, about."""
+    rules = normalise.rules_of(info.intensity)
+    if rules is None:
+        return [SCALED] * info.channels
+    if not export_rules.knows(rules):
+        return [(-2.0, 2.0)] * info.channels  # given in deviations
+    clips = [rule.clip or RAW for rule in rules]
+    return [RAW if isinstance(low, str) or isinstance(high, str) else (float(low), float(high)) for low, high in clips]
 
 
 def of_values(model: nn.Module, info: BundleInfo, exported: Runs, values: NDArray[Any]) -> Compared:
     """Raw values, by the file's own rule and by predict's."""
-    ids, logits = exported.run(values, export_pipeline.OWN_WINDOW)
-    given = values
-    if info.image_kind == "float":
-        clip = info.intensity["clip"] if info.intensity else SCALED
-        given = intensity.scaled(values, *intensity.window(values, *clip))
+    ids, logits = exported.run(values, raw=True)
+    given, rules = values, normalise.rules_of(info.intensity)
+    if info.image_kind == "float" and rules is None and info.channels == 1:
+        given = intensity.scaled(values, *SCALED)
+    elif info.image_kind == "float" and rules is not None and export_rules.knows(rules):
+        given = normalise.stacked(list(np.moveaxis(values, -1, 0)) if info.channels > 1 else [values], rules)[0]
     segmenter = Segmenter([Member(model, info)])
     masks = np.stack([segmenter.segment(one).mask for one in given])
     size = info.image_size

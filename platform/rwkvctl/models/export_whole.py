@@ -22,7 +22,8 @@ from rwkvctl.models.bundle import BundleInfo
 from rwkvctl.models.export import WRITERS, Graph, exporting
 from rwkvctl.models.export_contract import contract, metadata
 from rwkvctl.models.export_parity import Parity
-from rwkvctl.models.export_pipeline import OWN_WINDOW, Pipeline
+from rwkvctl.models.export_pipeline import Pipeline
+from rwkvctl.models.onnx_model import numbers
 
 
 @dataclass(frozen=True)
@@ -62,10 +63,16 @@ def beside(out: Path, ending: str) -> Path:
 def graph(model: nn.Module, info: BundleInfo, form: str) -> Graph:
     """The module and its inputs, of any number and size."""
     shapes: list[Any] = [{place: torch.export.Dim(name, min=1) for place, name in enumerate(("n", "height", "width"))}]
+    names = ["image"]
     if info.image_kind == "rgb8":
         examples = [torch.zeros((3, 61, 77, 3), dtype=torch.uint8)]
     else:
-        examples = [torch.rand(3, 61, 77, generator=torch.Generator().manual_seed(0)), torch.tensor(OWN_WINDOW)]
-        shapes.append(None)
-    names = ("image", "window")[: len(examples)]
-    return Graph(Pipeline(model, info), tuple(examples), tuple(shapes), names, ("ids", "logits"), metadata(info, form))
+        several = (info.channels,) if info.channels > 1 else ()
+        examples = [torch.rand(3, 61, 77, *several, generator=torch.Generator().manual_seed(0))]
+        for name, own in numbers(info, raw=True).items():
+            names.append(name)
+            examples.append(torch.from_numpy(own))
+            shapes.append(None)
+    return Graph(
+        Pipeline(model, info), tuple(examples), tuple(shapes), tuple(names), ("ids", "logits"), metadata(info, form)
+    )

@@ -19,7 +19,7 @@ from rwkvctl.base.ahead import ahead
 from rwkvctl.base.errors import UserError
 from rwkvctl.models.bundle import BundleInfo
 from rwkvctl.models.memory import Memory
-from rwkvctl.models.segmenting import Volume, check_values, not_seen
+from rwkvctl.models.segmenting import Volume, check_values, is_volume, not_seen
 
 ImageKind = Literal["rgb8", "float"]
 Mask = NDArray[np.uint8]
@@ -35,6 +35,7 @@ def segment_image(
     *,
     image_size: int | tuple[int, int],
     image_kind: ImageKind,
+    channels: int | None = None,
     device: str | torch.device = "cpu",
     bf16: bool = False,
     watch: Watch | None = None,
@@ -44,15 +45,16 @@ def segment_image(
     Args:
         model: gives logits (B, num_classes, H, W); one class means a logit of the foreground. In evaluation mode, on
             `device`.
-        image: uint8 (H, W, 3) for `rgb8`, float32 (H, W) for `float`.
+        image: uint8 (H, W, 3) for `rgb8`, float32 (H, W) for `float`, or (H, W, C) of several channels.
+        channels: of the image; by default 3 for `rgb8`, 1 for `float`.
         image_size: side, or (height, width), of what the model sees.
         bf16: bfloat16 autocast, on CUDA only.
 
     Returns:
         uint8 (H, W).
     """
-    _check(image, image_kind, ndim=3 if image_kind == "rgb8" else 2)
-    how: dict[str, Any] = {"image_size": image_size, "image_kind": image_kind, "device": device}
+    _check(image, image_kind, channels, axes=2)
+    how: dict[str, Any] = {"image_size": image_size, "image_kind": image_kind, "channels": channels, "device": device}
     return segment_volume(model, image[None], **how, bf16=bf16, watch=watch)[0]
 
 
@@ -62,6 +64,7 @@ def segment_volume(
     *,
     image_size: int | tuple[int, int],
     image_kind: ImageKind = "float",
+    channels: int | None = None,
     device: str | torch.device = "cpu",
     bf16: bool = False,
     memory: Memory | None = None,
@@ -72,13 +75,13 @@ def segment_volume(
     the next ones are brought to the network's size meanwhile.
 
     Args:
-        volume: float32 (D, H, W), or uint8 (D, H, W, 3) for `rgb8`.
+        volume: float32 (D, H, W), or (D, H, W, C) of several channels, or uint8 (D, H, W, 3) for `rgb8`.
         seen: is told how many slices were segmented, each time.
 
     Returns:
         uint8 (D, H, W).
     """
-    _check(volume, image_kind, ndim=4 if image_kind == "rgb8" else 3)
+    _check(volume, image_kind, channels, axes=3)
     memory = memory or Memory.of(model, image_size)
     masks = np.empty(volume.shape[:3], np.uint8)
     parts = [slice(start, start + memory.at_once) for start in range(0, len(volume), memory.at_once)]
@@ -105,8 +108,10 @@ def segment(
 ) -> Mask:
     """The mask of an image, a slice or a volume."""
     device = next(model.parameters()).device
-    how: dict[str, Any] = {"image_size": info.image_size, "image_kind": info.image_kind, "device": device}
-    if image.ndim == 3 and info.image_kind == "float":
+    how: dict[str, Any] = {
+        "image_size": info.image_size, "image_kind": info.image_kind, "channels": info.channels, "device": device
+    }  # fmt: skip
+    if is_volume(info, image):
         return segment_volume(model, image, **how, memory=memory, seen=seen, watch=watch)
     mask = segment_image(model, image[...], **how, watch=watch)
     seen(1)
@@ -114,7 +119,7 @@ def segment(
 
 
 def _resized(images: NDArray[Any], image_size: int | tuple[int, int]) -> Tensor:
-    """(B, C, *size) of images or slices (B, H, W[, 3])."""
+    """(B, C, *size) of images or slices (B, H, W[, C])."""
     check_values(images)  # of a volume slice by slice: one on the disk is not read as a whole
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     return torch.from_numpy(resize_batch(images, size))
@@ -183,29 +188,28 @@ def best_class(logits: Tensor) -> Tensor:
 
 
 def resize_batch(images: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
-    """(B, H, W, 3) or (B, H, W) to (B, C, *size), contiguous."""
+    """(B, H, W, C) or (B, H, W) to (B, C, *size), contiguous."""
     from rwkvctl.data.feed.transforms import resize_image
 
     return channels_first(np.stack([resize_image(image, size) for image in images]))
 
 
 def channels_first(images: NDArray[Any]) -> NDArray[Any]:
-    """(B, H, W, 3) or (B, H, W) to (B, C, H, W), contiguous."""
+    """(B, H, W, C) or (B, H, W) to (B, C, H, W), contiguous."""
     return np.ascontiguousarray(images.transpose(0, 3, 1, 2) if images.ndim == 4 else images[:, None])
 
 
-def _check(image: Volume, image_kind: ImageKind, ndim: int) -> None:
-    """UserError unless dtype, axes and size are those of the kind; never a silent conversion of intensities."""
+def _check(image: Volume, image_kind: ImageKind, channels: int | None, axes: int) -> None:
+    """UserError unless dtype, axes and size are those of the kind; never a silent conversion of intensities.
+
+    axes: (H, W) or (D, H, W), without that of the channels."""
+    channels = channels or (3 if image_kind == "rgb8" else 1)
     dtype = np.dtype(np.uint8 if image_kind == "rgb8" else np.float32)
-    fits = image.ndim == ndim and image.dtype == dtype and (image_kind == "float" or image.shape[-1] == 3)
+    several = (channels,) if channels > 1 else ()
+    fits = image.ndim == axes + len(several) and image.dtype == dtype and image.shape[axes:] == several
     if not fits or 0 in image.shape:
-        axes = {
-            ("rgb8", 3): "(H, W, 3)",
-            ("rgb8", 4): "(D, H, W, 3)",
-            ("float", 2): "(H, W)",
-            ("float", 3): "(D, H, W)",
-        }
+        names = ", ".join([*"DHW"[3 - axes :], *map(str, several)])
         raise UserError(
             f"image is {image.dtype} {image.shape}, but a model of kind {image_kind!r} takes "
-            f"{dtype} {axes[image_kind, ndim]}: convert it as the training data was"
+            f"{dtype} ({names}): convert it as the training data was"
         )

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from rwkvctl.base.errors import JobFailedError, UserError
+from rwkvctl.data.images import normalise
 from rwkvctl.models.bundle import BundleInfo
 
 ENDING = ".onnx"
@@ -38,8 +39,9 @@ class Runs(Protocol):
 
     info: BundleInfo
 
-    def run(self, images: NDArray[Any], window: tuple[float, float] = SCALED) -> tuple[Ids, Logits]:
-        """Ids (N, H, W) and logits (N, classes, h, w) of images uint8 (N, H, W, 3) or slices float32 (D, H, W)."""
+    def run(self, images: NDArray[Any], *, raw: bool = False) -> tuple[Ids, Logits]:
+        """Ids (N, H, W) and logits (N, classes, h, w) of images uint8 (N, H, W, 3) or slices float32 (D, H, W[, C]),
+        which are normalised already, or by the file's own rule."""
 
 
 class OnnxModel:
@@ -48,11 +50,10 @@ class OnnxModel:
     def __init__(self, path: Path, session: Any, info: BundleInfo):
         self.path, self.session, self.info = path, session, info
 
-    def run(self, images: NDArray[Any], window: tuple[float, float] = SCALED) -> tuple[Ids, Logits]:
+    def run(self, images: NDArray[Any], *, raw: bool = False) -> tuple[Ids, Logits]:
         """See `Runs`. JobFailedError where onnxruntime gives up, for want of memory say."""
         feed = {"image": np.ascontiguousarray(images)}
-        if self.info.image_kind == "float":
-            feed["window"] = np.asarray(window, np.float32)
+        feed |= numbers(self.info, raw=raw)
         try:
             ids, logits = self.session.run(["ids", "logits"], feed)
         except Exception as error:  # onnxruntime's own have no common base
@@ -65,6 +66,21 @@ class OnnxModel:
         import onnxruntime
 
         return f"{self.session.get_providers()[0]} of onnxruntime {onnxruntime.__version__}"
+
+
+def takes_window(info: BundleInfo) -> bool:
+    """Whether a file's second input is `window`, the two ends of the only channel's range, and not `scaling`."""
+    rules = normalise.rules_of(info.intensity) or []
+    return info.channels == 1 and all(rule.is_range for rule in rules)
+
+
+def numbers(info: BundleInfo, *, raw: bool) -> dict[str, NDArray[np.float32]]:
+    """What a file is given beside the images: numbers that leave normalised values as they are, or NaN for its own."""
+    if info.image_kind == "rgb8":
+        return {}
+    name, own = ("window", SCALED) if takes_window(info) else ("scaling", [normalise.AS_GIVEN[:4]] * info.channels)
+    given = np.asarray(own, np.float32)
+    return {name: np.full_like(given, np.nan) if raw else given}
 
 
 def is_file(reference: str | os.PathLike[str]) -> bool:

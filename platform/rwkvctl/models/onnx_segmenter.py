@@ -23,6 +23,7 @@ from rwkvctl.models.segmenting import (
     check_square,
     check_values,
     float16_in_memory,
+    is_volume,
     not_seen,
     number_of_classes,
 )
@@ -58,8 +59,8 @@ class OnnxSegmenter:
         kept: Callable[[tuple[int, ...]], NDArray[np.float16]] = float16_in_memory,
     ) -> Segmented:
         """See `segmenting.MakesMasks`."""
-        is_volume = image.ndim == 3 and self.info.image_kind == "float"
-        slices = image if is_volume else image[...][None]
+        of_slices = is_volume(self.info, image)
+        slices = image if of_slices else image[...][None]
         classes, native = number_of_classes(self.info), slices.shape[1:3]
         likely = kept((classes, len(slices), *native)) if self.options.probabilities else None
         mask, certainty = np.empty((len(slices), *native), np.uint8), Certainty(classes)
@@ -77,12 +78,12 @@ class OnnxSegmenter:
             certainty.see(mean, mask[part])
             seen(len(some))
         found = Segmented(mask, likely, certainty.result())
-        if not is_volume:
+        if not of_slices:
             found = Segmented(mask[0], None if likely is None else likely[:, 0], found.sureness)
         return found._replace(mask=self.options.clean_up(found.mask))
 
     def mean_probabilities(self, slices: NDArray[Any]) -> Floats:
-        """float32 (N, classes, H, W) of images uint8 (N, H, W, 3) or slices float32 (N, H, W), at their own size."""
+        """float32 (N, classes, H, W) of images uint8 (N, H, W, 3) or slices float32 (N, H, W[, C]), at their size."""
         native = slices.shape[1:3]
         total = np.zeros((len(slices), number_of_classes(self.info), *native), np.float32)
         views = 0

@@ -14,7 +14,8 @@ from PIL import Image
 from rwkvctl.base.errors import JobFailedError, UserError
 from rwkvctl.base.files import atomic_open, write_bytes
 from rwkvctl.base.on_disk import array_on_disk
-from rwkvctl.data.images import deep, tiff_stack
+from rwkvctl.data.images import deep, normalise, tiff_stack
+from rwkvctl.models import predict_channels
 from rwkvctl.models.bundle import BundleInfo
 from rwkvctl.models.predict_form import Form
 from rwkvctl.models.predict_inputs import input_files, read_input
@@ -66,6 +67,8 @@ class Opened(NamedTuple):
     scan: OpenScan | None
     calibration: dict[int, Any] | None = None
     """Of a TIFF of several pages, which its mask becomes too."""
+    axes_of_slices: int = 3
+    """Of what is a volume: 3, or 4 of several channels."""
 
     @property
     def write(self) -> Callable[[Path, NDArray[np.uint8]], object]:
@@ -77,13 +80,13 @@ class Opened(NamedTuple):
     @property
     def bytes(self) -> int:
         """That it takes in memory, the mask that is to be made included."""
-        every = [volume.stored for volume in self.scan.volumes] if self.scan else self.volumes
-        return sum(int(np.prod(held.shape)) * (held.dtype.itemsize + 1) for held in every)
+        every = self.scan.volumes if self.scan else self.volumes
+        return sum(int(np.prod(held.shape)) + getattr(held, "nbytes", 0) for held in every)
 
     @property
     def slices(self) -> int:
         """That the network sees."""
-        return sum(len(each) if each.ndim == 3 and each.dtype == np.float32 else 1 for each in self.volumes)
+        return sum(len(each) if each.ndim == self.axes_of_slices else 1 for each in self.volumes)
 
 
 class Masked(NamedTuple):
@@ -121,8 +124,10 @@ def plan(
     models that have no rule of their own.
     """
     if window is not None and info.intensity is not None:
-        raise UserError(f"--range: the model has a rule of its own (clip to {info.intensity['clip']}); leave it out")
-    files = input_files(inputs)
+        clip = normalise.only_range(info.intensity)
+        own = "one a channel" if clip is None else f"clip to {list(clip)}"
+        raise UserError(f"--range: the model has a rule of its own ({own}); leave it out")
+    files = predict_channels.cases(input_files(inputs), info)
     form.check(files, info)
     return Planned(files, checked_targets(files, info, out, overwrite=overwrite, replaceable=replaceable, form=form))
 
@@ -148,12 +153,15 @@ def predict_one(
 
 def read(info: BundleInfo, path: Path, target: Path, window: deep.Range | None = None, form: Form = Form()) -> Opened:
     """A file as the model takes it; UserError for what it cannot be."""
+    axes = 4 if info.channels > 1 else 3
+    if info.image_kind == "rgb8":
+        axes = 5  # none: each picture is segmented on its own
     if is_scan(path):
         scan = open_scan(path, info, form)
-        return Opened(path, target, scan.volumes, scan.note, scan)
+        return Opened(path, target, scan.volumes, scan.note, scan, axes_of_slices=axes)
     given = read_input(path, info, window)
-    volumes = list(given.values) if given.values.ndim == 4 else [given.values]
-    return Opened(path, target, volumes, given.note, None, given.calibration)
+    volumes = list(given.values) if given.values.dtype == np.uint8 and given.values.ndim == 4 else [given.values]
+    return Opened(path, target, volumes, given.note, None, given.calibration, axes)
 
 
 def segment(

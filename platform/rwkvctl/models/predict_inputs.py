@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 
 from rwkvctl.base.errors import UserError
 from rwkvctl.data.convert.sources import natural_key
-from rwkvctl.data.images import deep, intensity, itk, tiff_stack
+from rwkvctl.data.images import deep, intensity, itk, normalise, tiff_stack
 from rwkvctl.data.images import files as image_files
+from rwkvctl.models import predict_channels
 from rwkvctl.models.bundle import BundleInfo
 from rwkvctl.models.predict_scans import is_scan
 
@@ -36,7 +37,8 @@ ALONE = "scaled by the percentiles of this slice; the model's training data were
 
 
 class Given(NamedTuple):
-    """uint8 (H, W, 3), or float32 (H, W) or (D, H, W) in [0, 1]; and what a person should know of how it was read."""
+    """uint8 (H, W, 3), or float32 (H, W[, C]) or (D, H, W[, C]) as the model's rule makes them; and what a person
+    should know of how it was read."""
 
     values: Values
     """Of a TIFF of several pages in colour uint8 (N, H, W, 3)."""
@@ -101,6 +103,8 @@ def array_shape(path: Path) -> tuple[int, ...] | None:
 
 def read_input(path: Path, info: BundleInfo, window: deep.Range | None = None) -> Given:
     """A file as the model's kind of image; UserError for what it cannot be. `window` is a range that was stated."""
+    if info.image_kind == "float" and info.channels > 1 and path.suffix.lower() not in ARRAYS:
+        return Given(predict_channels.read_pictures(path, info))
     try:
         data = path.read_bytes()
         if path.suffix.lower() in ARRAYS and not data.startswith((_NPY, _HDF5)):
@@ -117,6 +121,9 @@ def decode(data: bytes, info: BundleInfo, window: deep.Range | None = None) -> G
     """The content of a picture or an array as the model's kind of image; UserError for what it cannot be."""
     if data.startswith((_NPY, _HDF5)):
         return _from_array(_read_array(data), info, window)
+    if info.image_kind == "float" and info.channels > 1:
+        words = predict_channels.in_words(info)
+        raise UserError(f"is one picture, and the model takes {words}; give them as .npy (H, W, {info.channels})")
     try:
         return _from_picture(data, info, window)
     except image_files.NoRange as error:
@@ -176,7 +183,7 @@ def _note(checked: image_files.Checked) -> str:
 
 def _rule(info: BundleInfo) -> deep.Range | None:
     """The range of a model of images of more than 8 bits."""
-    clip = info.intensity["clip"] if info.intensity else None
+    clip = normalise.only_range(info.intensity)
     return None if clip is None or isinstance(clip[0], str) or isinstance(clip[1], str) else (clip[0], clip[1])
 
 
@@ -213,6 +220,8 @@ def _read_array(data: bytes) -> Values:
 
 
 def _from_array(array: Values, info: BundleInfo, window: deep.Range | None) -> Given:
+    if info.image_kind == "float" and info.channels > 1:
+        return Given(_channels_of_array(array, info))
     if info.image_kind == "rgb8" and array.ndim == 3 and array.shape[-1] == 1:
         array = array[..., 0]
     colour = array.ndim == 3 and array.shape[-1] == 3
@@ -224,12 +233,29 @@ def _from_array(array: Values, info: BundleInfo, window: deep.Range | None) -> G
     if info.image_kind == "float":
         if colour and min(array.shape[:2]) > 16:
             raise UserError(f"is a colour picture {array.shape}, not a volume (D, H, W); the model takes one channel")
-        by_statistics = info.intensity is not None and any(isinstance(bound, str) for bound in info.intensity["clip"])
+        by_statistics = not all(rule.is_fixed for rule in normalise.rules_of(info.intensity) or ())
         alone = array.ndim == 2 and by_statistics and not _in_unit(float(array.min()), float(array.max()))
         return Given(_unit(array, info, window, is_array=True), ALONE if alone else "")
     if array.dtype != np.uint8:
         array = np.rint(_unit(array, info, window, is_array=True) * np.float64(255)).clip(0, 255).astype(np.uint8)
     return Given(np.ascontiguousarray(array if colour else np.repeat(array[..., None], 3, axis=2)))
+
+
+def _channels_of_array(array: Values, info: BundleInfo) -> NDArray[np.float32]:
+    """(H, W, C) or (D, H, W, C): in [0, 1] as it is, if that is what the model's rules make, else by these."""
+    count = info.channels
+    if array.ndim not in (3, 4) or array.shape[-1] != count or array.dtype.kind not in "uif" or 0 in array.shape:
+        raise UserError(
+            f"must be numbers of shape (H, W, {count}) or (D, H, W, {count}), is {array.dtype} {array.shape}; the "
+            f"model takes {predict_channels.in_words(info)}, which come last"
+        )
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise UserError("holds NaN or infinite values; replace them")
+    rules = normalise.rules_of(info.intensity) or []
+    in_unit = array.dtype != np.uint8 and _in_unit(float(array.min()), float(array.max()))
+    if in_unit and all(rule.is_range and not _of_unit(rule.clip) for rule in rules):
+        return array.astype(np.float32)
+    return predict_channels.normalised(list(np.moveaxis(array, -1, 0)), info)
 
 
 def _unit(values: Values, info: BundleInfo, window: deep.Range | None, *, is_array: bool) -> NDArray[np.float32]:
@@ -238,7 +264,10 @@ def _unit(values: Values, info: BundleInfo, window: deep.Range | None, *, is_arr
     if is_float and not np.isfinite(values).all():
         raise UserError("holds NaN or infinite values; replace them")
     low, high = float(values.min()), float(values.max())
-    clip = window or (info.intensity["clip"] if info.intensity else None)
+    rules = normalise.rules_of(info.intensity)
+    if rules and not rules[0].is_range:
+        return predict_channels.normalised([values], info)
+    clip = window or normalise.only_range(info.intensity)
     if _in_unit(low, high) and (is_array or is_float) and not _of_unit(clip):
         return values.astype(np.float32)
     if values.dtype == np.uint8:

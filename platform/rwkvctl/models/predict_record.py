@@ -10,6 +10,7 @@ import hashlib
 import json
 import platform
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -99,14 +100,14 @@ class Record:
             "failed": [{"input": path, "reason": reason} for path, reason in self.failed.items()],
         }
 
-    def is_whole(self, path: Path, target: Path, *others: Path) -> bool:
-        """Whether a mask is there as it was made, of the file as it is now, and other files beside it."""
+    def is_whole(self, sources: Sequence[Path], target: Path, *others: Path) -> bool:
+        """Whether a mask is there as it was made, of its input's files as they are now, and other files beside it."""
         made = self.made.get(name_of(target))
         return (
             made is not None
             and all(file.is_file() for file in (target, *others))
             and sha256_file(target) == made.mask_sha256
-            and sha256_of(path) == made.input_sha256
+            and sha256_of(*sources) == made.input_sha256
         )
 
     def go_on(self) -> None:
@@ -130,12 +131,13 @@ def sureness_of(made: Made) -> Sureness:
     return Sureness([*made.predicted_dsc.values()], made.entropy)
 
 
-def sha256_of(path: Path) -> str:
-    """Of a file; of a folder, over the names and contents of its files."""
-    if not path.is_dir():
+def sha256_of(path: Path, *others: Path) -> str:
+    """Of a file; of a folder, or of the files of several channels, over the names and contents of the files."""
+    if not path.is_dir() and not others:
         return sha256_file(path)
     total = hashlib.sha256()
-    for file in sorted(each for each in path.iterdir() if each.is_file()):
+    files = (path, *others) if others else sorted(each for each in path.iterdir() if each.is_file())
+    for file in files:
         total.update(f"{as_text(file.name)}\0{sha256_file(file)}\0".encode())
     return total.hexdigest()
 

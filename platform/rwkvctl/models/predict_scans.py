@@ -13,20 +13,24 @@ from numpy.typing import NDArray
 
 from rwkvctl.base.errors import UserError
 from rwkvctl.base.files import atomic_open
-from rwkvctl.data.images import grid, intensity, itk
+from rwkvctl.data.images import grid, intensity, itk, normalise
+from rwkvctl.data.images.normalise import NormalSlices
+from rwkvctl.models import predict_channels
 from rwkvctl.models.bundle import BundleInfo
 from rwkvctl.models.predict_form import Form
 from rwkvctl.models.segmenting import MakesMasks
 
 NIFTI = (".nii.gz", ".nii")
 Ids = NDArray[np.uint8]
+WriteDicom = Callable[[tuple[Path, ...], Path, Ids], None]
 
 
 class OpenScan(NamedTuple):
     """A scan as the model takes it, and what is kept of it for its mask."""
 
-    volumes: list[intensity.ScaledSlices]
-    """Each (D, H, W), the axes turned to the model's; several of a 4-D file."""
+    volumes: Sequence[intensity.ScaledSlices | NormalSlices]
+    """Each (D, H, W), or (D, H, W, C) for a model of several channels, the axes turned to the model's; several of a 4-D
+    file."""
     geometry: dict[str, Any]
     """The way back to the file's axes, see `grid.geometry`."""
     voxel_ml: float | None
@@ -85,11 +89,17 @@ def open_scan(path: Path, info: BundleInfo, form: Form = Form()) -> OpenScan:
         raise UserError(
             f"input {path}: the model's orientation {info.orientation!r} is unknown; export the model again"
         )
+    clip = normalise.only_range(info.intensity)
     with one_line(path):
+        if clip is None or info.channels > 1:
+            return _open_channels(path, info, form)
         if path.name.lower().endswith(NIFTI):
-            return _open_nifti(path, info.orientation, info.intensity["clip"])
-        write_dicom = partial(form.write, info.classes) if form.is_dicom else None
-        return _open_itk(path, info.orientation, info.intensity["clip"], write_dicom)
+            return _open_nifti(path, info.orientation, clip)
+        return _open_itk(path, info.orientation, clip, _write_dicom(info, form))
+
+
+def _write_dicom(info: BundleInfo, form: Form) -> WriteDicom | None:
+    return partial(form.write, info.classes) if form.is_dicom else None
 
 
 @contextmanager
@@ -113,25 +123,89 @@ def _open_nifti(path: Path, orientation: str, clip: tuple[intensity.Bound, inten
     from rwkvctl.data.images import nifti
 
     scan = nifti.read_stored(on_disk(path), several=True)
-
-    def write(target: Path, ids: Ids, header: Any = scan.header) -> None:  # holds the header alone
-        with atomic_open(target) as file:
-            nifti.write_like(file, header, ids, gzipped=target.name.lower().endswith(".gz"))
-
+    write = partial(_write_nifti, scan.header)
     every = [(volume.voxels, volume.window(*clip)) for volume in scan.volumes]
     return _opened(every, scan.grid, orientation, write, scan.rescaled)
+
+
+def _write_nifti(header: Any, target: Path, ids: Ids) -> None:
+    from rwkvctl.data.images import nifti
+
+    with atomic_open(target) as file:
+        nifti.write_like(file, header, ids, gzipped=target.name.lower().endswith(".gz"))
 
 
 def _open_itk(
     path: Path,
     orientation: str,
     clip: tuple[intensity.Bound, intensity.Bound],
-    write_dicom: Callable[[tuple[Path, ...], Path, Ids], None] | None,
+    write_dicom: WriteDicom | None,
 ) -> OpenScan:
     scan = itk.read(path)
     window = intensity.window(scan.voxels, *clip)
     write = partial(write_dicom, scan.files) if write_dicom else partial(itk.write, scan.place)
     return _opened([(scan.voxels, window)], scan.grid, orientation, write, np.asarray)
+
+
+class _Channel(NamedTuple):
+    """One channel [x, y, z], or [x, y, z, t] of a 4-D file, as it is stored, and how a mask is written beside it."""
+
+    voxels: NDArray[Any]
+    grid: grid.Grid
+    rescaled: Callable[[NDArray[Any]], NDArray[Any]]
+    write: Callable[[Path, Ids], None]
+
+
+def _open_channels(path: Path, info: BundleInfo, form: Form) -> OpenScan:
+    """A case by the rules of its channels, which are files on one grid, or the volumes of one 4-D file."""
+    files, rules = predict_channels.files_of(path, info), normalise.rules_of(info.intensity)
+    assert rules is not None
+    assert info.orientation is not None
+    first = _read_channel(files[0], info, form)
+    layout, voxels, notes = grid.layout(first.grid, info.orientation), [first.voxels], list(first.grid.notes)
+    rescaled = [first.rescaled]
+    if len(files) == 1 and first.voxels.ndim == 4:
+        voxels = list(np.moveaxis(first.voxels, -1, 0))
+        rescaled *= len(voxels)
+    for file in files[1:]:
+        own = _read_channel(file, info, form)
+        voxels.append(grid.aligned(file, own.grid, path, first.grid).on_image(own.voxels))
+        rescaled.append(own.rescaled)
+    several = info.channels == 1 and len(voxels) > 1
+    if len(voxels) != info.channels and not several:
+        raise UserError(
+            f"input {path}: has {len(voxels)} channel{'s' if len(voxels) > 1 else ''}, and the model takes "
+            f"{predict_channels.in_words(info)}; call its files CASE_0000, CASE_0001, ..."
+        )
+    turned = [grid.turned(each, first.grid, layout) for each in voxels]
+    parts = [slice(n, n + 1) for n in range(len(turned))] if several else [slice(None)]
+    volumes = [_normalised(rules, turned[part], rescaled[part]) for part in parts]
+    if several:
+        notes.insert(0, f"{len(volumes)} volumes, each segmented on its own")
+    ml = None if several else float(np.prod(first.grid.spacing)) / 1000
+    return OpenScan(volumes, grid.geometry(first.grid, layout), ml, "; ".join(notes), first.write)
+
+
+def _normalised(
+    rules: Sequence[normalise.Rule],
+    channels: Sequence[NDArray[Any]],
+    rescaled: Sequence[Callable[[NDArray[Any]], NDArray[Any]]],
+) -> NormalSlices:
+    values = [numbers(each) for numbers, each in zip(rescaled, channels, strict=True)]
+    return NormalSlices(channels, normalise.settled(rules, values), rescaled)
+
+
+def _read_channel(path: Path, info: BundleInfo, form: Form) -> _Channel:
+    from rwkvctl.data.convert.sources import on_disk
+    from rwkvctl.data.images import nifti
+
+    if path.name.lower().endswith(NIFTI):
+        stored = nifti.read_stored(on_disk(path), several=True)
+        return _Channel(stored.voxels, stored.grid, stored.rescaled, partial(_write_nifti, stored.header))
+    scan = itk.read(path)
+    write_dicom = _write_dicom(info, form)
+    write = partial(write_dicom, scan.files) if write_dicom else partial(itk.write, scan.place)
+    return _Channel(scan.voxels, scan.grid, np.asarray, write)
 
 
 def _opened(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rwkvctl.base.errors import UserError
 from rwkvctl.data.images import tiff_stack
-from rwkvctl.models import predict_scans
+from rwkvctl.models import predict_channels, predict_scans
 from rwkvctl.models.bundle import BundleInfo
 from rwkvctl.models.predict_form import Form
 from rwkvctl.models.predict_inputs import array_shape
@@ -21,12 +21,14 @@ from rwkvctl.models.predict_scans import is_scan
 def mask_name(path: Path, info: BundleInfo, form: Form = Form()) -> str:
     """The name of an input's mask: a scan's own; `.tif` for a TIFF of several pages; `.npy` for another volume's;
     `.png` for every other."""
+    path = path.with_name(predict_channels.case_name(path, info)) if not path.is_dir() else path
     if is_scan(path):
         return predict_scans.mask_name(path, form)
     if tiff_stack.page_count(path) > 1:
         return f"{path.stem}.tif"
     shape = array_shape(path) if info.image_kind == "float" else None
-    return f"{path.stem}.{'npy' if shape is not None and len(shape) == 3 else 'png'}"
+    volume = 4 if info.channels > 1 else 3
+    return f"{path.stem}.{'npy' if shape is not None and len(shape) == volume else 'png'}"
 
 
 def probabilities_of(target: Path) -> Path:

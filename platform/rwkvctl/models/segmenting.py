@@ -15,7 +15,7 @@ from rwkvctl.models.clean_up import cleaned_up
 from rwkvctl.models.sureness import Sureness
 
 Views = Literal["none", "flips", "rotations"]
-TOLD_APART = ("classes", "image_kind", "channels", "intensity", "orientation")
+TOLD_APART = ("classes", "image_kind", "channels", "channel_names", "intensity", "orientation")
 """What must be the same for models that are asked the same question."""
 
 
@@ -95,7 +95,7 @@ class MakesMasks(Protocol):
         seen: Callable[[int], None] = not_seen,
         kept: Callable[[tuple[int, ...]], NDArray[np.float16]] = float16_in_memory,
     ) -> Segmented:
-        """Of uint8 (H, W, 3), or float32 (H, W) or (D, H, W) in [0, 1].
+        """Of uint8 (H, W, 3), or float32 (H, W[, C]) or (D, H, W[, C]) as the model's rule makes them.
 
         seen: is told how many slices were segmented, each time.
         kept: makes the array that is filled with the probabilities (classes, D, H, W), in memory or elsewhere.
@@ -105,6 +105,11 @@ class MakesMasks(Protocol):
 def check_values(images: NDArray[Any]) -> None:
     if images.dtype != np.uint8 and not np.isfinite(images).all():
         raise UserError("image holds NaN or infinite values: replace them before segmenting it")
+
+
+def is_volume(info: BundleInfo, image: Volume) -> bool:
+    """Whether the first axis of a model's input are slices: of (D, H, W), or (D, H, W, C) of several channels."""
+    return info.image_kind == "float" and image.ndim == (4 if info.channels > 1 else 3)
 
 
 def number_of_classes(info: BundleInfo) -> int:

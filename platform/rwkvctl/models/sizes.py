@@ -23,6 +23,6 @@ def _sizes(model: str, image_size: int, data: str) -> dict[str, float]:
 
     spec, manifest = ModelSpec.model_validate_json(model), Manifest.load(data)
     with torch.device("meta"):
-        network = build.segmentation_network(spec, manifest.classes)
+        network = build.segmentation_network(spec, manifest.classes, manifest.channels)
     macs = build.macs(network, spec.name, (manifest.channels, image_size, image_size))
     return {"parameters": count_parameters(network), "macs_paper": macs.paper, "macs_true": macs.true}

@@ -58,12 +58,19 @@ def _side_by_side(
 
 
 def to_rgb(image: NDArray[Any]) -> NDArray[np.uint8]:
-    """uint8 (H, W, 3); float slices are stretched from their least to their greatest value."""
+    """uint8 (H, W, 3); float slices (H, W), or the first channel of (H, W, C), are stretched from their least to their
+    greatest value."""
     if image.dtype == np.uint8 and image.ndim == 3:
         return image
+    image = shown_channel(image, 1 if image.ndim == 2 else image.shape[-1])
     low, high = float(np.nanmin(image)), float(np.nanmax(image))
     grey = np.nan_to_num((image - low) / (high - low or 1.0)) * 255
     return np.repeat(grey.round().astype(np.uint8)[..., None], 3, axis=2)
+
+
+def shown_channel(image: NDArray[Any], channels: int) -> NDArray[Any]:
+    """What a picture shows of an image or a volume whose last axis are `channels`: the first; all of a photograph."""
+    return image[..., 0] if channels > 1 and image.dtype != np.uint8 else image
 
 
 def enlargement(shape: tuple[int, ...], min_side: int = MIN_SIDE) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from rwkvctl.pictures.overlays import contours, enlarged, enlargement, to_rgb
+from rwkvctl.pictures.overlays import contours, enlarged, enlargement, shown_channel, to_rgb
 from rwkvctl.pictures.palette import palette
 
 LARGEST_SIDE = 768
@@ -75,11 +75,13 @@ def slice_of(key: str, image: NDArray[Any], truth: Ids, pred: Ids) -> Slice:
 
 
 def stack_of(key: str, image: NDArray[Any], truth: Ids, pred: Ids) -> Stack:
-    """image: float (D, H, W), of which only the slices that are shown are read."""
+    """image: float (D, H, W[, C]), of which only the slices that are shown are read, and the first channel."""
     step = -(-len(truth) // MOST_SLICES)
     zs = list(range(0, len(truth), step))
     size = smaller(truth.shape[1:], LARGEST_SLICE)
-    grey = np.stack([resized(np.asarray(image[z], np.float32), size, cv2.INTER_AREA) for z in zs])
+    channels = 1 if image.ndim == 3 else image.shape[-1]
+    planes = (np.asarray(shown_channel(image[z], channels), np.float32) for z in zs)
+    grey = np.stack([resized(plane, size, cv2.INTER_AREA) for plane in planes])
     low, high = np.nanpercentile(grey, [0.5, 99.5])
     scaled = np.nan_to_num((grey - low) / (high - low or 1.0)).clip(0, 1) * 255
     ids = [np.stack([resized(each[z], size, cv2.INTER_NEAREST_EXACT) for z in zs]) for each in (truth, pred)]

@@ -15,6 +15,7 @@ import timm
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from rwkv_unet import RWKVUNet, RWKVUNetEncoder, load_official_state_dict
@@ -90,8 +91,13 @@ def source_sha256(reference: str, spec: FinetuneSpec) -> str:
 
 
 def load(model: nn.Module, run_dir: Path) -> None:
-    """Start `model.encoder` from the weights that `prepare_encoder_weights` wrote."""
-    model.get_submodule("encoder").load_state_dict(load_file(run_dir / FILE_NAME))
+    """Start `model.encoder` from the weights that `prepare_encoder_weights` wrote, for colours; to other channels the
+    first convolution is adapted as timm does: its weights are repeated, and scaled by 3 / channels."""
+    encoder, given = model.get_submodule("encoder"), load_file(run_dir / FILE_NAME)
+    for name, own in encoder.state_dict().items():
+        if given[name].ndim == own.ndim == 4 and own.shape[1] != given[name].shape[1] == 3:
+            given[name] = adapt_input_conv(own.shape[1], given[name])
+    encoder.load_state_dict(given)
 
 
 def _fill(encoder: nn.Module, reference: str, spec: FinetuneSpec) -> Loaded:

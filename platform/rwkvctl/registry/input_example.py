@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rwkvctl.models import onnx_model
 from rwkvctl.models.bundle import BundleInfo
 
 PLAIN, SERVING = "input_example.json", "serving_input_example.json"
@@ -30,7 +31,7 @@ def add(model: Path, info: BundleInfo) -> None:
 
 
 def example(info: BundleInfo) -> str:
-    """The base64 of a PNG of black, or of the `.npy` of one slice of zeros."""
+    """The base64 of a PNG of black, or of the `.npy` of one slice: zeros, or a ramp where the rule needs contrast."""
     height, width = (info.image_size, info.image_size) if isinstance(info.image_size, int) else info.image_size
     if info.image_kind == "rgb8":
         import cv2
@@ -39,5 +40,9 @@ def example(info: BundleInfo) -> str:
         assert done
         return base64.b64encode(content.tobytes()).decode()
     buffer = io.BytesIO()
-    np.save(buffer, np.zeros((1, height, width), np.float32), allow_pickle=False)
+    several = (info.channels,) if info.channels > 1 else ()
+    values = np.zeros((1, height, width, *several), np.float32)
+    if not onnx_model.takes_window(info):
+        values.reshape(height, width, -1)[:] += np.arange(width)[:, None]
+    np.save(buffer, values, allow_pickle=False)
     return base64.b64encode(buffer.getvalue()).decode()

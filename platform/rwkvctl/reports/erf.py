@@ -57,13 +57,8 @@ def images(data: Path | None, count: int, size: int) -> Tensor:
         return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(0))
     manifest = Manifest.load(data)
     cases = itertools.islice(iter_cases(manifest, split=None, part="test"), count)
-    slices = [case.image if manifest.image_kind == "rgb8" else middle(case.image) for case in cases]
+    slices = [case.image if case.mask.ndim == 2 else case.image[len(case.image) // 2] for case in cases]
     return torch.cat([to_input(torch.from_numpy(resize_batch(image[None], (size, size))), "cpu") for image in slices])
-
-
-def middle(image: NDArray[Any]) -> NDArray[Any]:
-    """A slice, or the middle slice of a volume."""
-    return image if image.ndim == 2 else image[len(image) // 2]
 
 
 def receptive_field(model: nn.Module, images: Tensor) -> ReceptiveField:

@@ -87,7 +87,7 @@ def load(
     network, info = bundle.load(folder, device, kind="segmentation")
     network = fuse_for_inference(network)
     height, width = info.image_size if isinstance(info.image_size, tuple) else (info.image_size, info.image_size)
-    shape = (3 if info.image_kind == "rgb8" else 1, height, width)
+    shape = (info.channels, height, width)
     batched = Batched(network, useful_sizes(network, shape, batch, same_bits=same_bits)).eval()
     version = exact.rpartition("/")[2] if exact.startswith("models:/") else info.weights_sha256[:12]
     return Served(reference, exact, version, Segmenter([Member(batched, info)]), batched)

@@ -54,6 +54,7 @@ def prepare(
     masks: str | None = None,
     annotator: str | None = None,
     split_from: str | None = None,
+    intensity: str | None = None,
     allow_partial: bool = False,
     overwrite: bool = False,
     workers: int | None = None,
@@ -88,6 +89,7 @@ def prepare(
         masks=masks,
         annotator=annotator,
         split_from=split_from,
+        intensity=intensity,
     )
     with open_sources(sources) as source:
         _refuse_bad_out(out, source.paths, overwrite)
@@ -96,6 +98,7 @@ def prepare(
         problems.raise_if_any()  # what names alone tell is not said after minutes of reading
         planned_splits(plan)
         plan = pixel_range.settled(plan, form.DATASET, options)
+        plan = plan.settle(plan) if plan.settle else plan
         with _whole_or_nothing(out, overwrite) as folder:
             jobs = layout(plan, options, folder)
             _remove_other_files(folder, jobs)
@@ -386,6 +389,9 @@ def _content(
         "mask_rule": plan.mask_rule,
         "intensity": plan.intensity,
         "orientation": plan.orientation,
+        **({"channel_names": list(plan.channel_names)} if plan.channel_names else {}),
+        **({"channel_files": list(plan.channel_files)} if plan.channel_files else {}),
+        **({"regions": [dict(region) for region in plan.regions]} if plan.regions else {}),
         "counts": {"samples": len(records), "labeled": sum(record.labeled for record in records)},
         "excluded": plan.excluded,
         "duplicates": found.model_dump(),

@@ -21,6 +21,7 @@ from rwkvctl.data.convert.prepare import options_of, planned_splits
 from rwkvctl.data.convert.sources import open_sources
 from rwkvctl.data.images.files import decode_rgb
 from rwkvctl.data.store.contact_sheet import sheet_of, tile
+from rwkvctl.pictures.overlays import shown_channel
 
 MOST_READ = 60
 """Samples that are read, evenly spread over the data set."""
@@ -61,6 +62,7 @@ def rehearse(format_name: str, sources: Sequence[Path | str], out: Path | str, *
         problems = Problems(str(source), lenient=options.allow_partial)
         plan = form.plan(source, options, problems)
         plan = pixel_range.settled(plan, form.DATASET, options)
+        plan = plan.settle(plan) if plan.settle and not problems.found else plan
         items = [(part, item) for part, own in plan.parts.items() for item in own]
         samples = _samples(plan, items, problems)
         splits = {} if problems.found else planned_splits(plan)
@@ -80,7 +82,9 @@ def rehearse(format_name: str, sources: Sequence[Path | str], out: Path | str, *
         warnings=[*plan.warnings, *(f"{n} of {len(samples)} images: {note}" for note, n in sorted(notes.items()))],
         excluded=[*plan.excluded, *problems.excluded],
         problems=by_kind(dict.fromkeys(problems.found)),
-        sheet=sheet_of([own for sample in _spread(samples, SHOWN) for own in _tiles(sample)]) if samples else b"",
+        sheet=sheet_of([own for sample in _spread(samples, SHOWN) for own in _tiles(sample, plan.channels)])
+        if samples
+        else b"",
     )
 
 
@@ -121,10 +125,11 @@ def _shares(samples: Sequence[Sample]) -> list[float]:
     return [round(float(share), 6) for share in total / max(1, total.sum())]
 
 
-def _tiles(sample: Sample) -> list[NDArray[np.uint8]]:
+def _tiles(sample: Sample, channels: int) -> list[NDArray[np.uint8]]:
     """The image, and the image with the outlines of its classes."""
     image = next(_decoded(kind, sample.members[kind]) for kind in ("jpg", "png", "image.npy") if kind in sample.members)
     mask = next((_decoded(k, sample.members[k]) for k in ("mask.png", "mask.npy") if k in sample.members), None)
+    image = shown_channel(image, channels)
     return [tile(image, None), tile(image, mask)]
 
 

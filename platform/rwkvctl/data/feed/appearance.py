@@ -1,7 +1,8 @@
 """How an image looks, changed at random: noise, blur, brightness, contrast, resolution, gamma, colour. Masks stay.
 
 Steps and their order are those of nnU-Net (Isensee et al., Nature Methods 2021; `nnUNetTrainer`), then colour. Pixels
-are float32 (C, H, W) of the range 0..1 and stay within it; all channels are changed alike.
+are float32 (C, H, W) of the range 0..1 and stay within it. The channels of a photograph are changed alike; those of
+other images each by itself, as nnU-Net does.
 """
 
 from __future__ import annotations
@@ -20,16 +21,19 @@ Step = Callable[[torch.Tensor, SegmentationAugment, np.random.Generator], torch.
 
 
 def change_appearance(image: torch.Tensor, augment: SegmentationAugment, rng: np.random.Generator) -> torch.Tensor:
-    """(C, H, W) uint8 or float32, each step with the probability of its name. Of a grey image, colour is left out.
+    """(C, H, W) uint8 or float32, each step with the probability of its name. Of what is no photograph, colour is left
+    out.
 
     A step that is switched off draws no random number, so that one more leaves the pixels of all others as they were.
     """
-    pixels = image
+    pixels, is_photo = image, image.dtype == torch.uint8
     for name, step in STEPS.items():
         probability = getattr(augment, name)
-        if not probability or (name in COLOUR and image.shape[0] == 1) or rng.random() >= probability:
+        if not probability or (name in COLOUR and not is_photo) or rng.random() >= probability:
             continue
-        pixels = step(functional.to_dtype(pixels, torch.float32, scale=True), augment, rng).clamp(0, 1)
+        values = functional.to_dtype(pixels, torch.float32, scale=True)
+        parts = [values] if is_photo else values.split(1)
+        pixels = torch.cat([step(part, augment, rng) for part in parts]).clamp(0, 1)
     if pixels.dtype == image.dtype:
         return pixels
     return pixels.mul_(255).round_().to(image.dtype)

@@ -20,7 +20,7 @@ from rwkvctl.data.store.reader import Reader, reader_for
 class Case(NamedTuple):
     """A sample at its native resolution.
 
-    image: uint8 (H, W, 3), float32 (H, W) or float32 (D, H, W), which is read slice by slice as it is used;
+    image: uint8 (H, W, 3), float32 (H, W[, C]) or float32 (D, H, W[, C]), read slice by slice as it is used;
     mask: uint8 of the same extent;
     spacing_mm: [z,] y, x or None when the source does not tell; meta: the sample's json.
     """
@@ -85,7 +85,7 @@ class Place(NamedTuple):
 
 
 class SliceBatch(NamedTuple):
-    """images uint8 (B, 3, H, W) or float32 (B, 1, H, W) at the network's size, and where each is from."""
+    """images uint8 (B, 3, H, W) or float32 (B, C, H, W) at the network's size, and where each is from."""
 
     images: torch.Tensor
     places: list[Place]
@@ -145,7 +145,7 @@ class CaseSlices(Samples):
         mask = self.reader.npy_shape(row, "mask.npy")
         if len(mask) == 2:
             return 0
-        _check_extent(self.reader.key(row), self.reader.npy_shape(row, "image.npy"), mask)
+        _check_extent(self.reader.key(row), self.reader.npy_shape(row, "image.npy")[: len(mask)], mask)
         return mask[0]
 
 

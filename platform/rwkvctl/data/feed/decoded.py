@@ -63,7 +63,9 @@ class Layout(NamedTuple):
 
     @classmethod
     def of(cls, manifest: Manifest, size: tuple[int, int]) -> Layout:
-        return cls((*size, 3), "u1", size) if manifest.image_kind == "rgb8" else cls(size, "<f4", size)
+        if manifest.image_kind == "rgb8":
+            return cls((*size, 3), "u1", size)
+        return cls((*size, manifest.channels) if manifest.channels > 1 else size, "<f4", size)
 
     @property
     def image_bytes(self) -> int:

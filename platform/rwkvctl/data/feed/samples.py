@@ -22,7 +22,7 @@ Augment = ClassificationAugment | SegmentationAugment
 
 
 class Batch(NamedTuple):
-    """images uint8 (B, 3, H, W) for rgb8 or float32 (B, 1, H, W) for float, channels last in memory;
+    """images uint8 (B, 3, H, W) for rgb8 or float32 (B, C, H, W) for float, channels last in memory;
     targets uint8 (B, H, W) masks or int64 (B,) labels; keys: the samples' ids.
 
     Of unlabeled samples: images (B, 2C, H, W) of two views each, targets int64 (B,) the turn of the second."""

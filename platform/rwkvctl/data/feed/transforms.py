@@ -75,19 +75,40 @@ def segmentation_train(size: Size, augment: SegmentationAugment | None) -> Segme
         image, mask = resize_image(image, size), resize_mask(mask, size)
         if augment is None:
             return to_tensor(image), torch.from_numpy(np.ascontiguousarray(mask))
+        image, low, span = to_unit(image)
         image = brightness_contrast(image, augment, rng)
         pair = tv_tensors.Image(to_tensor(image)), tv_tensors.Mask(torch.from_numpy(np.ascontiguousarray(mask)))
         moved, ids = _move(pair, augment, rng)
         changed = change_appearance(moved.as_subclass(torch.Tensor), augment, rng)
+        if span is not None:
+            changed = changed * span + low
         return channels_last(changed), ids.as_subclass(torch.Tensor).contiguous()
 
     return transform
+
+
+def to_unit(image: Pixels) -> tuple[Pixels, torch.Tensor | float, torch.Tensor | None]:
+    """A float image (H, W[, C]) in [0, 1], which is where augmentation changes it, and the way back: what to add, and
+    what to multiply with before, None for what lies there already.
+
+    Channels in deviations from a mean go by their own range in this image, each by itself.
+    """
+    if image.dtype == np.uint8 or (image.min() >= 0 and image.max() <= 1):
+        return image, 0.0, None
+    low = image.min(axis=(0, 1))
+    span = np.maximum(image.max(axis=(0, 1)) - low, np.float32(1e-6))
+    ends = (torch.from_numpy(np.atleast_1d(each).astype(np.float32))[:, None, None] for each in (low, span))
+    return ((image - low) / span).astype(np.float32), *ends
 
 
 def brightness_contrast(image: Pixels, augment: SegmentationAugment, rng: np.random.Generator) -> Pixels:
     """Both changed at random, or with the rest of the probability neither."""
     if rng.random() >= augment.brightness_contrast:
         return image
+    if image.dtype != np.uint8 and image.ndim == 3:  # channels that are no colours of one picture
+        always = augment.model_copy(update={"brightness_contrast": 1.0})
+        planes = [brightness_contrast(plane, always, rng) for plane in np.moveaxis(image, -1, 0)]
+        return np.stack(planes, axis=-1).astype(np.float32, copy=False)
     pixels = colour.to_float(image) if image.dtype == np.uint8 else image.astype(np.float32)
     pixels = colour.brightness(pixels, rng.uniform(1 - augment.brightness, 1 + augment.brightness))
     pixels = colour.contrast(pixels, rng.uniform(1 - augment.contrast, 1 + augment.contrast))

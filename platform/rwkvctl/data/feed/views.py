@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rwkvctl.config.specs.augment import SegmentationAugment
-from rwkvctl.data.feed.transforms import Pixels, Size, brightness_contrast, resize_image, to_tensor
+from rwkvctl.data.feed.transforms import Pixels, Size, brightness_contrast, resize_image, to_tensor, to_unit
 
 TURNS = 8
 
@@ -33,9 +33,11 @@ def two_views(image: Pixels, size: Size, augment: SegmentationAugment, rng: np.r
 
     Each view has its own brightness and contrast, always changed; only the second is turned, and never by nothing.
     """
-    small = resize_image(image, size)
+    small, low, span = to_unit(resize_image(image, size))
     always = augment.model_copy(update={"brightness_contrast": 1.0})
     first, second = (to_tensor(brightness_contrast(small, always, rng)) for _ in range(2))
     number = int(rng.integers(1, TURNS))
     views = [view.permute(1, 2, 0) for view in (first, turn(second, number))]
+    if span is not None:
+        views = [view * span[:, 0, 0] + torch.as_tensor(low)[..., 0, 0] for view in views]
     return torch.cat(views, dim=-1).permute(2, 0, 1), number  # channels last in memory

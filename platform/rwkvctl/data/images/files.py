@@ -221,11 +221,17 @@ def perceptual_hash(data: bytes) -> str:
         return str(imagehash.phash(image))
 
 
+MOST_AT_ONCE = 4
+"""Channels that OpenCV resizes at once."""
+
+
 def resize(image: NDArray[Any], size: Size) -> NDArray[Any]:
     """(H, W[, C]) to (*size[, C]): area average when it shrinks, bilinear when it grows."""
     height, width = size
     if image.shape[:2] == size:
         return image
+    if image.ndim == 3 and image.shape[2] > MOST_AT_ONCE:
+        return np.stack([resize(np.ascontiguousarray(plane), size) for plane in np.moveaxis(image, -1, 0)], axis=-1)
     shrinks = image.shape[0] * image.shape[1] > height * width
     resized: Any = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
     return resized

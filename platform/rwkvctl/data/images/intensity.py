@@ -56,6 +56,11 @@ class ScaledSlices:
         self.stored, self.low, self.high, self.rescaled = stored, low, high, rescaled
         self.shape = stored.shape
 
+    @property
+    def nbytes(self) -> int:
+        """Of what is held."""
+        return self.stored.nbytes
+
     def __len__(self) -> int:
         return len(self.stored)
 

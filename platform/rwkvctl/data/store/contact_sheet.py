@@ -35,7 +35,8 @@ def sheet_of(tiles: list[NDArray[np.uint8]]) -> bytes:
 
 def _tile(manifest: Manifest, reader: Reader, row: int) -> NDArray[np.uint8]:
     labelled = reader.has(row, "mask.png") or reader.has(row, "mask.npy")
-    return tile(reader.image(row), reader.mask(row) if labelled else None)
+    image = overlays.shown_channel(reader.image(row), manifest.channels)
+    return tile(image, reader.mask(row) if labelled else None)
 
 
 def tile(image: NDArray[Any], labels: NDArray[Any] | None) -> NDArray[np.uint8]:

@@ -118,6 +118,11 @@ class Manifest:
         return self.content.channels
 
     @property
+    def channel_names(self) -> list[str]:
+        """Empty where they have none."""
+        return self.content.channel_names or []
+
+    @property
     def image_kind(self) -> Literal["rgb8", "float"]:
         return self.content.image_kind
 

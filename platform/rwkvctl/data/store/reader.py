@@ -88,7 +88,7 @@ class Reader:
                 self.read(row, extension)
 
     def volume(self, row: int) -> NDArray[np.float32]:
-        """(D, H, W) of a whole volume, its slices read from the disk when they are used.
+        """(D, H, W), or (D, H, W, C) of several channels, of a whole volume, its slices read when they are used.
 
         Only whole members have a checksum, so a slice is not compared with one: hash the shard first.
         """
@@ -96,8 +96,8 @@ class Reader:
         descriptor = self._descriptor(self._shard(row))
         try:
             shape, dtype, start = npy_header(os.pread(descriptor, min(size, NPY_HEADER), offset), size)
-            if dtype != np.float32 or len(shape) != 3:
-                raise ValueError(f"{dtype} {shape}, whole volumes are float32 (D, H, W)")
+            if dtype != np.float32 or len(shape) not in (3, 4):
+                raise ValueError(f"{dtype} {shape}, whole volumes are float32 (D, H, W) or (D, H, W, C)")
             with os.fdopen(os.dup(descriptor), "rb") as file:  # "c": as writeable as an array that was read
                 return np.memmap(file, dtype, "c", offset + start, shape)
         except ValueError as error:
@@ -118,7 +118,8 @@ class Reader:
         return Photo(self.read(row, extension), partial(self._bad, row, extension))
 
     def image(self, row: int, least: image_files.Size | None = None) -> NDArray[np.uint8] | NDArray[np.float32]:
-        """uint8 (H, W, 3) from JPEG or PNG, `least` as in `image_files.decode_rgb`; float32 ([D,] H, W) from npy."""
+        """uint8 (H, W, 3) from JPEG or PNG, `least` as in `image_files.decode_rgb`; float32 ([D,] H, W[, C]) from
+        npy."""
         if not self.has(row, "image.npy"):
             return self.photo(row).pixels(least)
         data = self.read(row, "image.npy")
@@ -234,7 +235,7 @@ def npy_header(data: bytes, size: int) -> tuple[tuple[int, ...], np.dtype[Any], 
         shape, fortran, dtype = np.lib.format.read_array_header_1_0(buffer)
     except ValueError as error:
         raise ValueError(f"not an npy file ({str(error).splitlines()[0]})") from error
-    if dtype.kind not in "fu" or fortran or len(shape) not in (2, 3):
+    if dtype.kind not in "fu" or fortran or len(shape) not in (2, 3, 4):
         raise ValueError(f"npy of dtype {dtype} and shape {shape}, which is neither image nor mask")
     start = buffer.tell()
     if math.prod(shape) * dtype.itemsize != size - start:

@@ -17,6 +17,8 @@ SCHEMA = "rwkv-data/2"
 PREP_VERSION = "2.0.0"
 FILE_NAME = "manifest.json"
 
+MOST_CHANNELS = 64
+
 VOLATILE = frozenset({"fingerprint", "created_by", "added_splits"})
 """Left out of the fingerprint: they may differ between two preparations of the same samples. A split that was added
 later is named by its rule and seed, which give the same ids on the same samples everywhere."""
@@ -82,6 +84,14 @@ class SplitEntry(Spec):
     """Groups (patients, sequences, duplicates) that are in train and in val or test."""
 
 
+class Region(Spec):
+    """What nnU-Net calls a region: several classes that are scored as one. value: what it is written as in masks."""
+
+    name: str
+    classes: Annotated[list[int], Field(min_length=1)]
+    value: int
+
+
 class Content(Spec):
     """`manifest.json`, schema rwkv-data/2."""
 
@@ -94,11 +104,17 @@ class Content(Spec):
     task: Literal["segmentation", "classification"]
     classes: Annotated[list[str], Field(min_length=2, max_length=100_000)]
     ignore_index: int | None
-    channels: Annotated[int, Field(ge=1, le=3)]
+    channels: Annotated[int, Field(ge=1, le=MOST_CHANNELS)]
     image_kind: Literal["rgb8", "float"]
     mask_rule: str | None
     intensity: dict[str, Any] | None
+    """The rule of one channel, or those of several, see `data.images.normalise`."""
     orientation: str | None
+    channel_names: list[str] | None = None
+    """Null for photographs, and where the source names none."""
+    channel_files: list[int] | None = None
+    """How many channels each file of an image has, in order; null for one each."""
+    regions: list[Region] | None = None
     counts: dict[str, Count]
     excluded: list[Excluded]
     duplicates: Duplicates = Duplicates()

@@ -174,8 +174,10 @@ def _check_sample(manifest: Manifest, reader: Reader, row: int, deep: bool) -> s
             raise ValueError(f"mask of {mask.shape}, its json says {size}")
     if deep:
         image = reader.image(row)
-        shape = image.shape[:2] if manifest.image_kind == "rgb8" else image.shape[-2:]
-        if shape != size:
+        if manifest.channels > 1 and image.shape[-1] != manifest.channels:
+            raise ValueError(f"image of {image.shape}, the manifest says {manifest.channels} channels")
+        shape = image.shape[:-1] if manifest.channels > 1 else image.shape
+        if shape[-2:] != size:
             raise ValueError(f"image of {image.shape}, its json says {size}")
         if image.dtype != (np.uint8 if manifest.image_kind == "rgb8" else np.float32):
             raise ValueError(f"image of type {image.dtype}")

@@ -80,8 +80,12 @@ def test_the_ignore_label_becomes_255(slices: Path, tmp_path: Path):
 
 
 def test_what_is_refused(slices: Path, tmp_path: Path):
-    change_json(slices, labels={"background": 0, "whole": [1, 2]})
-    refused(slices, tmp_path, r"dataset.json: labels must be single whole numbers \(regions are not supported\)")
+    change_json(slices, labels={"background": 0, "whole": [1, 2], "core": "2"})
+    refused(slices, tmp_path, r"dataset.json: labels must be whole numbers from 0 to 254, or lists of them \(regions\)")
+    change_json(slices, labels={"background": 0, "whole": [1, 2], "core": 2})
+    refused(slices, tmp_path, r"regions_class_order must have a number for each of the 2 regions")
+    change_json(slices, labels={"background": 0, "polyp": 1, "ignore": 3})
+    refused(slices, tmp_path, r"labels: ignore must be 2, the number after the last label")
     change_json(slices, labels={"background": 0, "polyp": 3})
     refused(slices, tmp_path, r"dataset.json: labels must be numbered 0, 1, 2")
     change_json(slices, labels={"background": 0, "polyp": 1}, file_ending=".zarr")
@@ -96,7 +100,7 @@ def test_unpaired_and_channels(volumes: Path, tmp_path: Path):
     path = synth.all_traps("nnunet")["unpaired"](volumes)
     refused(volumes, tmp_path, rf"{path.name}: has no mask")
     path.rename(path.with_name(path.name.replace("_0000", "_0001")))
-    refused(volumes, tmp_path, r"images of several channels \(MRI, first heart_\d+_0001.nii.gz\) are not supported")
+    refused(volumes, tmp_path, r"heart_\d+_0001.nii.gz: is of channel 0001, and dataset.json names 1 \(MRI\); name it")
 
 
 def test_a_label_that_dataset_json_does_not_name(volumes: Path, tmp_path: Path):
@@ -126,25 +130,23 @@ def test_upper_case_endings(volumes: Path, tmp_path: Path):
     assert prepare("nnunet", [volumes], tmp_path / "out").content.counts["samples"] == 8 * 6 + 1 + 1
 
 
-V1 = {"modality": {"0": "CT"}, "labels": {"0": "background", "1": "polyp"}, "training": []}
+V1 = {"modality": {"0": "CT"}, "labels": {"background": 0, "polyp": 1}, "training": []}
 
 
 @pytest.mark.parametrize(("content", "line"), [
-    (V1, r"has no field 'file_ending'; this is nnU-Net v1's, convert the data set with nnUNetv2_convert"),
+    (V1, "labels must be an object of names by number, as nnU-Net v1 has them"),
     ({"file_ending": ".nii.gz"}, "has no field 'labels'$"),
     ({"file_ending": ".nii.gz", "labels": {"background": 0, "a": 1}, "dataset": {"a": {"label": "a.nii.gz"}}},
-     "its field 'dataset' lists files by path, which is not supported"),
+     r"dataset: must be {CASE: {images: \[path, ...\], label: path}}, see 'a'"),
+    ({"file_ending": ".nii.gz", "labels": {"background": 0, "a": 1},
+      "dataset": {"a": {"images": ["../../a.nii.gz"], "label": "a.nii.gz"}}},
+     "dataset: a: ../../a.nii.gz lies outside the source"),
     ([], "is not an object with the fields of nnU-Net v2"),
-], ids=["v1", "labels", "dataset", "list"])  # fmt: skip
+], ids=["v1", "labels", "dataset", "outside", "list"])  # fmt: skip
 def test_a_dataset_json_that_is_not_supported_says_why(volumes: Path, tmp_path: Path, content, line: str):
     next(volumes.rglob("dataset.json")).write_text(json.dumps(content))
     refused(volumes, tmp_path, rf"dataset.json: {line}")
     assert any("dataset.json: " in problem for found in examine([volumes]).findings for problem in found.problems)
-
-
-def test_several_channels_are_refused_by_their_names(volumes: Path, tmp_path: Path):
-    change_json(volumes, channel_names={"0": "T1", "1": "FLAIR"})
-    refused(volumes, tmp_path, r"images of several channels \(T1, FLAIR\) are not supported; keep the files _0000")
 
 
 @pytest.mark.parametrize("what", ["files", "folder"])

@@ -101,7 +101,7 @@ def folder(root: Path, cases: dict[str, tuple[nibabel.Nifti1Image, nibabel.Nifti
     (root / "imagesTr").mkdir(parents=True)
     (root / "labelsTr").mkdir()
     (root / "dataset.json").write_text(
-        '{"channel_names": {"0": "CT"}, "labels": {"background": 0, "organ": 1}, "file_ending": ".nii.gz"}'
+        '{"channel_names": {"0": "MR"}, "labels": {"background": 0, "organ": 1}, "file_ending": ".nii.gz"}'
     )
     for name, (image, mask) in cases.items():
         nibabel.save(image, root / "imagesTr" / f"{name}_0000.nii.gz")

@@ -63,6 +63,7 @@ class Options:
     masks: str | None = None
     annotator: str | None = None
     split_from: str | None = None
+    intensity: str | None = None
 
 
 class Item(Protocol):
@@ -102,7 +103,10 @@ class Plan:
     parts: shard part (`all`, `train`, ...) -> items in the order of writing; read(part, item) makes the sample or
     raises BadFile, in any process (it must be picklable); make_splits(ids by part, leak group by id) makes the
     splits, the first being the default; limits: when a shard is full, by part; adopted: part -> shards that exist
-    already and are taken over as they are, each with the items inside it, which `read` only checks.
+    already and are taken over as they are, each with the items inside it, which `read` only checks; channel_names: of
+    images that are neither photographs nor of one nameless channel; channel_files: how many channels each of an image's
+    files has, if not one; regions: as `schema.Region` has them; settle: a
+    first pass over the files for what the plan needs to know of all of them, gone through before conversion.
     """
 
     form: str
@@ -115,6 +119,10 @@ class Plan:
     mask_rule: str | None = None
     intensity: dict[str, Any] | None = None
     orientation: str | None = None
+    channel_names: Sequence[str] = ()
+    channel_files: Sequence[int] = ()
+    regions: Sequence[Mapping[str, Any]] = ()
+    settle: Callable[[Plan], Plan] | None = None
     excluded: list[dict[str, str]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     limits: Mapping[str, Limits] = field(default_factory=dict)
@@ -122,7 +130,7 @@ class Plan:
 
     @property
     def channels(self) -> int:
-        return 3 if self.image_kind == "rgb8" else 1
+        return 3 if self.image_kind == "rgb8" else len(self.channel_names) or 1
 
 
 def sha256(data: bytes) -> str:

@@ -31,7 +31,8 @@ class Pair:
     """An image and its masks (their union is taken; none means unlabeled) that become the sample `key`.
 
     group: what must not be torn apart by a split (patient, sequence, video); meta: more for the sample's json; layers:
-    where each mask is of one class, its class id, as many as there are masks.
+    where each mask is of one class, its class id, as many as there are masks; others: files with further channels of
+    the image.
     """
 
     key: str
@@ -40,10 +41,11 @@ class Pair:
     group: str | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)
     layers: tuple[int, ...] = ()
+    others: tuple[RawFile, ...] = ()
 
     @property
     def files(self) -> tuple[RawFile, ...]:
-        return self.image, *self.masks
+        return self.image, *self.others, *self.masks
 
 
 def numbered(prefix: str, name: str, digits: int = 4) -> str:
@@ -174,14 +176,14 @@ class PairReader:
         }
         pixels = None
         if pair.masks:
-            mask, more = self._mask(pair, image, sources, notes)
+            mask, more = self.mask_of(pair, image, sources, notes)
             members |= {"mask.png": image_files.encode_png(mask.ids)} | more
             pixels = count_pixels(mask.ids, self.num_classes)
             meta |= {"mask_rule": mask.rule, "classes_present": [int(c) for c in np.flatnonzero(pixels)]}
         meta["image_note"] = "; ".join(notes)
         return Sample(pair.key, members, meta, sources, (image.height, image.width), pixels)
 
-    def _mask(
+    def mask_of(
         self, pair: Pair, image: image_files.Checked, sources: dict[str, str], notes: list[str]
     ) -> tuple[Mask, dict[str, bytes]]:
         """The union of the pair's masks at the image's size, and the instances as a member of their own."""

@@ -18,9 +18,10 @@ from rwkvctl.data.convert.formats.volumes import Case, Volume, last_two
 from rwkvctl.data.convert.sources import RawFile
 from rwkvctl.data.convert.voxel_files import VoxelFile
 from rwkvctl.data.images import grid as grids
-from rwkvctl.data.images import intensity
+from rwkvctl.data.images import intensity, normalise
 from rwkvctl.data.images.grid import Grid
 from rwkvctl.data.images.nifti import Stored
+from rwkvctl.data.images.normalise import Rule
 
 ROUNDING = 1e-3
 """Labels that were saved as floats are whole numbers within this."""
@@ -36,6 +37,8 @@ class ScanCase(Case):
     image: VoxelFile
     masks: tuple[VoxelFile, ...]
     layers: tuple[int, ...] = ()
+    others: tuple[VoxelFile, ...] = ()
+    """The files of the image's further channels."""
 
 
 class ScanPair(NamedTuple):
@@ -46,23 +49,30 @@ class ScanPair(NamedTuple):
     grid: Grid
     notes: tuple[tuple[RawFile, str], ...]
     layers: tuple[int, ...] = ()
+    others: tuple[VoxelFile, ...] = ()
 
     def case(self, key: str, patient: str, orientation: str, z_digits: int = 3) -> Case:
         depth = grids.depth(self.grid, grids.layout(self.grid, orientation))
-        files = tuple(file for own in (self.image, *self.masks) for file in own.files)
-        return ScanCase(key, files, depth, patient, z_digits, image=self.image, masks=self.masks, layers=self.layers)
+        files = tuple(file for own in (self.image, *self.others, *self.masks) for file in own.files)
+        own = {"image": self.image, "masks": self.masks, "layers": self.layers, "others": self.others}
+        return ScanCase(key, files, depth, patient, z_digits, **own)  # type: ignore[arg-type]
 
 
-def check(image: RawFile | VoxelFile, *masks: RawFile | VoxelFile, layers: tuple[int, ...] = ()) -> ScanPair:
-    """Read the headers; BadFile when one is damaged, or a mask does not lie on its image's grid."""
-    first, *others = (own if isinstance(own, VoxelFile) else VoxelFile(own) for own in (image, *masks))
+def check(
+    image: RawFile | VoxelFile,
+    *masks: RawFile | VoxelFile,
+    layers: tuple[int, ...] = (),
+    others: tuple[VoxelFile, ...] = (),
+) -> ScanPair:
+    """Read the headers; BadFile when one is damaged, or a mask or another channel does not lie on its image's grid."""
+    first, *own_masks = (own if isinstance(own, VoxelFile) else VoxelFile(own) for own in (image, *masks))
     grid = voxel_files.read_grid(first)
     notes = [(first.file, note) for note in grid.notes]
-    for mask in others:
-        own = voxel_files.read_grid(mask)
-        place = grids.aligned(mask, own, first, grid)
-        notes += [(mask.file, note) for note in (*own.notes, *place.notes)]
-    return ScanPair(first, tuple(others), grid, tuple(notes), layers)
+    for file in (*others, *own_masks):
+        own = voxel_files.read_grid(file)
+        place = grids.aligned(file, own, first, grid)
+        notes += [(file.file, note) for note in (*own.notes, *place.notes)]
+    return ScanPair(first, tuple(own_masks), grid, tuple(notes), layers, others)
 
 
 def warnings(pairs: Sequence[ScanPair], orientation: str) -> list[str]:
@@ -105,13 +115,20 @@ class ScanPairLoader:
     labels: tuple[tuple[int, int], ...]
     mask_rule: str = "value"
     root: str | None = None
+    rules: tuple[Rule, ...] = ()
+    """One a channel, see `data.images.normalise`; without them, `window` is that of the only channel."""
 
     def __call__(self, case: ScanCase) -> Volume:
         sources = voxel_files.digests(case.image)
+        for other in case.others:
+            sources |= voxel_files.digests(other)
         image = voxel_files.read(case.image)
         layout = grids.layout(image.grid, self.orientation)
-        low, high = image.window(*self.window)
-        scaled = _scaled(case.image, image, layout, low, high)
+        if self.rules:
+            scaled, rule = _normalised(case, image, layout, self.rules)
+        else:
+            low, high = image.window(*self.window)
+            scaled, rule = _scaled(case.image, image, layout, low, high), intensity.rule(low, high)
         grid, orig_mode = image.grid, str(image.rescaled(image.voxels[:1, :1, :1]).dtype)
         del image  # before the masks are in memory
         ids, note = self._ids(case, grid)
@@ -125,7 +142,7 @@ class ScanPairLoader:
                 **grids.geometry(grid, layout),
                 "orig_mode": orig_mode,
                 "mask_rule": self.mask_rule,
-                "intensity": intensity.rule(low, high),
+                "intensity": rule,
                 **({"image_note": note} if note else {}),
             },
         )
@@ -180,6 +197,27 @@ def _scaled(file: VoxelFile, image: Stored, layout: str, low: float, high: float
     except ValueError as error:
         raise BadFile(f"{file}: {error}; replace it") from error
     return made
+
+
+def _normalised(
+    case: ScanCase, image: Stored, layout: str, rules: Sequence[Rule]
+) -> tuple[NDArray[np.float32], dict[str, Any]]:
+    """The channels of an image, (D, H, W[, C]), and what its samples' json says of them."""
+    channels = [grids.turned(voxels, image.grid, layout) for voxels in channels_of(case, image)]
+    try:
+        return normalise.stacked(channels, rules)
+    except ValueError as error:
+        raise BadFile(f"{case.image}: {error}; replace it") from error
+
+
+def channels_of(case: ScanCase, image: Stored) -> list[NDArray[Any]]:
+    """All channels of a case [x, y, z] on the grid of the first, which was read, in the scanner's numbers."""
+    found = [image.rescaled(image.voxels)]
+    for other in case.others:
+        stored = voxel_files.read(other)
+        place = grids.aligned(other, stored.grid, case.image, image.grid)
+        found.append(place.on_image(stored.rescaled(stored.voxels)))
+    return found
 
 
 def on_image(mask: VoxelFile, image: VoxelFile, grid: Grid) -> NDArray[Any]:

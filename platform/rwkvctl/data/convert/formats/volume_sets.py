@@ -32,6 +32,8 @@ class Scans:
     image: VoxelFile
     masks: tuple[VoxelFile, ...]
     layers: tuple[int, ...] = ()
+    others: tuple[VoxelFile, ...] = ()
+    """The files of an image's further channels."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ def _checked(cases: Mapping[str, Scans], problems: Problems) -> dict[str, ScanPa
     pairs = {}
     for key, case in cases.items():
         try:
-            pairs[key] = scan_pairs.check(case.image, *case.masks, layers=case.layers)
+            pairs[key] = scan_pairs.check(case.image, *case.masks, layers=case.layers, others=case.others)
         except BadFile as error:
             if problems.lenient:
                 problems.excluded.append({"id": key, "why": str(error)})

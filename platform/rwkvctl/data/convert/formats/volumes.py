@@ -73,14 +73,14 @@ class VolumeReader:
     """`Plan.read` of cases and planes. Keeps the last volume, because its slices are asked for one after the other."""
 
     def __init__(self, dataset: str, num_classes: int, load: Load):
-        self._dataset, self._num_classes, self._load = dataset, num_classes, load
+        self.dataset, self.num_classes, self.load = dataset, num_classes, load
         self._last: tuple[str, Volume] | None = None
 
     def __call__(self, part: str, item: Case | Plane) -> Sample:
         case = item.case if isinstance(item, Plane) else item
         if self._last is None or self._last[0] != case.key:
             self._last = None  # before the next one is in memory
-            loaded = self._load(case)
+            loaded = self.load(case)
             meta = {**loaded.meta, "volume_sha256": content_hash(loaded.image)}
             self._last = case.key, replace(loaded, meta=meta)
         volume = self._last[1]
@@ -92,7 +92,7 @@ class VolumeReader:
             if volume.by_slice:
                 sources = dict([list(sources.items())[z]])
             volume = Volume(volume.image[z], volume.ids[z], sources, {**volume.meta, "z": z})
-        return volume_sample(self._dataset, part, item.key, case, volume, self._num_classes)
+        return volume_sample(self.dataset, part, item.key, case, volume, self.num_classes)
 
 
 def volume_sample(dataset: str, part: str, key: str, case: Case, volume: Volume, num_classes: int) -> Sample:

@@ -27,7 +27,7 @@ FORMS = {
     "imagenet": ("tars", "folder", "kaggle", "parquet", "timm"),
     "isic2017": ("official",),
     "kvasir": ("jpg",),
-    "nnunet": ("volumes", "slices"),
+    "nnunet": ("volumes", "slices", "slice_channels", "channels", "ct"),
     "pairs": (
         "suffix", "annotators", "instances", "classes", "parts",
         "grey", "colour", "palette", "ids", "objects", "jpegmasks",
