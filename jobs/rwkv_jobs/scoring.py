@@ -28,8 +28,9 @@ from rwkvctl.config.specs.parts import DataSpec
 from rwkvctl.data.feed.cases import Place, SliceLoader
 from rwkvctl.data.feed.loaders import ClassificationEvalLoader
 from rwkvctl.data.feed.model_input import to_input
+from rwkvctl.data.store.case_reader import reader_for
 from rwkvctl.data.store.manifest import Manifest
-from rwkvctl.data.store.reader import Reader, reader_for
+from rwkvctl.data.store.reader import Reader
 from rwkvctl.launch.heartbeat import mark
 from rwkvctl.models.sureness import Sureness, ranks, spearman
 from rwkvctl.training import metrics

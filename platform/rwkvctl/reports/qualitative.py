@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from rwkvctl.base.errors import UserError
 from rwkvctl.base.suggestions import did_you_mean
 from rwkvctl.data.feed.cases import Case, read_case
+from rwkvctl.data.store.case_reader import reader_for
 from rwkvctl.data.store.manifest import Manifest
-from rwkvctl.data.store.reader import reader_for
 from rwkvctl.models.ensemble import Member, Segmenter
 from rwkvctl.pictures import figures
 from rwkvctl.pictures.overlays import to_rgb

@@ -26,8 +26,9 @@ from rwkvctl.base import files
 from rwkvctl.base.errors import UserError
 from rwkvctl.data.images import files as image_files
 from rwkvctl.data.images import grid, nifti
+from rwkvctl.data.store.case_reader import reader_for
 from rwkvctl.data.store.manifest import Manifest
-from rwkvctl.data.store.reader import Reader, reader_for
+from rwkvctl.data.store.reader import Reader
 from rwkvctl.data.store.splits import PARTS, folds_of
 
 BACKGROUND, IGNORE = "background", "ignore"

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 
 from rwkvctl.base import files
 from rwkvctl.base.errors import UserError
 from rwkvctl.data.convert.prepare import write_split
 from rwkvctl.data.store import schema
+from rwkvctl.data.store.case_forms import groups_of
+from rwkvctl.data.store.case_splits import Cases
 from rwkvctl.data.store.leaks import leak_groups_of
 from rwkvctl.data.store.manifest import Manifest
 from rwkvctl.data.store.splits import (
@@ -30,19 +34,20 @@ def add_split(root: Path | str, rule: str, seed: int = 41) -> list[str]:
     """Add the split (or the k splits) of `rule` to the data set in the folder `root`; their names.
 
     The pool is train, val and test of the default split together, so that unlabeled samples stay out. If the source
-    has a test part of its own, that part stays the test part. Groups are patients, sequences, videos and
-    near-duplicates. The fingerprint of the data set does not change, because a name here is a rule and a seed, which
-    give the same ids on the same data everywhere: runs that began before go on.
+    has a test part of its own, that part stays the test part; so does that of a set of volumes. Groups are patients,
+    sequences, videos and near-duplicates. The fingerprint of the data set does not change, because a name here is a
+    rule and a seed, which give the same ids on the same data everywhere: runs that began before go on.
     """
     manifest = _on_disk(root)
     ids = manifest.split_ids(manifest.default_split)
     groups = leak_groups_of(manifest)
     own_test = _own_test(manifest, ids)
     pool = [key for part in PARTS for key in ids[part] if key not in own_test]
-    made = _made(rule, _in_order(manifest, pool), groups, seed)
+    cases = Cases.of(manifest, groups)
+    made = _made(rule, cases.pool(pool), cases.groups, seed)
     if own_test:
         made = {name: _with_test(split, ids["test"]) for name, split in made.items()}
-    return _added(manifest, made, groups, "another --rule or --seed")
+    return _added(manifest, cases.samples(made), groups, "another --rule or --seed")
 
 
 def add_folds(root: Path | str, k: int, seed: int = 41) -> list[str]:
@@ -59,9 +64,18 @@ def planned_folds(manifest: Manifest, k: int, seed: int = 41) -> tuple[dict[str,
         raise UserError(f"--seed {seed}: give one from 0 to 4294967295")
     ids = manifest.split_ids(manifest.default_split)
     groups = leak_groups_of(manifest)
-    _own_test(manifest, ids)
-    pool = _in_order(manifest, [*ids["train"], *ids["val"]])
-    return rotated_folds(pool, groups, k, seed, ids["test"]), groups
+    cases, test = Cases.of(manifest, groups), set(ids["test"])
+    pool = cases.pool([key for key in (*ids["train"], *ids["val"]) if key not in test])
+    made = cases.samples(rotated_folds(pool, cases.groups, k, seed, ids["test"]))
+    return made, groups_of(groups, (key for split in made.values() for part in PARTS for key in split.ids[part]))
+
+
+def add_case_splits(root: Path | str, made: Mapping[str, Split]) -> list[str]:
+    """Add splits of the cases of a set of volumes (of its images, of any other set) by name, as others laid them down:
+    `Split.ids` are the ids of cases. Their names."""
+    manifest = _on_disk(root)
+    groups = leak_groups_of(manifest)
+    return _added(manifest, Cases.of(manifest, groups).samples(made), groups, "another name")
 
 
 def _on_disk(root: Path | str) -> Manifest:
@@ -71,21 +85,15 @@ def _on_disk(root: Path | str) -> Manifest:
     return manifest
 
 
-def _in_order(manifest: Manifest, pool: list[str]) -> list[str]:
-    """Each sample once, as they lie in the shards."""
-    order = {key.decode(): row for row, key in enumerate(manifest.index.keys)}
-    return sorted(set(pool), key=order.__getitem__)
-
-
 def _added(manifest: Manifest, made: dict[str, Split], groups: dict[str, str], remedy: str) -> list[str]:
     known = made.keys() & manifest.splits.keys()
     if known:
         raise UserError(f"{manifest.root}: has the split {min(known)} already; give {remedy}")
-    _write(manifest, made, groups)
+    _write(manifest, made, groups_of(groups, (key for split in made.values() for key in chain(*split.ids.values()))))
     return list(made)
 
 
-def _made(rule: str, pool: list[str], groups: dict[str, str], seed: int) -> dict[str, Split]:
+def _made(rule: str, pool: list[str], groups: Mapping[str, str], seed: int) -> dict[str, Split]:
     match = re.fullmatch(r"(random|grouped|kfold|grouped-kfold):([\d:]+)", rule)
     if match is None or not 0 <= seed < 2**32:
         raise UserError(f"--rule {rule!r} --seed {seed}: give a rule like {RULES}, and a seed from 0 to 4294967295")
@@ -101,16 +109,9 @@ def _made(rule: str, pool: list[str], groups: dict[str, str], seed: int) -> dict
 
 
 def _own_test(manifest: Manifest, ids: dict[str, list[str]]) -> set[str]:
-    """The test part of a source that has parts, which stays as it is. Slices and volumes cannot change places."""
+    """The test part of a source that has parts, which stays as it is."""
     parts = {shard.name.rpartition("-")[0] for shard in manifest.shards}
-    if parts == {"all"}:
-        return set()
-    if manifest.image_kind == "float":
-        raise UserError(
-            f"{manifest.root}: trains on slices and tests on volumes, which no rule can exchange; prepare it again "
-            "with another --split"
-        )
-    return set(ids["test"])
+    return set() if parts == {"all"} else set(ids["test"])
 
 
 def _with_test(split: Split, test: list[str]) -> Split:

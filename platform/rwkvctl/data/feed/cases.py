@@ -13,8 +13,9 @@ from rwkvctl.base.errors import UserError
 from rwkvctl.data.feed import transforms
 from rwkvctl.data.feed.loader_processes import data_loader, plain_errors, shut_down
 from rwkvctl.data.feed.samples import Item, Samples, one_thread, size_of
+from rwkvctl.data.store.case_reader import reader_for
 from rwkvctl.data.store.manifest import Manifest
-from rwkvctl.data.store.reader import Reader, reader_for
+from rwkvctl.data.store.reader import Reader
 
 
 class Case(NamedTuple):

@@ -24,8 +24,8 @@ from rwkvctl.data.feed.samples import (
     size_of,
 )
 from rwkvctl.data.feed.schedule import Schedule
+from rwkvctl.data.store.case_reader import reader_for
 from rwkvctl.data.store.manifest import Manifest
-from rwkvctl.data.store.reader import reader_for
 from rwkvctl.data.store.shards import fetched_ahead
 
 

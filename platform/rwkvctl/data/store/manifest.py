@@ -22,6 +22,7 @@ from rwkvctl.base import files
 from rwkvctl.base.errors import UserError
 from rwkvctl.config import settings
 from rwkvctl.data.store import bucket, index, mapped, quarantine, shards
+from rwkvctl.data.store.case_ids import case_of
 from rwkvctl.data.store.index import Index
 from rwkvctl.data.store.mapped import Kept
 from rwkvctl.data.store.quarantine import Quarantine
@@ -127,6 +128,11 @@ class Manifest:
         return self.content.image_kind
 
     @property
+    def has_volumes(self) -> bool:
+        """Whether its samples are volumes and slices of them."""
+        return "mask.npy" in self.index.members
+
+    @property
     def ignore_index(self) -> int | None:
         return self.content.ignore_index
 
@@ -179,7 +185,14 @@ class Manifest:
         """All three parts of a split, some perhaps empty; without the samples in quarantine."""
         if split not in self.splits:
             raise UserError(f"split {split!r}: {self.dataset} has {', '.join(self.splits)}")
-        left_out = self.quarantine.samples if self.quarantine else {}
+        left_out = set(self.quarantine.samples) if self.quarantine else set()
+        if left_out and self.has_volumes:  # also what would be read out of them
+            cases = {case_of(key) for key in left_out}
+            lists = zip(PARTS, self._split(split), strict=True)
+            return {
+                part: [key for key in keys if not {key, case_of(key)} & left_out and key not in cases]
+                for part, keys in lists
+            }
         lists = zip(PARTS, self._split(split), strict=True)
         return {part: [key for key in keys if key not in left_out] for part, keys in lists}
 

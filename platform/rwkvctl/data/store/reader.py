@@ -241,8 +241,3 @@ def npy_header(data: bytes, size: int) -> tuple[tuple[int, ...], np.dtype[Any], 
     if math.prod(shape) * dtype.itemsize != size - start:
         raise ValueError(f"npy header says {shape} {dtype}, but {size - start} bytes follow")
     return shape, dtype, start
-
-
-def reader_for(manifest: Manifest, ids: list[str]) -> Reader:
-    """A reader of the samples `ids`, row i being ids[i]."""
-    return Reader(manifest, manifest.rows(ids))

@@ -12,6 +12,7 @@ import numpy as np
 from rwkvctl.base import files, paths
 from rwkvctl.base.errors import UserError
 from rwkvctl.data.store import bucket
+from rwkvctl.data.store.case_forms import stored_rows
 from rwkvctl.data.store.manifest import Manifest
 from rwkvctl.data.store.schema import Shard
 
@@ -24,7 +25,7 @@ def check_shards(manifest: Manifest, ids: list[str] | None = None) -> None:
     compared: a shard from there is hashed whenever it is fetched.
     """
     numbers = range(len(manifest.shards))
-    wanted = numbers if ids is None else np.unique(manifest.index.shard[manifest.rows(ids)]).tolist()
+    wanted = numbers if ids is None else np.unique(manifest.index.shard[stored_rows(manifest, ids)]).tolist()
     if manifest.uri:
         _check_sizes(manifest.uri, [manifest.shards[number] for number in wanted])
         return

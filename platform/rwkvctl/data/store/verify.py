@@ -13,6 +13,7 @@ from rwkvctl.base import files
 from rwkvctl.base.errors import UserError
 from rwkvctl.data.images.files import FEW_LEVELS, has_few_levels
 from rwkvctl.data.store import bucket, index, quarantine
+from rwkvctl.data.store.case_forms import groups_of
 from rwkvctl.data.store.leaks import with_duplicates
 from rwkvctl.data.store.manifest import Manifest
 from rwkvctl.data.store.quarantine import Damaged, Quarantine
@@ -203,6 +204,8 @@ def _check_splits(manifest: Manifest, groups: dict[str, str], report: Report) ->
         report.splits[name] = {part: len(ids[part]) for part in PARTS}
         if report.splits[name] != entry.counts:
             report.problems.append(f"split {name}: {report.splits[name]}, the manifest says {entry.counts}")
+        if manifest.has_volumes:
+            groups = groups_of(groups, (key for part in PARTS for key in ids[part]))
         unknown = [key for part in PARTS for key in ids[part] if key not in groups]
         if unknown:
             report.problems.append(f"split {name}: {len(unknown)} ids are in no shard, first {unknown[0]}")

@@ -17,8 +17,9 @@ from rwkvctl.base.errors import UserError
 from rwkvctl.data.convert.formats.folder import class_ids
 from rwkvctl.data.convert.prepare import prepare
 from rwkvctl.data.images.masks import RawMask
+from rwkvctl.data.store.case_reader import reader_for
 from rwkvctl.data.store.manifest import Manifest
-from rwkvctl.data.store.reader import Reader, reader_for
+from rwkvctl.data.store.reader import Reader
 
 
 @pytest.fixture

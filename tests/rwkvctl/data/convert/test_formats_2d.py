@@ -21,8 +21,9 @@ from rwkvctl.data.convert.formats import clinicdb, get
 from rwkvctl.data.convert.prepare import prepare
 from rwkvctl.data.convert.sources import open_sources
 from rwkvctl.data.images import files as image_files
+from rwkvctl.data.store.case_reader import reader_for
 from rwkvctl.data.store.manifest import Manifest
-from rwkvctl.data.store.reader import Reader, reader_for
+from rwkvctl.data.store.reader import Reader
 from rwkvctl.data.store.splits import DEFAULT_SEEDS, random_split
 from rwkvctl.data.store.verify import verify
 

@@ -15,8 +15,9 @@ from rwkvctl.base.errors import UserError
 from rwkvctl.data.convert import synth
 from rwkvctl.data.convert.prepare import prepare
 from rwkvctl.data.images import files as image_files
+from rwkvctl.data.store.case_reader import reader_for
 from rwkvctl.data.store.manifest import Manifest
-from rwkvctl.data.store.reader import Reader, reader_for
+from rwkvctl.data.store.reader import Reader
 from rwkvctl.data.store.verify import verify
 
 FORMS = ("tars", "folder", "kaggle", "parquet", "timm")

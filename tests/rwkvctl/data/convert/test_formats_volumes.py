@@ -15,8 +15,9 @@ from rwkvctl.data.convert.formats import synapse
 from rwkvctl.data.convert.prepare import prepare
 from rwkvctl.data.convert.synapse_check import compare
 from rwkvctl.data.images import grid, intensity
+from rwkvctl.data.store.case_reader import reader_for
 from rwkvctl.data.store.manifest import Manifest
-from rwkvctl.data.store.reader import Reader, reader_for
+from rwkvctl.data.store.reader import Reader
 from rwkvctl.data.store.verify import verify
 
 SYNAPSE_FORMS = ("transunet", "samed", "cascade", "nifti")

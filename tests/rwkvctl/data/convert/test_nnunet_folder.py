@@ -21,8 +21,9 @@ from rwkvctl.data.convert.prepare import prepare
 from rwkvctl.data.images import files as image_files
 from rwkvctl.data.images import grid
 from rwkvctl.data.store import quarantine
+from rwkvctl.data.store.case_reader import reader_for
 from rwkvctl.data.store.manifest import Manifest
-from rwkvctl.data.store.reader import Reader, reader_for
+from rwkvctl.data.store.reader import Reader
 
 CHECK = (
     "import sys\n"

@@ -15,8 +15,9 @@ from rwkvctl.data.convert import synth
 from rwkvctl.data.convert.prepare import prepare
 from rwkvctl.data.convert.synapse_check import compare
 from rwkvctl.data.images import grid
+from rwkvctl.data.store.case_reader import reader_for
 from rwkvctl.data.store.manifest import Manifest
-from rwkvctl.data.store.reader import Reader, reader_for
+from rwkvctl.data.store.reader import Reader
 
 AXES = ("LAS", "RAS", "PSR", "ASR", "LPI", "SAL", "IRP")
 

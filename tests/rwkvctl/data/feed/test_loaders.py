@@ -23,8 +23,8 @@ from rwkvctl.data.feed.loaders import ClassificationEvalLoader, TrainLoader
 from rwkvctl.data.feed.model_input import to_input
 from rwkvctl.data.feed.samples import Batch
 from rwkvctl.data.store import index
+from rwkvctl.data.store.case_reader import reader_for
 from rwkvctl.data.store.manifest import Manifest
-from rwkvctl.data.store.reader import reader_for
 
 SEGMENTATION = SegmentationAugment(affine=1, brightness_contrast=1)
 

@@ -161,11 +161,6 @@ def test_bad_rules(copied: Path, rule: str):
     assert list(Manifest.load(copied).splits) == ["random811_s41"]
 
 
-def test_slices_and_volumes_cannot_change_places(cardiac: Manifest):
-    with pytest.raises(UserError, match="trains on slices and tests on volumes"):
-        resplit.add_split(cardiac.root, "random:8:1:1")
-
-
 def test_an_added_split_that_was_edited_is_found(copied: Path):
     resplit.add_split(copied, "random:7:1:2")
     path = copied / "splits" / "random712_s41.json"

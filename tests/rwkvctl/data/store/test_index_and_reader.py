@@ -15,8 +15,9 @@ from rwkvctl.base import paths
 from rwkvctl.base.errors import UserError
 from rwkvctl.data.convert.formats.base import encode_npy
 from rwkvctl.data.store import index
+from rwkvctl.data.store.case_reader import reader_for
 from rwkvctl.data.store.manifest import Manifest
-from rwkvctl.data.store.reader import OPEN_SHARDS, Reader, decode_npy, reader_for
+from rwkvctl.data.store.reader import OPEN_SHARDS, Reader, decode_npy
 from rwkvctl.data.store.shards import ShardFiles
 from rwkvctl.data.store.writer import write_shard
 

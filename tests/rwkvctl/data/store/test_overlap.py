@@ -37,6 +37,7 @@ def test_under_other_names_and_another_split_in_another_data_set(
 def test_volumes_and_foreign_data(cardiac: Manifest, binary: Manifest, tmp_path: Path) -> None:
     train = cardiac.ids(None, "train")
     assert trained_on(cardiac, train, cardiac, train) == train
+    assert trained_on(cardiac, train, cardiac, cardiac.ids(None, "test")) == []
     phantom.write_polyps(tmp_path / "raw", n=20, size=48, seed=99)
     other = prepare("folder", [tmp_path / "raw"], tmp_path / "binary", seeds=[41])
     train = binary.ids(None, "train")

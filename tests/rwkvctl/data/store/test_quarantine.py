@@ -11,8 +11,8 @@ from rwkvctl.base.errors import UserError
 from rwkvctl.cli.app import main
 from rwkvctl.data.feed.loaders import TrainLoader
 from rwkvctl.data.store import quarantine, verify
+from rwkvctl.data.store.case_reader import reader_for
 from rwkvctl.data.store.manifest import Manifest
-from rwkvctl.data.store.reader import reader_for
 from rwkvctl.data.store.shard_check import check_shards
 
 
