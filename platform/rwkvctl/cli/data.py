@@ -381,8 +381,8 @@ def synth(
     The forms, the usual one first: acdc:h5|nifti, busi:kaggle, clinicdb:tif|png|jpg, colondb:png|bmp, folder:pairs,
     fugc:zenodo, glas:bmp, goals:full|public, imagefolder:textures, imagenet:tars|folder|kaggle|parquet|timm,
     isic2017:official, kvasir:jpg, nnunet:volumes|slices|slice_channels|channels|ct,
-    pairs:suffix|annotators|instances|classes|parts|grey|colour|palette|ids|objects|jpegmasks, psvfm:png,
-    synapse:transunet|samed|cascade|nifti.
+    pairs:suffix|annotators|instances|classes|parts|grey|colour|palette|ids|objects|jpegmasks|
+    languages|endings|beside|beginnings|cases|junk, psvfm:png, synapse:transunet|samed|cascade|nifti.
     """
     from rwkvctl.data.convert import synth as trees
 

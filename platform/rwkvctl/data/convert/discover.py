@@ -190,6 +190,19 @@ def unused_files(source: Source, known: Iterable[RawFile], ignored: str = "") ->
     ]
 
 
+def left_aside(source: Source) -> list[str]:
+    """A note of what is no image and was passed over, counted by kind."""
+    others = Counter(file.suffix or "without an ending" for file in source.files if file.suffix not in EXTENSIONS)
+    kinds = {"files of operating systems": source.junk, "other files that are no images": others}
+    told = [f"{sum(own.values())} {what} ({_counted(own)})" for what, own in kinds.items() if own]
+    return [f"passed over: {', '.join(told)}"] if told else []
+
+
+def _counted(own: Counter[str]) -> str:
+    shown = ", ".join(f"{n} {name}" for name, n in own.most_common(_SHOWN))
+    return shown + (", ..." if len(own) > _SHOWN else "")
+
+
 @dataclass
 class Problems:
     """Everything that is wrong with a source. All of it is counted by kind; of each kind, the first few are shown.

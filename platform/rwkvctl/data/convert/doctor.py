@@ -76,10 +76,11 @@ def _guessed(source: Source) -> list[Finding]:
     form = formats.get("pairs")
     options = Options(form.DATASET.name, images=found.images, masks=found.masks, split_from=found.split_from)
     own = _planned(form, "patterns", source, options)
-    own.samples, own.examples = found.samples, found.examples
     chosen = {"images": found.images, "masks": found.masks, "split-from": found.split_from}
     told = [f"--{name} {shlex.quote(value)}" for name, value in chosen.items() if value]
     if found.words:
+        if _are_apart(found.words, own):
+            own = _planned(form, "patterns", source, replace(options, classes=("background", *found.words)))
         own.options, asked = _of_several(found.words, own)
         own.question = "; ".join(filter(None, [asked, own.question]))
     own.options = " ".join(filter(None, [*told, own.options]))
@@ -87,11 +88,15 @@ def _guessed(source: Source) -> list[Finding]:
     return [own]
 
 
+def _are_apart(words: Sequence[str], own: Finding) -> bool:
+    return own.overlap is not None and own.overlap < APART and not any(word.isdigit() for word in words)
+
+
 def _of_several(words: Sequence[str], own: Finding) -> tuple[str, str]:
     """What becomes of several masks an image, and the question about it: masks that lie apart are of one class each."""
     classes = mask_survey.option(",".join(["background", *words]))
     annotator = f"--annotator {shlex.quote(words[0])}"
-    if own.overlap is not None and own.overlap < APART and not any(word.isdigit() for word in words):
+    if _are_apart(words, own):
         return (
             classes,
             f"each mask is of a class; are they to be joined, leave out --classes; is one wanted, {annotator}",

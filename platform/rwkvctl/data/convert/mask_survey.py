@@ -187,15 +187,16 @@ def _tell(source: Source, contents: Sequence[Content], own: Survey, several: str
             f"{contents[0].file}: has {len(contents[0].counts)} {kind}s, which are no labels; give the masks' pattern"
         )
         return
-    palette = " of a palette" if any(one.palette for one in contents) else ""
     lossy = ", JPEG" if any(one.lossy for one in contents) else ""
-    own.found = f"{len(keys)} {_kind(keys)}{palette} ({_listed(keys)}{lossy}), {several}"
+    own.found = f"{len(keys)} {_kind(contents, keys)} ({_listed(keys)}{lossy}), {several}"
     own.classes, own.question = _classes(source, contents, keys)
 
 
-def _kind(keys: Sequence[Key]) -> str:
+def _kind(contents: Sequence[Content], keys: Sequence[Key]) -> str:
     if len(keys[0]) > 1:
         return "colours"
+    if all(one.palette for one in contents):
+        return "indices of a palette"
     return "class ids" if keys == [(n,) for n in range(len(keys))] else "grey values"
 
 

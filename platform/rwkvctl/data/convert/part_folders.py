@@ -3,23 +3,38 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 
 from rwkvctl.base.errors import UserError
 from rwkvctl.data.store.splits import PARTS, Split, fixed, grouped_split
 
 SPELLINGS = {
-    "train": ("train", "training", "trainset", "traindataset", "trn", "tr"),
-    "val": ("val", "valid", "validation", "validate", "valset", "valdataset", "dev"),
-    "test": ("test", "testing", "testset", "testdataset", "tst", "ts"),
+    "train": r"tr(?:n|ain|aining|ainings)?|lern|entrenamiento|entrenar|treinamento|treino|apprentissage|entra[iî]nement"
+    r"|addestramento|treningow[ya]|trening|ucz[ąa]c[ya]|e[gğ]itim|latih|обучение|обучающ\w+|обуч|тренировочн\w+"
+    r"|тренировка|трейн|навчання",
+    "val": r"val|valid|validate|validation|validierung|validierungs|dev|validaci[oó]n|valida[cç][aã]o|validazione"
+    r"|walidacja|walidacyjn[ya]|do[gğ]rulama|валидация|валидационн\w+|проверка|проверочн\w+|вал|перевірка",
+    "test": r"ts|tst|test|testing|prueba|pruebas|teste|testowy|testowa|uji|тест|тестов\w+|тестирование|тестування",
 }
-_PART_OF = {spelling: part for part, own in SPELLINGS.items() for spelling in own}
+"""Expressions for the words that say a part, by themselves or before what they are of: `Testdaten`, `TrainDataset`."""
+_OF_WHAT = "s?(?:set|sets|data|dataset|daten|datensatz|satz|menge|bilder|images?|imgs?|masks?|split|part|phase)?"
+_WORDS = {part: re.compile(f"(?:{own}){_OF_WHAT}") for part, own in SPELLINGS.items()}
+_SIGNS = {
+    "train": re.compile("训练|訓練|学習|學習|훈련|학습|تدريب|प्रशिक्षण|ฝึก"),
+    "val": re.compile("验证|驗證|検証|校验|검증|تحقق"),
+    "test": re.compile("测试|測試|テスト|試験|테스트|시험|اختبار|परीक्षण|ทดสอบ"),
+}
+"""Words of languages that put no space between words."""
 
 
 def part_of(text: str) -> str | None:
-    """`Train`, `training_set`, `images-train` -> `train`; None for what says no part, or several."""
-    words = re.findall(r"[^\W\d_]+", text.lower())
-    found = {_PART_OF[word] for word in words if word in _PART_OF}
+    """`Train`, `training_set`, `imagesTr`, `Testdaten`, `訓練` -> `train`; None for what says no part, or several."""
+    plain = unicodedata.normalize("NFC", text)
+    words = re.findall(r"[^\W\d_]+", re.sub(r"(?<=[^\W\d_A-Z])(?=[A-Z])", " ", plain).lower())
+    words += re.findall(r"[^\W\d_]+", plain.lower())
+    found = {part for part, own in _WORDS.items() if any(map(own.fullmatch, words))}
+    found |= {part for part, own in _SIGNS.items() if own.search(plain)}
     return found.pop() if len(found) == 1 else None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -35,7 +36,7 @@ class Source:
 
     top: the files as they lie on disk, archives among them unopened; files: the same with archives as folders, and
     folders: the paths of all folders, empty ones too (listed when they are first asked for). Orders are natural. links:
-    the paths of links that are not followed.
+    the paths of links that are not followed; junk: how much of operating systems was passed over, by name.
     """
 
     def __init__(self, paths: Sequence[Path], spool: Path):
@@ -43,6 +44,7 @@ class Source:
         self._spool = spool
         self._empty_folders: set[str] = set()  # and all others on disk
         self.links: list[str] = []
+        self.junk = Counter[str]()
         self.top = [file for path in self.paths for file in self._on_disk(path, self._prefix(path))]
 
     def __str__(self) -> str:
@@ -97,10 +99,11 @@ class Source:
         for folder, names, found in os.walk(path):
             relative = Path(folder).relative_to(path).as_posix()
             inside = "" if relative == "." else f"{relative}/"
-            names[:] = sorted((n for n in names if not _is_junk_folder(n)), key=natural_key)
+            self.junk.update(filter(None, [*map(_junk_folder, names), *map(_junk_file, found)]))
+            names[:] = sorted((n for n in names if not _junk_folder(n)), key=natural_key)
             self._empty_folders.update(printable(f"{prefix}{inside}{name}") for name in names)
             self.links += [printable(f"{prefix}{inside}{name}") for name in names if Path(folder, name).is_symlink()]
-            for name in sorted((n for n in found if not _is_junk_file(n)), key=natural_key):
+            for name in sorted((n for n in found if not _junk_file(n)), key=natural_key):
                 place = Path(folder, name)
                 if place.is_symlink() and not place.resolve().is_relative_to(home):
                     self.links.append(printable(f"{prefix}{inside}{name}"))
@@ -117,7 +120,8 @@ class Source:
         folder = "" if alone else f"{archive.parent}/{name}/".lstrip("/")
         if folder and found and all(file.path.startswith(f"{name}/") for file in found):
             folder = folder.removesuffix(f"{name}/")
-        return [replace(file, path=folder + file.path) for file in found if not _is_junk(file.path)]
+        self.junk.update(filter(None, (_junk(file.path) for file in found)))
+        return [replace(file, path=folder + file.path) for file in found if not _junk(file.path)]
 
     def shard(self, file: RawFile) -> list[RawFile]:
         """The members of a tar among `top` that no format treats as a folder: a shard that somebody else wrote."""
@@ -144,17 +148,21 @@ def _existing(source: Path) -> Path:
     return source
 
 
-def _is_junk_folder(name: str) -> bool:
-    return name in _JUNK_FOLDERS or name.startswith(".")
+def _junk_folder(name: str) -> str:
+    """What a folder without data is counted as, "" for others."""
+    return f"{name}/" if name in _JUNK_FOLDERS or name.startswith(".") else ""
 
 
-def _is_junk_file(name: str) -> bool:
-    return name.startswith(".") or name.lower() in _JUNK_FILES
+def _junk_file(name: str) -> str:
+    """The same of a file: `.DS_Store`, `._*`, `Thumbs.db`; other hidden files by their names."""
+    if name.startswith("._"):
+        return "._*"
+    return name if name.startswith(".") or name.lower() in _JUNK_FILES else ""
 
 
-def _is_junk(path: str) -> bool:
+def _junk(path: str) -> str:
     *folders, name = path.split("/")
-    return _is_junk_file(name) or any(map(_is_junk_folder, folders))
+    return next(filter(None, map(_junk_folder, folders)), "") or _junk_file(name)
 
 
 def on_disk(path: Path) -> RawFile:

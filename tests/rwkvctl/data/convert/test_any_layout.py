@@ -28,6 +28,12 @@ LAYOUTS = {
     "ids": ["background", "class1", "class2", "class3"],
     "objects": ["background", "object"],
     "jpegmasks": ["background", "class1", "class2"],
+    "languages": ["background", "foreground"],
+    "endings": ["background", "foreground"],
+    "beside": ["background", "foreground"],
+    "beginnings": ["background", "foreground"],
+    "cases": ["background", "foreground"],
+    "junk": ["background", "foreground"],
 }
 """By layout the classes that doctor's line makes."""
 MADE_UP = ("grey", "colour", "ids", "jpegmasks")

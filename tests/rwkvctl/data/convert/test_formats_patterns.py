@@ -66,7 +66,7 @@ def test_other_names_and_endings_in_a_wrapper_or_an_archive(tree: Path, tmp_path
     manifest = made(tree, "Bilder/*.tif", "Masken/*_maske.gif")
     assert [key.decode() for key in manifest.index.keys][:2] == ["set_größe_1", "set_größe_2"]
     assert manifest.content.source.form == "Bilder/*.tif and Masken/*_maske.gif"
-    assert "1 image files are no part of a pair and were left out: first Augen 2019/Vorschau.png" in (
+    assert "1 image files are no part of a pair and were left out: Augen 2019/Vorschau.png" in (
         manifest.content.warnings
     )
     expected = stored(tree / "Augen 2019" / "Masken" / "Größe 3_maske.gif")

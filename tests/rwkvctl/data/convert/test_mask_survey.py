@@ -25,7 +25,7 @@ def seen(tree: Path) -> Finding:
     [
         ("grey", "4 grey values (0, 85, 170, 255), 30 of 30 opened"),
         ("colour", "3 colours (#000000, #00ff00, #ff8000), 30 of 30 opened"),
-        ("palette", "4 grey values of a palette (0, 1, 2, 255), 30 of 30 opened"),
+        ("palette", "4 indices of a palette (0, 1, 2, 255), 30 of 30 opened"),
         ("ids", "4 class ids (0, 1, 2, 3), 30 of 30 opened"),
         ("jpegmasks", "3 grey values (0, 128, 255, JPEG), 30 of 30 opened"),
         ("suffix", "two classes (0, 255), 24 of 30 opened"),
@@ -116,6 +116,7 @@ def test_photographs_are_no_masks(tmp_path: Path):
 def test_masks_of_one_image_that_lie_apart_are_of_a_class_each(tmp_path: Path):
     apart = seen(synth.write("pairs:classes", tmp_path / "apart", n=8, size=48))
     assert apart.options.endswith("--classes background,heart,lung")
+    assert "one mask a class (heart, lung): 2 images have 1, 6 images have 2" in apart.warnings
     same = seen(synth.write("pairs:annotators", tmp_path / "same", n=8, size=48))
     assert "--classes" not in same.options
     assert "several masks an image are joined; is one wanted, add --annotator 1stHO" in same.question

@@ -84,7 +84,7 @@ def plan(source: Source, options: Options, problems: Problems) -> Plan:
         read_mask,
         make_splits,
         root=root,
-        warnings=[found.note()] if found else [],
+        warnings=[*([found.note()] if found else []), *discover.left_aside(source)],
     )
 
 

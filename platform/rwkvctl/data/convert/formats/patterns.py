@@ -254,7 +254,7 @@ def _planned(
         make_splits,
         root=found.root,
         mask_rule=f"one file a class; {read_mask.rule}" if by_class else None,
-        warnings=[*notes, *([] if problems.found else _unused(source, known))],
+        warnings=[*notes, *([] if problems.found else _unused(source, known)), *discover.left_aside(source)],
     )
 
 
@@ -272,4 +272,6 @@ def _unused(source: Source, known: Set[str]) -> list[str]:
     left = [file for file in source.files if file.suffix in EXTENSIONS and file.path not in known]
     if not left:
         return []
-    return [f"{len(left)} image files are no part of a pair and were left out: first {left[0].path}"]
+    names = ", ".join(file.path for file in left[: discover.EXAMPLES])
+    more = ", ..." if len(left) > discover.EXAMPLES else ""
+    return [f"{len(left)} image files are no part of a pair and were left out: {names}{more}"]

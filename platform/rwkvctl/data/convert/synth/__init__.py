@@ -31,6 +31,7 @@ FORMS = {
     "pairs": (
         "suffix", "annotators", "instances", "classes", "parts",
         "grey", "colour", "palette", "ids", "objects", "jpegmasks",
+        "languages", "endings", "beside", "beginnings", "cases", "junk",
     ),
     "psvfm": ("png",),
     "synapse": ("transunet", "samed", "cascade", "nifti"),

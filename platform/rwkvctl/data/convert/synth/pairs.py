@@ -6,6 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
+from rwkvctl.data.convert.synth.folder_kinds import (
+    write_beginnings,
+    write_beside,
+    write_cases,
+    write_endings,
+    write_junk,
+    write_languages,
+)
 from rwkvctl.data.convert.synth.mask_kinds import (
     write_colour,
     write_grey,
@@ -17,7 +25,20 @@ from rwkvctl.data.convert.synth.mask_kinds import (
 from rwkvctl.data.convert.synth.output import save, write
 from rwkvctl.data.convert.synth.pair_samples import Truth, class_ids, sample
 
-__all__ = ["write_colour", "write_grey", "write_ids", "write_jpegmasks", "write_objects", "write_palette"]
+__all__ = [
+    "write_beginnings",
+    "write_beside",
+    "write_cases",
+    "write_colour",
+    "write_endings",
+    "write_grey",
+    "write_ids",
+    "write_jpegmasks",
+    "write_junk",
+    "write_languages",
+    "write_objects",
+    "write_palette",
+]  # fmt: skip
 
 OPTIONS = {
     "suffix": "--images 'Bilder/*.tif' --masks 'Masken/*_maske.gif'",
@@ -30,6 +51,12 @@ OPTIONS = {
     "ids": "--images '*.jpg' --masks '*_labels.png' --classes background,liver,kidney,spleen",
     "objects": "--images 'raw/*' --masks 'gt/*' --classes background=0,nucleus=1-65535",
     "jpegmasks": "--images 'x-ray/*' --masks 'mask/*' --classes background=0,lung=128,heart=255",
+    "languages": "--images '*/{fotos,图像,снимки}/*' --masks '*/{máscaras,标签,маски}/*{,_m}' --split-from folders",
+    "endings": "--images 'B/*' --masks 'A/*'",
+    "beside": "--images '*.jpg' --masks '*.png'",
+    "beginnings": "--images 'img_*' --masks 'mask_*'",
+    "cases": "--images '*/photo' --masks '*/lesion'",
+    "junk": "--images 'pictures/*' --masks 'gt/*'",
     "parts": "--images '*/Fotos/*' --masks '*/Ground truth/*' --split-from folders",
 }
 """By form, what pairs its files."""
@@ -106,6 +133,7 @@ def trap_unpaired(folder: Path) -> Path:
     words = (
         "_maske.", "_1stHO.", "/masks/", "_heart.", "/Ground truth/",
         "/scan_label/", "/annotations/", "/SegmentationClass/", "_labels.", "/gt/", "/mask/",
+        "/máscaras/", "/A/", "/IMG_0001.png", "/mask_", "/lesion.",
     )  # fmt: skip
     first = min(path for path in folder.rglob("*.*") if any(word in path.as_posix() for word in words))
     first.unlink()

@@ -1,0 +1,232 @@
+"""Patterns that images and masks may be paired by, as folders and names of a source suggest them.
+
+Which of two folders, endings or names are the masks, a word says (`Masken`, `_label`), or else a look at a few files.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+
+from rwkvctl.data.convert import mask_contents, part_folders
+from rwkvctl.data.convert.discover import natural_key
+from rwkvctl.data.convert.sources import RawFile
+
+Folders = dict[str, list[RawFile]]
+Patterns = tuple[str, str]
+"""For `--images` and `--masks`."""
+
+LEAST = 0.5
+"""What fits a smaller share of the images is no layout."""
+_MASK = re.compile(
+    r"mask|label|lbl|(?<![a-z])gt(?![a-z])|ground.?truth|annot|segm|(?<![a-z])seg(?![a-z])|manual|target|beschrift"
+    r"|masque|m[aá]scara|mascher|etiquet|étiquet|etichett|etykiet|etiket|r[oó]tulo|anotac|annotaz|v[eé]rit[eé]|mapa"
+    r"|маск|размет|метк|сегмент|マスク|ラベル|正解|标签|標籤|标注|標註|掩|遮罩|分割|마스크|라벨",
+    re.IGNORECASE,
+)
+"""In what folders of masks, or what stands before or behind the names of masks, are called."""
+_MOST_TRIES, _MOST_FOLDERS = 16, 40
+_LOOKED_AT, _MOST_LEVELS = 3, 40
+_PLAIN = re.compile(r"[^*?\[\]{},]+")
+"""Names that can stand in a pattern as they are."""
+
+
+def candidates(files: Sequence[RawFile]) -> Iterator[Patterns]:
+    """Patterns for images and masks, the likelier first."""
+    folders: Folders = {}
+    for file in files:
+        folders.setdefault(file.parent, []).append(file)
+    ways = (_of_folders, _of_parts, _of_suffixes, _of_two_suffixes, _of_beginnings, _of_endings, _of_equal_names)
+    made = dict.fromkeys(patterns for way in ways for patterns in itertools.islice(way(folders), _MOST_TRIES // 2))
+    yield from list(made)[:_MOST_TRIES]
+
+
+def says_mask(text: str) -> bool:
+    return bool(_MASK.search(text))
+
+
+def _are_masks(masks: Sequence[RawFile], images: Sequence[RawFile]) -> bool:
+    """Whether a few of the files consist of a few values, and those of the other side of many more."""
+    few = [mask_contents.levels(file) for file in masks[:_LOOKED_AT]]
+    many = [mask_contents.levels(file) for file in images[:_LOOKED_AT]]
+    return 0 < max(few) <= _MOST_LEVELS and min(many) > 2 * max(few)
+
+
+# Folders of their own -----------------------------------------------------------------------------------------------
+
+
+def _of_folders(folders: Folders) -> Iterator[Patterns]:
+    """A folder of masks beside one of images, at one place or at many: `*/Fotos/*` and `*/Masken/*`."""
+    named = any(says_mask(folder) for folder in folders)
+    for mask, image in itertools.permutations(list(folders)[:_MOST_FOLDERS], 2):
+        parts, own = mask.split("/"), image.split("/")
+        differ = (n for n, pair in enumerate(zip(parts, own, strict=False)) if pair[0] != pair[1])
+        depth = next(differ, None)
+        if depth is None:
+            continue
+        if named and (not says_mask(parts[depth]) or says_mask(own[depth])):
+            continue
+        if not named and not _are_masks(folders[mask], folders[image]):
+            continue
+        front = "/".join(parts[:depth])
+        alone = not front or all(path == front or path.startswith(f"{front}/") for path in folders)
+        below = "**/" if len(own) > depth + 1 else ""
+        names = _names([file.stem for file in folders[image]], [file.stem for file in folders[mask]])
+        top = f"{front}/".lstrip("/") if alone else "*/" * depth
+        yield f"{top}{own[depth]}/{below}{names[0]}", f"{top}{parts[depth]}/{below}{names[1]}"
+        if not alone:
+            top = "*/" * (depth - 1) + "{id}/"
+            yield f"{top}{own[depth]}/*", f"{top}{parts[depth]}/{{n}}"
+
+
+def _of_parts(folders: Folders) -> Iterator[Patterns]:
+    """Folders for training and test that call their own folders differently: `*/{imgs,photos}/*`, `*/{labels,gt}/*`."""
+    for depth in range(max((folder.count("/") for folder in folders), default=0)):
+        own: dict[str, list[str]] = defaultdict(list)
+        for folder in folders:
+            parts = folder.split("/")
+            if len(parts) == depth + 2 and part_folders.part_of(parts[depth]):
+                own["/".join(parts[: depth + 1])].append(folder)
+        pairs = [pair for inner in own.values() if (pair := _two_of(inner, folders))]
+        if len(pairs) < 2 or len(pairs) < len(own):
+            continue
+        names = [_names([f.stem for f in folders[image]], [f.stem for f in folders[mask]]) for image, mask in pairs]
+        sides = []
+        for side in (0, 1):
+            inner = [pair[side].rpartition("/")[2] for pair in pairs]
+            stems = [name[side] for name in names]
+            plain = all(stem.startswith("*") and stem.count("*") == 1 for stem in stems)
+            stem = "*" + (_any_of({stem[1:] for stem in stems}) if plain else "")
+            sides.append(f"{'*/' * (depth + 1)}{_any_of(inner)}/{stem}")
+        yield sides[0], sides[1]
+
+
+def _two_of(inner: Sequence[str], folders: Folders) -> tuple[str, str] | None:
+    """The folder of images and that of masks among those of one part; None where there are others."""
+    masks = [folder for folder in inner if says_mask(folder.rpartition("/")[2])]
+    images = [folder for folder in inner if folder not in masks]
+    if len(inner) == 2 and not masks:
+        looks = [pair for pair in itertools.permutations(inner) if _are_masks(folders[pair[1]], folders[pair[0]])]
+        return (looks[0][0], looks[0][1]) if looks else None
+    return (images[0], masks[0]) if len(images) == len(masks) == 1 else None
+
+
+def _any_of(words: Sequence[str] | set[str]) -> str:
+    """`{a,b}`, or the one word."""
+    different = sorted(set(words))
+    return different[0] if len(different) == 1 else "{" + ",".join(different) + "}"
+
+
+def _names(images: Sequence[str], masks: Sequence[str]) -> tuple[str, str]:
+    """`*` and `*_mask`, or what else stands before and behind what the names of both sides share."""
+    (front, back), (own_front, own_back) = _common(images), _common(masks)
+    ids = {name[len(front) : len(name) - len(back) or None] for name in images}
+    bare = [name[len(own_front) : len(name) - len(own_back) or None] for name in masks]
+    if not ids & set(bare) and any(name[: cut.start()] in ids for name in bare for cut in re.finditer("[_-]", name)):
+        sign = next(cut[0] for name in bare for cut in re.finditer("[_-]", name) if name[: cut.start()] in ids)
+        return f"{front}*{back}", f"{own_front}*{sign}*{own_back}"
+    return f"{front}*{back}", f"{own_front}*{own_back}"
+
+
+def _common(names: Sequence[str]) -> tuple[str, str]:
+    """What all names begin and end with, up to a sign that parts words."""
+    if len(names) < 2:
+        return "", ""
+    front = re.sub(r"[^\W_]+$", "", _beginning(names))
+    back = _beginning([name[len(front) :][::-1] for name in names])[::-1]
+    cut = re.search(r"[\W_]", back)
+    return front, back[cut.start() :] if cut else ""
+
+
+def _beginning(names: Sequence[str]) -> str:
+    same = itertools.takewhile(lambda signs: len(set(signs)) == 1, zip(*names, strict=False))
+    return "".join(signs[0] for signs in same)
+
+
+# In one folder ------------------------------------------------------------------------------------------------------
+
+
+def _of_suffixes(folders: Folders) -> Iterator[Patterns]:
+    """Masks in the folder of their images: `*` and `*_mask`."""
+    endings: Counter[str] = Counter()
+    images = 0
+    for files in folders.values():
+        names = [file.stem for file in files]
+        known = set(names)
+        heads = {(name[: cut.start()], name[cut.start() :]) for name in names for cut in re.finditer(r"[_\-. ]", name)}
+        own = [(head, tail) for head, tail in heads if head in known]
+        images += len({head for head, _ in own})
+        endings.update(tail for _, tail in own)
+    everywhere = [tail for tail, n in endings.items() if n >= LEAST * images]
+    top = _top(folders)
+    if len(everywhere) == 1:
+        yield f"{top}*", f"{top}*{everywhere[0]}"
+    elif everywhere and len({tail[0] for tail in everywhere}) == 1:
+        words = ",".join(sorted((tail[1:] for tail in everywhere), key=natural_key))
+        yield f"{top}*", f"{top}*{everywhere[0][0]}{{{words}}}"
+
+
+def _of_two_suffixes(folders: Folders) -> Iterator[Patterns]:
+    """`*_image` and `*_label`."""
+    yield from _of_words(folders, re.compile(r"(.*?)([_\-. ][^\W\d_]+\d?)"), lambda word: f"*{word}", 2)
+
+
+def _of_beginnings(folders: Folders) -> Iterator[Patterns]:
+    """`image_*` and `label_*`."""
+    yield from _of_words(folders, re.compile(r"([^\W\d_]+[_\-. ]?)(.+)"), lambda word: f"{word}*", 1)
+
+
+def _of_words(
+    folders: Folders, pattern: re.Pattern[str], shown: Callable[[str], str], place: int
+) -> Iterator[Patterns]:
+    """Two words, one before or behind every name of an image, the other those of the masks."""
+    by_word: dict[str, dict[str, RawFile]] = defaultdict(dict)
+    for files in folders.values():
+        for file in files:
+            if match := pattern.fullmatch(file.stem):
+                by_word[match[place]][f"{file.parent}/{match[3 - place]}"] = file
+    words = sorted(by_word, key=lambda word: -len(by_word[word]))[:6]
+    for image, mask in itertools.permutations((word for word in words if _PLAIN.fullmatch(word)), 2):
+        both = sorted(by_word[image].keys() & by_word[mask].keys())
+        if len(both) < max(2, LEAST * len(by_word[image])) or says_mask(image):
+            continue
+        if says_mask(mask) or _are_masks([by_word[mask][own] for own in both], [by_word[image][own] for own in both]):
+            top = _top(folders)
+            yield f"{top}{shown(image)}", f"{top}{shown(mask)}"
+
+
+def _of_endings(folders: Folders) -> Iterator[Patterns]:
+    """`*.jpg` and `*.png` of one name."""
+    by_ending: dict[str, dict[str, RawFile]] = defaultdict(dict)
+    for files in folders.values():
+        for file in files:
+            by_ending[file.suffix][f"{file.parent}/{file.stem}"] = file
+    for image, mask in itertools.permutations(by_ending, 2):
+        both = sorted(by_ending[image].keys() & by_ending[mask].keys())
+        if len(both) < max(2, LEAST * len(by_ending[image])):
+            continue
+        if _are_masks([by_ending[mask][own] for own in both], [by_ending[image][own] for own in both]):
+            yield f"{_top(folders)}*{image}", f"{_top(folders)}*{mask}"
+
+
+def _of_equal_names(folders: Folders) -> Iterator[Patterns]:
+    """A folder a case, with files of the same names in each: `**/image` and `**/mask`."""
+    by_stem: dict[str, dict[str, RawFile]] = defaultdict(dict)
+    for folder, files in folders.items():
+        for file in files:
+            by_stem[file.stem][folder] = file
+    least = max(2, LEAST * len(folders))
+    often = [stem for stem, own in by_stem.items() if len(own) >= least and _PLAIN.fullmatch(stem)]
+    for image, mask in itertools.permutations(often[:6], 2):
+        if says_mask(image):
+            continue
+        both = sorted(by_stem[image].keys() & by_stem[mask].keys())
+        sides = [by_stem[mask][own] for own in both], [by_stem[image][own] for own in both]
+        if both and (says_mask(mask) or _are_masks(*sides)):
+            yield f"**/{image}", f"**/{mask}"
+
+
+def _top(folders: Folders) -> str:
+    return "**/" if len(folders) > 1 else ""
