@@ -50,7 +50,7 @@ def prepare(
     ] = None,
     groups: Annotated[
         str | None,
-        typer.Option(help="What is one patient: none, or a pattern for the patient in a path [default: found]"),
+        typer.Option(help="What is one patient: none, a column, or a pattern for it in a path [default: found]"),
     ] = None,
     classes: Annotated[
         str | None,
@@ -74,7 +74,8 @@ def prepare(
         ),
     ] = None,
     images: Annotated[
-        str | None, typer.Option(metavar="PATTERN", help="Of pairs, in quotes: which files of the source are images.")
+        str | None,
+        typer.Option(metavar="PATTERN", help="Of pairs, in quotes: which files are images; or a column."),
     ] = None,
     masks: Annotated[
         str | None,
@@ -83,7 +84,14 @@ def prepare(
     annotator: Annotated[
         str | None, typer.Option(help="Of pairs: which one of several masks, by the further part of its name.")
     ] = None,
-    split_from: Annotated[str | None, typer.Option(help="Of pairs: folders, if they say train, val and test.")] = None,
+    csv: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Of pairs: a table with a row an image: its mask, part or patient."),
+    ] = None,
+    split_from: Annotated[
+        str | None,
+        typer.Option(help="Of pairs, what says train, val, test: folders, a column, a table, or a pattern."),
+    ] = None,
     intensity: Annotated[
         str | None,
         typer.Option(
@@ -126,6 +134,7 @@ def prepare(
         "annotator": annotator,
         "split_from": split_from,
         "intensity": intensity,
+        "csv": csv,
         "allow_partial": allow_partial,
     }
     if dry_run:
@@ -382,7 +391,7 @@ def synth(
     fugc:zenodo, glas:bmp, goals:full|public, imagefolder:textures, imagenet:tars|folder|kaggle|parquet|timm,
     isic2017:official, kvasir:jpg, nnunet:volumes|slices|slice_channels|channels|ct,
     pairs:suffix|annotators|instances|classes|parts|grey|colour|palette|ids|objects|jpegmasks|
-    languages|endings|beside|beginnings|cases|junk, psvfm:png, synapse:transunet|samed|cascade|nifti.
+    languages|endings|beside|beginnings|cases|junk|csv|metadata, psvfm:png, synapse:transunet|samed|cascade|nifti.
     """
     from rwkvctl.data.convert import synth as trees
 

@@ -9,12 +9,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rwkvctl.base.errors import BadFile, UserError
-from rwkvctl.data.convert import discover, formats, guessing, mask_survey
+from rwkvctl.data.convert import discover, formats, guessing, mask_survey, pair_tables
 from rwkvctl.data.convert.discover import EXAMPLES, Problems
 from rwkvctl.data.convert.formats.base import Options
 from rwkvctl.data.convert.formats.pairs import Pair
 from rwkvctl.data.convert.sources import Source, open_sources
 
+_MOST_TABLES = 3
 APART = 0.3
 """Masks of one image that share less of their area are of different things; those of two people share more."""
 
@@ -53,7 +54,9 @@ def examine(paths: Sequence[Path | str]) -> Diagnosis:
         findings = [finding for form in formats.every() if (finding := _ask(form, source))]
         kinds = Counter(file.suffix or "no extension" for file in source.files)
         if all(finding.problems and finding.dataset == "folder" for finding in findings):
-            guessed = [own for own in _guessed(source) if all(_is_better(own, other) for other in findings)]
+            guessed = _of_tables(source, findings)
+            if not guessed:
+                guessed = [own for own in _guessed(source) if all(_is_better(own, other) for other in findings)]
             findings = guessed or findings
     # A generic format takes nearly everything; a special one without problems is the surest.
     generic = {form.DATASET.name for form in formats.every() if not form.DATASET.expected}
@@ -62,6 +65,25 @@ def examine(paths: Sequence[Path | str]) -> Diagnosis:
         findings = special  # what a generic format would take is theirs
     findings.sort(key=lambda finding: (finding.dataset in generic, len(finding.problems)))
     return Diagnosis(findings, dict(kinds.most_common(8)))
+
+
+def _of_tables(source: Source, others: Sequence[Finding]) -> list[Finding]:
+    """Images of which a table in the source says which mask they have, or what they are for."""
+    form = formats.get("pairs")
+    for seen in pair_tables.seen_in(source)[:_MOST_TABLES]:
+        place = seen.file.data if seen.file.kind == "file" else seen.file.path
+        options = Options(form.DATASET.name, csv=place)
+        told = [f"--csv {shlex.quote(place)}"]
+        if seen.columns.mask is None:
+            if (found := guessing.guess(source)) is None:
+                continue
+            options = replace(options, images=found.images, masks=found.masks)
+            told += [f"--images {shlex.quote(found.images)}", f"--masks {shlex.quote(found.masks)}"]
+        own = _planned(form, "table", source, options)
+        if own.samples and own.samples >= max((other.samples for other in others), default=0):
+            own.options = " ".join(filter(None, [*told, own.options]))
+            return [own]
+    return []
 
 
 def _is_better(own: Finding, other: Finding) -> bool:

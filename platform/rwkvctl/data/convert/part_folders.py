@@ -56,27 +56,37 @@ def by_folder(paths: Mapping[str, str]) -> tuple[dict[str, str], int]:
     )
 
 
-def by_value(values: Mapping[str, str]) -> dict[str, str]:
-    """id -> part, of what `{split}` is in the name of each image."""
+def by_value(values: Mapping[str, str], what: str = "--split-from folders: {split} in --images") -> dict[str, str]:
+    """id -> part, of what `{split}` is in the name of each image, or what else says it."""
     found = {key: part_of(value) for key, value in values.items()}
     unknown = sorted({values[key] for key, part in found.items() if part is None})
     if unknown:
-        raise UserError(
-            f"--split-from folders: {{split}} is {unknown[0]!r} in --images, which is none of {', '.join(PARTS)}; "
-            "rename it"
-        )
+        raise UserError(f"{what} is {unknown[0]!r}, which is none of {', '.join(PARTS)}; rename it")
     if "train" not in found.values():
-        raise UserError(
-            f"--split-from folders: {{split}} is nowhere train, but {', '.join(sorted(set(values.values())))}"
-        )
+        raise UserError(f"{what} is nowhere train, but {', '.join(sorted(set(values.values())))}")
     return {key: str(part) for key, part in found.items()}
 
 
-def published(ids: Mapping[str, Sequence[str]], groups: Mapping[str, str], seed: int) -> Split:
+def by_expression(paths: Mapping[str, str], pattern: str) -> dict[str, str]:
+    """id -> part, of what the first group of a regular expression is in each path."""
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise UserError(f"--split-from {pattern!r}: is not a regular expression ({error})") from error
+    found = {key: match for key, path in paths.items() if (match := compiled.search(path))}
+    missing = sorted(paths[key] for key in paths.keys() - found.keys())
+    if missing:
+        raise UserError(f"--split-from {pattern!r}: does not match {len(missing)} images, for example {missing[0]}")
+    return by_value({key: match[1] for key, match in found.items()}, f"--split-from {pattern!r}: its group")
+
+
+def published(
+    ids: Mapping[str, Sequence[str]], groups: Mapping[str, str], seed: int, what: str = "the folders of the source"
+) -> Split:
     """The split that the folders are. Without a validation part, a tenth of the training part becomes it, in whole
     groups."""
     if ids.get("val"):
-        return fixed("as the folders of the source", **{part: ids.get(part, ()) for part in PARTS})
+        return fixed(f"as {what}", **{part: ids.get(part, ()) for part in PARTS})
     own = grouped_split(ids["train"], groups, (9, 1, 0), seed)
     test = list(ids.get("test", ()))
-    return Split(f"as the folders of the source; val out of train: {own.rule}", {**own.ids, "test": test}, seed)
+    return Split(f"as {what}; val out of train: {own.rule}", {**own.ids, "test": test}, seed)

@@ -47,7 +47,7 @@ def matched(source: Source, image: NamePattern, mask: NamePattern, problems: Pro
     """
     files = [file for file in source.files if file.suffix in EXTENSIONS]
     tries = []
-    for root in _roots({file.parent for file in source.files}):
+    for root in _roots({file.parent for file in files}):
         found = [_matches(files, root, pattern) for pattern in (image, mask)]
         if all(found):
             images, masks = _apart(found[0], found[1], image, mask)

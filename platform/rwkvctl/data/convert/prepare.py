@@ -55,6 +55,7 @@ def prepare(
     annotator: str | None = None,
     split_from: str | None = None,
     intensity: str | None = None,
+    csv: str | None = None,
     allow_partial: bool = False,
     overwrite: bool = False,
     workers: int | None = None,
@@ -90,6 +91,7 @@ def prepare(
         annotator=annotator,
         split_from=split_from,
         intensity=intensity,
+        csv=csv,
     )
     with open_sources(sources) as source:
         _refuse_bad_out(out, source.paths, overwrite)

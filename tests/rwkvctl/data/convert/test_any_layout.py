@@ -34,6 +34,8 @@ LAYOUTS = {
     "beginnings": ["background", "foreground"],
     "cases": ["background", "foreground"],
     "junk": ["background", "foreground"],
+    "csv": ["background", "foreground"],
+    "metadata": ["background", "foreground"],
 }
 """By layout the classes that doctor's line makes."""
 MADE_UP = ("grey", "colour", "ids", "jpegmasks")

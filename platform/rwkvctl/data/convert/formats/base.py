@@ -64,6 +64,7 @@ class Options:
     annotator: str | None = None
     split_from: str | None = None
     intensity: str | None = None
+    csv: str | None = None
 
 
 class Item(Protocol):

@@ -13,14 +13,16 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 
 from rwkvctl.base.errors import UserError
-from rwkvctl.data.convert import discover, field_of_view, grouping, part_folders, pattern_pairs
+from rwkvctl.data.convert import discover, field_of_view, grouping, pair_tables, part_folders, pattern_pairs
 from rwkvctl.data.convert.discover import Problems
 from rwkvctl.data.convert.formats.base import Dataset, Options, Plan
 from rwkvctl.data.convert.formats.folder import ClassIds, mask_reader
 from rwkvctl.data.convert.formats.pairs import Pair, pairs_plan
 from rwkvctl.data.convert.name_patterns import parse
+from rwkvctl.data.convert.pair_tables import Listing
 from rwkvctl.data.convert.pattern_pairs import Id, Matched
 from rwkvctl.data.convert.sources import Source, natural_key
+from rwkvctl.data.convert.table_columns import is_column
 from rwkvctl.data.images.files import EXTENSIONS
 from rwkvctl.data.store.splits import DEFAULT_SEEDS, Split, grouped_splits, parse_ratio, random_splits
 
@@ -44,9 +46,10 @@ DATASET = Dataset(
         "masks",
         "annotator",
         "split_from",
+        "csv",
     ),
 )
-FOLDERS = "folders"
+FOLDERS, TABLE, EXPRESSION = "folders", "table", "expression"
 OF_GROUPS = ("group", "patient")
 ANNOTATOR, CLASS, SPLIT = "annotator", "class", "split"
 """Names of wildcards that say what they are."""
@@ -60,22 +63,22 @@ def recognise(source: Source) -> str | None:
 
 def plan(source: Source, options: Options, problems: Problems) -> Plan:
     """Pair by the patterns; every image and mask without a partner is a problem."""
-    if not options.images or not options.masks:
+    listing = pair_tables.listing(source, options)
+    if not (listing and listing.pairs) and not (options.images and options.masks):
         raise UserError(
             "--images and --masks: give a pattern each, in quotes: --images 'images/*.png' --masks 'masks/*_mask.png'"
         )
-    if options.split_from not in (None, FOLDERS):
-        raise UserError(f"--split-from {options.split_from}: give {FOLDERS}, or leave it out")
+    _check_split_from(options, listing)
     classes = options.classes or DATASET.classes
     if len(classes) < 2:
         raise UserError("--classes: name at least two, the background first")
     parse_ratio(options.ratio or "8:1:1")  # said before anything is read
-    image, mask = parse("--images", options.images), parse("--masks", options.masks)
-
-    found = pattern_pairs.matched(source, image, mask, problems)
+    found, notes = _found(source, options, listing, problems)
+    by_rows = listing is not None and listing.pairs
+    given = f"--csv {options.csv}" if by_rows else f"--images {options.images} --masks {options.masks}"
     every = [one.file for own in found.masks.values() for one in own]
     if fields := field_of_view.found(every):
-        problems.add(f"{source}: --masks {mask.text} shows {fields}, not labels; give the pattern of the labels")
+        problems.add(f"{source}: {given}: masks show {fields}, not labels; give those of the labels")
     if options.annotator is not None:
         _take_annotator(found, options.annotator, problems)
     _refuse_masks_of_other_parts(found)
@@ -83,8 +86,34 @@ def plan(source: Source, options: Options, problems: Problems) -> Plan:
     by_class = _class_wildcard(found, class_of, options)
     pairs = _pairs(found, by_class, class_of, options.dataset)
     if not pairs and not problems.found:
-        problems.add(f"{source}: no image has a mask by --images {image.text} --masks {mask.text}")
-    return _planned(source, found, pairs, by_class, classes, options, problems)
+        problems.add(f"{source}: no image has a mask by {given}")
+    return _planned(source, found, pairs, by_class, classes, options, problems, listing, notes)
+
+
+def _check_split_from(options: Options, listing: Listing | None) -> None:
+    text = options.split_from
+    if text in (None, FOLDERS) or (listing and (pair_tables.is_table(text) or is_column(listing.table, text))):
+        return
+    if "(" not in str(text):
+        known = f", a column of {', '.join(listing.table.headings)}" if listing else ""
+        raise UserError(f"--split-from {text}: give {FOLDERS}{known}, a table (.csv), or a pattern: '(train|test)'")
+
+
+def _found(source: Source, options: Options, listing: Listing | None, problems: Problems) -> tuple[Matched, list[str]]:
+    """Images and masks by the rows of the table, or by the patterns; and notes."""
+    notes: list[str] = []
+    if listing and listing.pairs:
+        found = pair_tables.matched(source, listing, problems)
+    else:
+        image, mask = parse("--images", str(options.images)), parse("--masks", str(options.masks))
+        found = pattern_pairs.matched(source, image, mask, problems)
+        notes = pair_tables.annotate(found, listing, problems) if listing else []
+    if listing:
+        notes.append(f"{listing.table.name}: {listing.columns.told(listing.table)}")
+        if listing.columns.folds is not None:
+            folds = listing.table.headings[listing.columns.folds]
+            notes.append(f"{listing.table.name}: column {folds} does not tell train, val and test, and was left out")
+    return found, notes
 
 
 # Several masks an image ---------------------------------------------------------------------------------------------
@@ -218,37 +247,44 @@ def _planned(
     classes: Sequence[str],
     options: Options,
     problems: Problems,
+    listing: Listing | None,
+    more_notes: Sequence[str],
 ) -> Plan:
     """With groups and splits, and what is worth a warning."""
     pairs = list(by_id.values())
     paths = {pair.key: discover.relative(pair.image, found.root).rpartition(".")[0] for pair in pairs}
+    told = _told_parts(found, by_id, options, listing)
     part: dict[str, str] = dict.fromkeys(paths, "all")
-    if options.split_from and pairs:
-        values = {pair.key: found.images[name].values.get(SPLIT) for name, pair in by_id.items()}
-        named = {key: value for key, value in values.items() if value is not None}
-        if named:
-            part = part_folders.by_value(named)
-        else:
-            part, depth = part_folders.by_folder(paths)
-            paths = {key: "/".join(_without(path.split("/"), depth)) for key, path in paths.items()}
-    groups = _groups(pairs, paths, options.groups)
+    if told == FOLDERS:
+        part, depth = part_folders.by_folder(paths)
+        paths = {key: "/".join(_without(path.split("/"), depth)) for key, path in paths.items()}
+    elif told == EXPRESSION:
+        part = part_folders.by_expression(paths, str(options.split_from))
+    elif isinstance(told, dict):
+        part = told
+    groups = _groups(pairs, paths, options.groups, listing)
     if groups:
         pairs = [replace(pair, group=groups.of.get(pair.key)) for pair in pairs]
     has_groups = any(pair.group for pair in pairs)
 
     def make_splits(ids: Mapping[str, Sequence[str]], of: Mapping[str, str]) -> dict[str, Split]:
-        if options.split_from:
-            return {FOLDERS: part_folders.published(ids, of, (options.seeds or DEFAULT_SEEDS)[0])}
+        if told:
+            name, what = FOLDERS, "the folders of the source"
+            if listing and isinstance(told, dict):
+                name, what = TABLE, "the table of the source"
+            return {name: part_folders.published(ids, of, (options.seeds or DEFAULT_SEEDS)[0], what)}
         random = random_splits(ids["all"], options.ratio, options.seeds)
         return (grouped_splits(ids["all"], of, options.ratio, options.seeds) if has_groups else {}) | random
 
     known = {file.path for pair in pairs for file in pair.files} | {own["id"] for own in problems.excluded}
-    notes = [*_note(found, by_class), *([groups.note(splits=not options.split_from)] if groups else [])]
+    notes = [*more_notes, *_note(found, by_class), *([groups.note(splits=not told)] if groups else [])]
+    if told and groups and (leak := pair_tables.leaks(part, groups.of)):
+        notes.insert(0, leak)
     read_mask = ClassIds(2) if by_class else mask_reader(options, len(classes))
     return pairs_plan(
         DATASET,
         options,
-        f"{options.images} and {options.masks}",
+        "a table" if listing and listing.pairs else f"{options.images} and {options.masks}",
         {name: [pair for pair in pairs if part[pair.key] == name] for name in dict.fromkeys(part.values())},
         read_mask,
         make_splits,
@@ -258,9 +294,32 @@ def _planned(
     )
 
 
-def _groups(pairs: Sequence[Pair], paths: Mapping[str, str], choice: str | None) -> grouping.Groups | None:
-    """As `--groups` says, as {group} or {patient} in the pattern, or as names and folders tell."""
+def _told_parts(
+    found: Matched, by_id: Mapping[Id, Pair], options: Options, listing: Listing | None
+) -> dict[str, str] | str:
+    """Part by key where a table or `{split}` tells it; FOLDERS or EXPRESSION where paths do; "" without any."""
+    if not by_id or not (options.split_from or (listing and listing.columns.split is not None)):
+        return ""
+    values = {pair.key: found.images[name].values.get(SPLIT) for name, pair in by_id.items()}
+    named = {key: value for key, value in values.items() if value is not None}
+    if listing and listing.columns.split is not None:
+        column = f"{listing.table.name}: column {listing.table.headings[listing.columns.split]}"
+        if missing := sorted(values.keys() - named.keys()):
+            raise UserError(f"{column}: is empty for {len(missing)} images, for example {missing[0]}; fill it in")
+        return part_folders.by_value(named, column)
+    if named:
+        return part_folders.by_value(named)
+    return FOLDERS if options.split_from == FOLDERS else EXPRESSION
+
+
+def _groups(
+    pairs: Sequence[Pair], paths: Mapping[str, str], choice: str | None, listing: Listing | None
+) -> grouping.Groups | None:
+    """As `--groups` says, as {group} or {patient} in the pattern or a column tells, or as names and folders do."""
     named = {pair.key: pair.group for pair in pairs if pair.group}
+    if named and listing and listing.by_column:
+        column = listing.table.headings[listing.columns.group or 0]
+        return grouping.Groups(named, f"column {column} of {listing.table.name}")
     return grouping.Groups(named, "the pattern") if named and choice is None else grouping.proposed(paths, choice)
 
 

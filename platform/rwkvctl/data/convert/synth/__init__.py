@@ -31,7 +31,7 @@ FORMS = {
     "pairs": (
         "suffix", "annotators", "instances", "classes", "parts",
         "grey", "colour", "palette", "ids", "objects", "jpegmasks",
-        "languages", "endings", "beside", "beginnings", "cases", "junk",
+        "languages", "endings", "beside", "beginnings", "cases", "junk", "csv", "metadata",
     ),
     "psvfm": ("png",),
     "synapse": ("transunet", "samed", "cascade", "nifti"),

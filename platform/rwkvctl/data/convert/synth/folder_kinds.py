@@ -88,3 +88,36 @@ def write_junk(folder: Path, n: int, size: int, seed: int) -> Truth:
         write(folder / "gt" / name, b"x")
     write(folder / "README.txt", "made in 2019")
     return truth
+
+
+def write_csv(folder: Path, n: int, size: int, seed: int) -> Truth:
+    """`scans/` and `annotations/` under names that have nothing in common; `liste.csv`, as Excel writes it in Germany,
+    says what belongs together, by paths of a Windows machine, with part and patient."""
+    truth, home = Truth(), "D:\\Studie 2019\\Export"
+    rows = ["Nr;Bild;Maske;Split;Patient"]
+    for number in range(1, n + 1):
+        image, (mask,) = sample(number, size, seed)
+        names = f"{number * 7919 + 100000:06d}.PNG", f"{number * 104729 % 1000003:07d}.png"
+        save(folder / "scans" / names[0], image)
+        save(folder / "annotations" / names[1], mask.astype(np.uint8) * 255)
+        part = "Test" if number > n - n // 4 else "Validierung" if number > n - 2 * (n // 4) else "Training"
+        paths = f"{home}\\scans\\{names[0]};{home}\\annotations\\{names[1]}"
+        rows.append(f"{number};{paths};{part};P{(number + 1) // 2:03d}")
+        truth[f"scans/{names[0]}"] = class_ids([mask])
+    write(folder / "liste.csv", "\ufeff" + "\r\n".join(rows) + "\r\n")
+    return truth
+
+
+def write_metadata(folder: Path, n: int, size: int, seed: int) -> Truth:
+    """`img/N.png` and `img/N_seg.png`; `metadata.tsv` has a line an image without its ending: subject, sex, subset."""
+    truth = Truth()
+    rows = ["image_id\tsubject\tsex\tsubset"]
+    for number in range(1, n + 1):
+        image, (mask,) = sample(number, size, seed)
+        save(folder / "img" / f"{number:03d}.png", image)
+        save(folder / "img" / f"{number:03d}_seg.png", mask)
+        part = "test" if number > n - n // 4 else "train"
+        rows.append(f"{number:03d}\ts{(number + 1) // 2}\t{'mf'[number % 2]}\t{part}")
+        truth[f"img/{number:03d}.png"] = class_ids([mask])
+    write(folder / "metadata.tsv", "\n".join(rows) + "\n")
+    return truth

@@ -10,9 +10,11 @@ from rwkvctl.data.convert.synth.folder_kinds import (
     write_beginnings,
     write_beside,
     write_cases,
+    write_csv,
     write_endings,
     write_junk,
     write_languages,
+    write_metadata,
 )
 from rwkvctl.data.convert.synth.mask_kinds import (
     write_colour,
@@ -30,12 +32,14 @@ __all__ = [
     "write_beside",
     "write_cases",
     "write_colour",
+    "write_csv",
     "write_endings",
     "write_grey",
     "write_ids",
     "write_jpegmasks",
     "write_junk",
     "write_languages",
+    "write_metadata",
     "write_objects",
     "write_palette",
 ]  # fmt: skip
@@ -56,6 +60,8 @@ OPTIONS = {
     "beside": "--images '*.jpg' --masks '*.png'",
     "beginnings": "--images 'img_*' --masks 'mask_*'",
     "cases": "--images '*/photo' --masks '*/lesion'",
+    "csv": "--csv liste.csv",
+    "metadata": "--csv metadata.tsv --images 'img/*' --masks 'img/*_seg'",
     "junk": "--images 'pictures/*' --masks 'gt/*'",
     "parts": "--images '*/Fotos/*' --masks '*/Ground truth/*' --split-from folders",
 }
@@ -133,7 +139,7 @@ def trap_unpaired(folder: Path) -> Path:
     words = (
         "_maske.", "_1stHO.", "/masks/", "_heart.", "/Ground truth/",
         "/scan_label/", "/annotations/", "/SegmentationClass/", "_labels.", "/gt/", "/mask/",
-        "/máscaras/", "/A/", "/IMG_0001.png", "/mask_", "/lesion.",
+        "/máscaras/", "/A/", "/IMG_0001.png", "/mask_", "/lesion.", "_seg.",
     )  # fmt: skip
     first = min(path for path in folder.rglob("*.*") if any(word in path.as_posix() for word in words))
     first.unlink()
