@@ -18,6 +18,8 @@ from rwkv_unet.baselines.att_unet import AttentionUNet
 from rwkv_unet.baselines.emcad import EMCAD
 from rwkv_unet.baselines.fcbformer import FCBFormer
 from rwkv_unet.baselines.missformer import MISSFormer
+from rwkv_unet.baselines.h_vmunet import HVMUNet
+from rwkv_unet.baselines.mamba_unet import MambaUNet
 from rwkv_unet.baselines.options import check_options
 from rwkv_unet.baselines.pvt_cascade import PVTCascade
 from rwkv_unet.baselines.rolling_unet import RollingUNet
@@ -30,6 +32,8 @@ from rwkv_unet.baselines.unet import UNet
 from rwkv_unet.baselines.unet_plus_plus import UNetPlusPlus
 from rwkv_unet.baselines.unext import SMALL_DIMS, UNeXt
 from rwkv_unet.baselines.vit_cup import ViTCup
+from rwkv_unet.baselines.vm_unet import VMUNet
+from rwkv_unet.baselines.zig_rir import ZigRiR
 
 BASELINES: dict[str, Callable[..., nn.Module]] = {
     "unet": UNet,
@@ -51,6 +55,10 @@ BASELINES: dict[str, Callable[..., nn.Module]] = {
     "trans_cascade": TransCascade,
     "vit_cup": ViTCup,
     "r50_vit_cup": partial(TransUNet, num_skips=0),
+    "vm_unet": VMUNet,
+    "mamba_unet": MambaUNet,
+    "h_vmunet": HVMUNet,
+    "zig_rir": ZigRiR,
 }
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from rwkv_unet import create_model, list_models
 from rwkv_unet.baselines import BASELINES, has_deep_supervision
@@ -14,6 +15,8 @@ from rwkv_unet.baselines.libraries import MONAI
 from rwkv_unet.baselines.rolling_unet import roll_channels
 from rwkv_unet.baselines.u_kan import ORDER, UKAN, b_splines
 from rwkv_unet.baselines.unext import shift
+from rwkv_unet.baselines.vss import SS2D
+from rwkv_unet.baselines.zig_rir import Stem, ZigzagMix, joined
 from rwkv_unet.flops import count_macs, count_parameters, dry_run
 
 TABLE_VI = [
@@ -36,6 +39,10 @@ TABLE_VI = [
     ("trans_cascade", 123_474_895, 52.6226),
     ("vit_cup", 91_673_041, 29.0725),
     ("r50_vit_cup", 103_764_497, 29.1500),
+    ("vm_unet", 27_427_561, 4.0946),
+    ("mamba_unet", 19_121_376, 4.5661),
+    ("h_vmunet", 8_569_231, 0.7556),
+    ("zig_rir", 24_269_820, 2.7632),
 ]
 LIBRARIES = [
     ("smp:unet-resnet50", 32_521_105, 10.7096),
@@ -71,6 +78,9 @@ SMALLER: dict[str, dict[str, Any]] = {
     "u_kan": {"dims": (8,) * 5},
     "vit_cup": {"encoder": "vit_tiny_patch16_224"},
     "uctransnet": {"width": 8},
+    **{name: {"width": 8} for name in ("vm_unet", "mamba_unet")},
+    "h_vmunet": {"dims": (4, 4, 8, 16, 32, 32)},
+    "zig_rir": {"dims": (8,) * 4},
 }
 LARGER = ("rolling_unet_m", "rolling_unet_l", "unext", "r50_vit_cup", "trans_cascade")
 """What is said of images is said of a smaller one with the same encoder."""
@@ -118,6 +128,13 @@ def test_grey_images_and_sizes_that_do_not_fit(name: str) -> None:
             r"^model.encoder: unknown ViT 'vit_base'; choose from vit_base_patch16_224, ",
         ),
         ("transunet", {"num_skips": 4}, r"^model.num_skips must be 0, 1, 2 or 3, not 4$"),
+        ("vm_unet", {"width": 6}, r"^model.width must be a positive multiple of 4, not 6$"),
+        ("vm_unet", {"depths": (2, 2)}, r"^model.depths must be the blocks of 4 levels, not \(2, 2\)$"),
+        ("vm_unet", {"decoder_depths": 2}, r"^model.decoder_depths must be the blocks of 4 levels, not 2$"),
+        ("zig_rir", {"depths": (2, 4, 9, 0)}, r"^model.depths must be the blocks of 4 levels"),
+        ("h_vmunet", {"dims": (8, 16, 32, 64, 128, 200)}, r"^model.dims: level 6 must be divisible by 32, not 200$"),
+        ("h_vmunet", {"orders": (2, 3)}, r"^model.orders must be four numbers from 2 to 8, not \(2, 3\)$"),
+        ("h_vmunet", {"depth": 0}, r"^model.depth must be a positive integer, not 0$"),
         ("emcad", {"encoder": "pvt_v2_b9"}, r"^model.encoder: unknown PVTv2 'pvt_v2_b9'; did you mean"),
     ],
 )
@@ -155,6 +172,37 @@ def test_channels_roll_in_a_circle(direction: int) -> None:
     for axis in (1, 2):
         rolled = [x[..., c].roll(direction * c, dims=axis) for c in range(7)]
         assert torch.equal(roll_channels(x, axis, direction), torch.stack(rolled, -1))
+
+
+def test_scans_in_equal_directions_do_not_know_one_from_another() -> None:
+    torch.manual_seed(0)
+    mixer, x = SS2D(8), torch.randn(2, 5, 7, 8)
+    with torch.no_grad():
+        for parameter in (mixer.select, mixer.step_weight, mixer.step_bias, mixer.log_rate, mixer.skip):
+            parameter.copy_(parameter[:1].clone().expand_as(parameter))
+        mixer.step_bias += 4  # at the start the states say little
+        mixer.conv.weight.copy_(mixer.conv.weight.mean((2, 3), keepdim=True).expand_as(mixer.conv.weight))
+        y = mixer(x)
+        torch.testing.assert_close(mixer(x.flip(1).flip(2)), y.flip(1).flip(2))
+        torch.testing.assert_close(mixer(x.transpose(1, 2)), y.transpose(1, 2))
+        mixer.step_bias[2] -= 3  # rows from the back alone
+        assert (mixer(x.flip(1).flip(2)) - mixer(x).flip(1).flip(2)).abs().max() > 1e-4
+
+
+def test_zigzag_along_rows_and_columns() -> None:
+    numbers = torch.arange(6).view(1, 2, 3, 1)
+    rows, columns = ZigzagMix(1, columns=False), ZigzagMix(1, columns=True)
+    assert rows._zigzag(numbers).flatten().tolist() == [0, 1, 2, 5, 4, 3]
+    assert columns._zigzag(numbers).flatten().tolist() == [2, 5, 4, 1, 0, 3]  # from the last; odd columns upwards
+
+
+def test_words_of_neighbouring_patches_are_joined_as_in_the_image() -> None:
+    places = torch.arange(16.0 * 16).view(1, 1, 16, 16)  # 4 x 4 patches of 4 x 4 words
+    stem = Stem(1, 4, 8)
+    stem.common, stem.words, stem.patches = nn.Identity(), nn.Identity(), nn.AvgPool2d(4)
+    words, patches = stem(places)
+    assert torch.equal(words[1], places[0, :, :4, 4:8].permute(1, 2, 0))
+    assert torch.equal(joined(words, patches)[3], places[0, :, 8:, 8:].permute(1, 2, 0))
 
 
 def test_splines_are_a_partition_of_one_that_reproduces_cubics() -> None:

@@ -41,6 +41,10 @@ SHORT: dict[str, dict[str, Any]] = {
     "u_kan": {"dims": (8, 8, 8, 8, 8)},
     "vit_cup": {"encoder": "vit_tiny_patch16_224"},
     "uctransnet": {"width": 8},
+    "vm_unet": {"width": 4, "depths": (1, 1, 1, 1), "decoder_depths": (1, 1, 1, 1)},
+    "mamba_unet": {"width": 4, "depths": (1, 1, 1, 1)},
+    "h_vmunet": {"dims": (4, 4, 4, 4, 4, 4), "orders": (2, 2, 2, 2), "depth": 1},
+    "zig_rir": {"dims": (8, 8, 8, 8), "depths": (1, 1, 1, 1)},
 }
 BASELINES = [name for name in list_models() if not name.startswith("rwkv_unet_")]
 LARGER = ("rolling_unet_m", "rolling_unet_l", "unext", "r50_vit_cup")
