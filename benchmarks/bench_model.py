@@ -1,6 +1,6 @@
 """Images per second of RWKV-UNet T, S and B, in training and inference, beside networks of smp and MONAI.
 
-    python benchmarks/bench_model.py [--model rwkv_unet_t] [--size 224] [--batch 24] [--dtype bfloat16] [--compile]
+    python benchmarks/bench_model.py [--model NAME[,FIELD=WORD...]] [--size 224] [--batch 24] [--dtype bfloat16]
 
 Needs torch and timm, and triton on a GPU; rwkv_unet and biwkv may be on PYTHONPATH (PYTHONPATH=kernels:.). Networks
 whose library is not installed are left out, with a line that says so. A training step is forward pass, cross entropy,
@@ -33,7 +33,11 @@ CLASSES = 9
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--model", action="append", help="any name that create_model takes; may be repeated")
+    parser.add_argument(
+        "--model",
+        action="append",
+        help="a name that create_model takes; may be repeated",
+    )
     parser.add_argument("--size", action="append", type=int, help="side of the images; may be repeated")
     parser.add_argument("--batch", type=int, help="images a step; 24 on a GPU, 1 on a CPU")
     parser.add_argument("--dtype", action="append", choices=["float32", "bfloat16"], help="may be repeated")
@@ -68,11 +72,17 @@ def available(names: list[str]) -> Iterator[str]:
     for name in names:
         try:
             with torch.device("meta"):
-                create_model(name, num_classes=CLASSES)
+                make(name)
         except ValueError as error:
             print(f"without {name}: {error}")
         else:
             yield name
+
+
+def make(name: str) -> nn.Module:
+    """A model by its name, with fields whose values are words: rwkv_unet_t,scan=quad."""
+    name, *fields = name.split(",")
+    return create_model(name, num_classes=CLASSES, **dict(field.split("=") for field in fields))
 
 
 def table(
@@ -109,7 +119,7 @@ def table(
 
 def make_step(name: str, form: str, shape: tuple[int, ...], dtype: torch.dtype, train: bool, device: str) -> Step:
     """A step of a new model on images and targets that stay the same."""
-    model = create_model(name, num_classes=CLASSES).to(device).to(memory_format=torch.channels_last).train(train)
+    model = make(name).to(device).to(memory_format=torch.channels_last).train(train)
     images = torch.randn(shape, device=device).contiguous(memory_format=torch.channels_last)
     called = torch.compile(model) if form == "compiled" else model
     if not train:

@@ -21,7 +21,7 @@ from typing import Any
 
 from rwkv_jobs.entry import guarded
 from rwkv_unet import list_models
-from rwkv_unet.config import ATTENTIONS
+from rwkv_unet.config import ATTENTIONS, SCANS, SHIFTS
 
 SETTINGS = [
     "data.image_size=64", "data.workers=0", "train.epochs=2", "train.batch_size=8", "train.log_steps=1",
@@ -29,6 +29,7 @@ SETTINGS = [
 ]  # fmt: skip
 ABLATIONS = [
     *(f"attention={attention}" for attention in ATTENTIONS if attention != "spatial_mix"),
+    *(f"shift={shift}" for shift in SHIFTS if shift != "q"), *(f"scan={scan}" for scan in SCANS if scan != "raster"),
     "shallow_attention=true", "glsp_channel_mix=true", "num_skips=0", "ccm=false", "decoder_kernel_size=3",
     "encoder=resnet18",
 ]  # fmt: skip

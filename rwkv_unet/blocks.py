@@ -19,9 +19,9 @@ class GLSP(nn.Module):
 
     (B, in_dim, H, W) -> (B, out_dim, H / stride, W / stride). Both shortcuts, around the depthwise convolution and
     around the block, are there if `residual` is set. The norm of the attention comes after it, as in the authors'
-    code (in eq. 3 it comes before). `attention` is a name of `rwkv_unet.attention.ATTENTIONS`; `channel_mix` puts a
-    channel mix of hidden rate 2 after it, with a norm on either side (Table XI). The wide point has
-    `in_dim * expansion` channels, or `width`.
+    code (in eq. 3 it comes before). `attention` is a name of `rwkv_unet.attention.ATTENTIONS`, `shift` and `scan` are
+    those of its spatial mix; `channel_mix` puts a channel mix of hidden rate 2 after it, with a norm on either side
+    (Table XI). The wide point has `in_dim * expansion` channels, or `width`.
     """
 
     def __init__(
@@ -34,6 +34,8 @@ class GLSP(nn.Module):
         norm: Norm,
         stride: int = 1,
         attention: str = "none",
+        shift: str = "q",
+        scan: str = "raster",
         channel_mix: bool = False,
         squeeze_excite: bool = False,
         residual: bool = False,
@@ -44,7 +46,7 @@ class GLSP(nn.Module):
         self.residual = residual
         self.norm = _norm(norm, in_dim)
         self.expand = ConvNormAct(in_dim, dim, nn.ReLU)
-        self.attention = token_mixer(attention, dim)
+        self.attention = token_mixer(attention, dim, shift=shift, scan=scan)
         self.attention_norm = LayerNorm(dim) if self.attention is not None else None
         self.channel_mix = nn.Sequential(LayerNorm(dim), ChannelMix(dim, hidden_rate=2)) if channel_mix else None
         self.channel_mix_norm = LayerNorm(dim) if channel_mix else None

@@ -8,6 +8,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from rwkv_unet.attention import ATTENTIONS
+from rwkv_unet.shifts import SHIFTS
+from rwkv_unet.spatial_mix import SCANS
+
+ENCODER_FIELDS = {
+    "attention": "spatial_mix",
+    "shift": "q",
+    "scan": "raster",
+    "shallow_attention": False,
+    "glsp_channel_mix": False,
+}
+"""Fields that change the blocks of our encoder, with their defaults."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +50,12 @@ class ModelConfig:
     """Hidden width over width in the CCM's channel mix (Table XIII)."""
     attention: str = "spatial_mix"
     """Token mixer of stages III and IV (Table II)."""
+    shift: str = "q"
+    """What the spatial mix sees beside a token: its four neighbours (q), convolutions (omni), places that it chooses
+    (deformable), or nothing."""
+    scan: str = "raster"
+    """Order of the tokens in the spatial mix: row by row (raster), in four directions (quad), every other row backwards
+    (zigzag), or rows and then columns (separable)."""
     shallow_attention: bool = False
     """Token mixer in stages I and II too (Table X)."""
     glsp_channel_mix: bool = False
@@ -59,17 +76,26 @@ class ModelConfig:
         for name in ("ccm", "shallow_attention", "glsp_channel_mix"):
             self._check(name, isinstance(getattr(self, name), bool), "must be true or false")
         self._check("attention", self.attention in ATTENTIONS, f"must be one of {', '.join(ATTENTIONS)}")
+        self._check("shift", self.shift in SHIFTS, f"must be one of {', '.join(SHIFTS)}")
+        self._check("scan", self.scan in SCANS, f"must be one of {', '.join(SCANS)}")
         self._check("encoder", self.encoder is None or isinstance(self.encoder, str), "must be a timm name or null")
         self._check_together()
 
     def _check_together(self) -> None:
         """Fields that are right each but cannot be had together."""
-        for name, default in (("attention", "spatial_mix"), ("shallow_attention", False), ("glsp_channel_mix", False)):
+        for name, default in ENCODER_FIELDS.items():
             value = getattr(self, name)
             if self.encoder is not None and value != default:
                 raise ValueError(
                     f"model.{name}={value!r} changes the blocks of our encoder, and model.encoder={self.encoder!r} has "
                     "none of them: leave one out"
+                )
+        for name, mixers in (("shift", ("spatial_mix", "spatial_mix_2d")), ("scan", ("spatial_mix",))):
+            value = getattr(self, name)
+            if self.attention not in mixers and value != ENCODER_FIELDS[name]:
+                raise ValueError(
+                    f"model.{name}={value!r} is a field of {' and '.join(mixers)}, which model.attention="
+                    f"{self.attention!r} is not: leave one out"
                 )
         if self.shallow_attention and self.attention == "none" and not self.glsp_channel_mix:
             raise ValueError("model.shallow_attention=True needs an attention, but model.attention='none'")

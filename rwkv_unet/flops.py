@@ -31,6 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 import biwkv  # noqa: F401  registers torch.ops.biwkv
 from rwkv_unet.ccm import CrossChannelMix
 from rwkv_unet.layers import LayerNorm
+from rwkv_unet.shifts import OmniShift
 
 WKV_MACS = 6
 """A token and channel of WKV: a numerator and a denominator, each decayed and added to from the left, from the right,
@@ -200,6 +201,10 @@ def _ccm(module: CrossChannelMix, features: Sequence[Tensor], outputs: Sequence[
     return batch * more
 
 
+def _omni_shift(module: OmniShift, x: Tensor, y: Tensor) -> int:
+    return module.five[0].numel() * x.numel()
+
+
 def _module_input(module: Any, x: Tensor, y: Tensor) -> int:
     return x.numel()
 
@@ -241,6 +246,7 @@ MODULES: dict[type, Callable[[Any, Any, Any], int]] = {
     # ptflops asks for `affine`, which LayerNorm lacks (it has elementwise_affine), so it counts 1 an element.
     **dict.fromkeys([nn.GroupNorm, nn.LayerNorm, LayerNorm], _norm),
     CrossChannelMix: _ccm,
+    OmniShift: _omni_shift,  # as the one convolution that it runs as
     **dict.fromkeys([nn.ReLU, nn.PReLU, nn.ELU, nn.LeakyReLU, nn.ReLU6, nn.GELU, nn.Upsample], _module_output),
     **dict.fromkeys([nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d], _module_input),
     **dict.fromkeys([nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d], _module_input),

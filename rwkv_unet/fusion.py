@@ -9,12 +9,15 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from rwkv_unet.layers import ConvNormAct
+from rwkv_unet.shifts import OmniShift
+from rwkv_unet.spatial_mix import SpatialMix
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
 def fuse_for_inference(model: AnyModule) -> AnyModule:
-    """Fold BatchNorms into the convolutions before them, and lay the weights out in channels_last, in place.
+    """Fold BatchNorms into the convolutions before them, add up the kernels of every OmniShift, and lay the weights out
+    in channels_last, in place.
 
     The same function, up to rounding. The model can no longer be trained, and its weights have other names.
 
@@ -27,4 +30,6 @@ def fuse_for_inference(model: AnyModule) -> AnyModule:
                 raise ValueError("only a model in evaluation mode can be fused; call model.eval() first")
             layer.conv = fuse_conv_bn_eval(layer.conv, layer.norm)
             layer.norm = nn.Identity()
+        if isinstance(layer, SpatialMix) and isinstance(layer.shift, OmniShift):
+            layer.shift = layer.shift.merged()
     return model.to(memory_format=torch.channels_last)

@@ -94,6 +94,8 @@ def _encoder(config: ModelConfig) -> RWKVUNetEncoder | TimmEncoder:
         num_classes=0,
         drop_path_rate=config.drop_path,
         attention=config.attention,
+        shift=config.shift,
+        scan=config.scan,
         shallow_attention=config.shallow_attention,
         channel_mix=config.glsp_channel_mix,
         with_head=False,

@@ -33,7 +33,7 @@ class RWKVUNetEncoder(nn.Module):
     `forward_features` maps (B, in_chans, H, W) to (B, dims[3], H / 16, W / 16); `forward` goes on to the classifier
     and gives (B, num_classes), or (B, dims[3]) for `num_classes=0`. With `with_head=False` there is no classifier, no
     final norm, and `forward` is `forward_features`. `attention`, `shallow_attention` (in stages I and II too) and
-    `channel_mix` are the ablations of Tables II, X and XI.
+    `channel_mix` are the ablations of Tables II, X and XI; `shift` and `scan` are those of the spatial mix.
 
     The stem is as wide as a colour image for any `in_chans`, so that timm can adapt pretrained weights by its first
     convolution alone. `output_stride` can only be the 16 that it is.
@@ -53,6 +53,8 @@ class RWKVUNetEncoder(nn.Module):
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.05,
         attention: str = "spatial_mix",
+        shift: str = "q",
+        scan: str = "raster",
         shallow_attention: bool = False,
         channel_mix: bool = False,
         with_head: bool = True,
@@ -67,7 +69,8 @@ class RWKVUNetEncoder(nn.Module):
         self.grad_checkpointing = False
         self.stem = GLSP(in_chans, stem_dim, width=STEM_WIDTH, norm="none", squeeze_excite=True)
         first = 0 if shallow_attention else 2
-        mixers = [{"attention": attention, "channel_mix": channel_mix} if i >= first else {} for i in range(len(dims))]
+        mixer = {"attention": attention, "shift": shift, "scan": scan, "channel_mix": channel_mix}
+        mixers: list[dict[str, Any]] = [mixer if i >= first else {} for i in range(len(dims))]
         self.stages = _stages(stem_dim, depths, dims, expansions, drop_path_rate, mixers)
         self.head = ClassifierHead(dims[-1], num_classes, global_pool, drop_rate) if with_head else None
         self.head_hidden_size = dims[-1] if self.head is None else self.head.pooled_dim

@@ -23,7 +23,7 @@ from rwkv_unet.images import check_images
 from rwkv_unet.layers import NORM_EPS
 from rwkv_unet.rwkv_unet_enc import init_linear, not_weights
 
-FIELDS_OF_IMAGES = ("attention", "shallow_attention", "glsp_channel_mix", "encoder")
+FIELDS_OF_IMAGES = ("attention", "shift", "scan", "shallow_attention", "glsp_channel_mix", "encoder")
 
 
 class RWKVUNet3D(nn.Module):

@@ -16,7 +16,7 @@ from rwkv_unet.attention.mhsa import MultiHeadSelfAttention
 from rwkv_unet.attention.spatial_mix_nd import SpatialMixND
 from rwkv_unet.spatial_mix import SpatialMix
 
-TOKEN_MIXERS: dict[str, Callable[[int], nn.Module]] = {
+TOKEN_MIXERS: dict[str, Callable[..., nn.Module]] = {
     "spatial_mix": SpatialMix,
     "spatial_mix_2d": partial(SpatialMixND, axes=2),
     "mhsa": MultiHeadSelfAttention,
@@ -26,8 +26,16 @@ TOKEN_MIXERS: dict[str, Callable[[int], nn.Module]] = {
 ATTENTIONS = (*TOKEN_MIXERS, "none")
 
 
-def token_mixer(attention: str, dim: int) -> nn.Module | None:
-    """The token mixer of that name for `dim` channels, None for "none"; ValueError for an unknown name."""
+def token_mixer(attention: str, dim: int, *, shift: str = "q", scan: str = "raster") -> nn.Module | None:
+    """The token mixer of that name for `dim` channels, None for "none"; ValueError for an unknown name.
+
+    `shift` and `scan` are those of `rwkv_unet.spatial_mix.SpatialMix`; other token mixers have none.
+    """
     if attention not in ATTENTIONS:
         raise ValueError(f"attention must be one of {', '.join(ATTENTIONS)}, not {attention!r}")
-    return TOKEN_MIXERS[attention](dim) if attention != "none" else None
+    if attention == "none":
+        return None
+    if attention == "spatial_mix":
+        return SpatialMix(dim, shift=shift, scan=scan)
+    options = {"shift": shift} if attention == "spatial_mix_2d" else {}
+    return TOKEN_MIXERS[attention](dim, **options)

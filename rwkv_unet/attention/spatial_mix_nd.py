@@ -18,8 +18,8 @@ from rwkv_unet.spatial_mix import SpatialMix
 class SpatialMixND(SpatialMix):
     """Global attention, linear in the number of tokens: (B, *spatial, C) -> (B, *spatial, C), 1 to 3 axes."""
 
-    def __init__(self, dim: int, axes: int) -> None:
-        super().__init__(dim)
+    def __init__(self, dim: int, axes: int, *, shift: str = "q") -> None:
+        super().__init__(dim, shift=shift)
         self.decay = nn.Parameter(torch.zeros(axes, dim))  # from one token to the next along an axis: decay / size
 
     def attend(self, key: Tensor, value: Tensor) -> Tensor:

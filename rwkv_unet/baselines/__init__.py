@@ -17,9 +17,9 @@ from torch import nn
 from rwkv_unet.baselines.att_unet import AttentionUNet
 from rwkv_unet.baselines.emcad import EMCAD
 from rwkv_unet.baselines.fcbformer import FCBFormer
-from rwkv_unet.baselines.missformer import MISSFormer
 from rwkv_unet.baselines.h_vmunet import HVMUNet
 from rwkv_unet.baselines.mamba_unet import MambaUNet
+from rwkv_unet.baselines.missformer import MISSFormer
 from rwkv_unet.baselines.options import check_options
 from rwkv_unet.baselines.pvt_cascade import PVTCascade
 from rwkv_unet.baselines.rolling_unet import RollingUNet

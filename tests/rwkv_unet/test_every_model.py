@@ -14,6 +14,7 @@ from rwkv_unet.blocks import GLSP
 
 SMALL = {"stem_dim": 8, "depths": (1, 1, 2, 1), "dims": (8, 12, 16, 24), "expansions": (2.0, 2.0, 2.0, 2.0)}
 ATTENTIONS = ("spatial_mix_2d", "mhsa", "focused_linear", "bi_mamba", "none")
+SPATIAL_MIXES = (("omni", "quad"), ("deformable", "zigzag"), ("none", "separable"))
 SHALLOW = {"shallow_attention": True, "depths": (1, 2, 1, 1)}
 ABLATIONS: list[dict[str, Any]] = [
     *({"attention": attention} for attention in ATTENTIONS),
@@ -21,6 +22,7 @@ ABLATIONS: list[dict[str, Any]] = [
     {"glsp_channel_mix": True},
     {"num_skips": 1},
     {"encoder": "convnext_atto"},
+    *({"shift": shift, "scan": scan} for shift, scan in SPATIAL_MIXES),
 ]
 Case = tuple[str, dict[str, Any]]
 CASES: list[Case] = [
@@ -53,6 +55,7 @@ EQUAL_BLOCKS = ("transunet", "fcbformer", "pvt_cascade", "emcad", "trans_cascade
 """With an encoder of timm, of stages of equal blocks: one of each is traced."""
 TRACED: list[Case] = [
     ("rwkv_unet_t", SMALL),
+    *(("rwkv_unet_t", {**SMALL, "shift": shift, "scan": scan}) for shift, scan in SPATIAL_MIXES),
     ("rwkv_unet_t", {**SMALL, "encoder": "test_convnext"}),
     ("rwkv_unet_3d_t", {**SMALL, "flat_stages": 2, "num_skips": 1}),
     *((name, SHORT.get(name, {})) for name in BASELINES if name not in LARGER),

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from rwkv_unet import ModelConfig
-from rwkv_unet.config import ATTENTIONS
+from rwkv_unet.config import ATTENTIONS, SCANS, SHIFTS
 from rwkvctl.base.errors import UserError
 from rwkvctl.config.specs import load
 from rwkvctl.config.specs.jobs import FinetuneSpec, PretrainSpec, SpaceSpec, TuneSpec
@@ -179,6 +179,8 @@ def test_the_spec_knows_every_field_and_attention_of_the_model():
     shared = {name for name in ours if name in fields and name != "drop_path"}  # null is the model's own 0.05
     assert {name: ours[name] for name in shared} == {name: fields[name] for name in shared}
     assert set(get_args(ModelSpec.model_fields["attention"].annotation)) == set(ATTENTIONS)
+    assert get_args(ModelSpec.model_fields["shift"].annotation) == SHIFTS
+    assert get_args(ModelSpec.model_fields["scan"].annotation) == SCANS
 
 
 # Mistakes -----------------------------------------------------------------------------------------------------------

@@ -54,6 +54,12 @@ class ModelSpec(Spec):
     """Skip connections kept, shallow ones first (Table XII)."""
     attention: Literal["spatial_mix", "spatial_mix_2d", "mhsa", "focused_linear", "bi_mamba", "none"] = "spatial_mix"
     """Token mixer of the encoder (Table II); spatial_mix_2d decays by rows and columns apart."""
+    shift: Literal["q", "omni", "deformable", "none"] = "q"
+    """What the spatial mix sees beside a token: its four neighbours, depthwise convolutions, places that it chooses, or
+    nothing."""
+    scan: Literal["raster", "quad", "zigzag", "separable"] = "raster"
+    """Order of the tokens in the spatial mix: by rows, in four directions, every other row backwards, or rows then
+    columns."""
     shallow_attention: bool = False
     """Attention in stages I and II too (Table X)."""
     glsp_channel_mix: bool = False
