@@ -99,6 +99,12 @@ def prepare(
             help="Of nnunet: how channels are normalised [default: nnunet for several and for CT, else percentiles]",
         ),
     ] = None,
+    inside: Annotated[
+        str | None, typer.Option(metavar="IMAGE,LABEL", help="Of arrays: which of those in a file are image and label.")
+    ] = None,
+    axes: Annotated[
+        str | None, typer.Option(help="Of arrays: zyx, yxz, ...; slices follow one another along z [default: found]")
+    ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes [default: all cores]")] = None,
     allow_partial: Annotated[bool, typer.Option("--allow-partial", help="Accept a source that lacks files.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the data set in --out.")] = False,
@@ -135,6 +141,8 @@ def prepare(
         "split_from": split_from,
         "intensity": intensity,
         "csv": csv,
+        "inside": inside,
+        "axes": axes,
         "allow_partial": allow_partial,
     }
     if dry_run:
@@ -390,8 +398,9 @@ def synth(
     The forms, the usual one first: acdc:h5|nifti, busi:kaggle, clinicdb:tif|png|jpg, colondb:png|bmp, folder:pairs,
     fugc:zenodo, glas:bmp, goals:full|public, imagefolder:textures, imagenet:tars|folder|kaggle|parquet|timm,
     isic2017:official, kvasir:jpg, nnunet:volumes|slices|slice_channels|channels|ct,
-    pairs:suffix|annotators|instances|classes|parts|grey|colour|palette|ids|objects|jpegmasks|
-    languages|endings|beside|beginnings|cases|junk|csv|metadata, psvfm:png, synapse:transunet|samed|cascade|nifti.
+    pairs:suffix|annotators|instances|classes|parts|grey|colour|palette|ids|objects|jpegmasks|languages|endings|beside|beginnings|cases|junk|csv|metadata|volume_suffix|volume_folders|volume_cases|volume_organs|volume_annotators|volume_contrasts,
+    decathlon:task|channels, dicom:seg|labelmap|rtstruct, bids:lesions|contrasts, arrays:volumes|slices|npz, psvfm:png,
+    synapse:transunet|samed|cascade|nifti.
     """
     from rwkvctl.data.convert import synth as trees
 

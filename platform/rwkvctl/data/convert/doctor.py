@@ -7,13 +7,18 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from rwkvctl.base.errors import BadFile, UserError
-from rwkvctl.data.convert import discover, formats, guessing, mask_survey, pair_tables
+from rwkvctl.data.convert import class_table, discover, formats, guessing, guessing_volumes, mask_survey, pair_tables
 from rwkvctl.data.convert.discover import EXAMPLES, Problems
-from rwkvctl.data.convert.formats.base import Options
+from rwkvctl.data.convert.formats.base import Item, Options, Plan
 from rwkvctl.data.convert.formats.pairs import Pair
-from rwkvctl.data.convert.sources import Source, open_sources
+from rwkvctl.data.convert.formats.scan_pairs import ScanCase
+from rwkvctl.data.convert.prepare import options_of
+from rwkvctl.data.convert.sources import Source, natural_key, open_sources
+from rwkvctl.data.convert.suggestion import Suggestion
+from rwkvctl.data.images import deep
 
 _MOST_TABLES = 3
 APART = 0.3
@@ -56,7 +61,8 @@ def examine(paths: Sequence[Path | str]) -> Diagnosis:
         if all(finding.problems and finding.dataset == "folder" for finding in findings):
             guessed = _of_tables(source, findings)
             if not guessed:
-                guessed = [own for own in _guessed(source) if all(_is_better(own, other) for other in findings)]
+                own_files = _volumes(source) or _guessed(source)
+                guessed = [own for own in own_files if all(_is_better(own, other) for other in findings)]
             findings = guessed or findings
     # A generic format takes nearly everything; a special one without problems is the surest.
     generic = {form.DATASET.name for form in formats.every() if not form.DATASET.expected}
@@ -114,6 +120,23 @@ def _are_apart(words: Sequence[str], own: Finding) -> bool:
     return own.overlap is not None and own.overlap < APART and not any(word.isdigit() for word in words)
 
 
+def _volumes(source: Source) -> list[Finding]:
+    """Volumes and masks of no known data set, by the patterns of the format `pairs`."""
+    found = guessing_volumes.suggest(source)
+    return [] if found is None else [_with(found, formats.get("pairs"), "volumes", source)]
+
+
+def _with(found: Suggestion, form: formats.Format, name: str, source: Source) -> Finding:
+    """What a plan tells that is made with what is suggested."""
+    given: dict[str, Any] = dict(found.choices)
+    for option, read in (("classes", class_table.parse), ("range", deep.parse_range)):
+        if option in given:
+            given[option] = read(given[option])
+    own = _planned(form, name, source, options_of(form.DATASET, form.DATASET.name, **given))
+    own.options, own.question = found.options, found.question
+    return own
+
+
 def _of_several(words: Sequence[str], own: Finding) -> tuple[str, str]:
     """What becomes of several masks an image, and the question about it: masks that lie apart are of one class each."""
     classes = mask_survey.option(",".join(["background", *words]))
@@ -133,6 +156,10 @@ def _ask(form: formats.Format, source: Source) -> Finding | None:
     name = form.recognise(source)
     if name is None:
         return None
+    suggest = getattr(form, "suggest", None)
+    found = suggest(source) if suggest else None
+    if found is not None:
+        return _with(found, form, name, source)
     return _planned(form, name, source, Options(dataset=form.DATASET.name))
 
 
@@ -148,7 +175,9 @@ def _planned(form: formats.Format, name: str, source: Source, options: Options) 
     finding.samples = sum(len(items) for items in plan.parts.values())
     finding.samples += sum(len(items) for shards in plan.adopted.values() for _, items in shards)
     finding.warnings = plan.warnings
-    if "class_table" in form.DATASET.options:
+    if plan.image_kind == "float":
+        finding.examples = _cases(plan)
+    elif "class_table" in form.DATASET.options:
         pairs = [item for items in plan.parts.values() for item in items if isinstance(item, Pair)]
         seen = mask_survey.survey(source, pairs)
         finding.masks, finding.question, finding.overlap = seen.found, seen.question, seen.overlap
@@ -170,3 +199,22 @@ def _problems_of(form: formats.Format, source: Source, options: Options) -> list
 
 def _example(pair: Pair) -> str:
     return f"{pair.image.path}  with  {', '.join(file.path for file in pair.masks[:EXAMPLES])}"
+
+
+def _cases(plan: Plan) -> list[str]:
+    """The files of three volumes."""
+    cases = {
+        case.key: case for items in plan.parts.values() for item in items for case in [getattr(item, "case", item)]
+    }
+    names = sorted(cases, key=natural_key)
+    shown = [cases[name] for name in names[:: max(1, len(names) // EXAMPLES)][:EXAMPLES]]
+    return ["  with  ".join(filter(None, _case(case))) for case in shown]
+
+
+def _case(case: Item) -> tuple[str, str]:
+    """Its image, and its masks where they are in files of their own."""
+    if not isinstance(case, ScanCase):
+        return case.files[0].path, ", ".join(file.path for file in case.files[1:EXAMPLES])
+    several = f" ({len(case.image.files)} files)" if case.image.slices else ""
+    masks = [mask.file.path for mask in case.masks if mask.file != case.image.file]
+    return f"{case.image.file.path}{several}", ", ".join(masks[:EXAMPLES])

@@ -16,10 +16,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from rwkvctl.base.errors import UserError
+from rwkvctl.data.convert import voxel_files
 from rwkvctl.data.images.files import EXTENSIONS
 
 _TOKENS = re.compile(r"\*\*/|\*+|\?|\[[^\]/]+\]|\{[^{}/]*\}|[^*?\[{]+|.")
-_ENDINGS = "|".join(sorted(ending.removeprefix(".") for ending in EXTENSIONS))
+_KNOWN = sorted([*EXTENSIONS, *voxel_files.ENDINGS, ".dcm"], key=len, reverse=True)
+_ENDINGS = "|".join(re.escape(own.removeprefix(".")) for own in _KNOWN)
 _MOST_WAYS = 256
 """In which one path may match a pattern; more are not tried."""
 
@@ -50,6 +52,11 @@ class NamePattern:
     def plain(self) -> int:
         """How much of it is no wildcard."""
         return sum(len(token) for token in _TOKENS.findall(self.text) if token[0] not in "*?[{")
+
+    def ends(self, path: str) -> bool:
+        """Whether a path, or the end of it from some folder on, is such a name."""
+        parts = unicodedata.normalize("NFC", path).split("/")
+        return any(self.whole.fullmatch("/".join(parts[n:])) for n in range(len(parts)))
 
     def ways(self, path: str) -> list[tuple[str, ...]]:
         """What the wildcards may be in `path`, one value each, the longest for the first ones first; [] for another

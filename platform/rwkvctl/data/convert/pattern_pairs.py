@@ -12,6 +12,7 @@ from rwkvctl.data.convert import discover
 from rwkvctl.data.convert.discover import Problems, normal_id
 from rwkvctl.data.convert.name_patterns import NamePattern
 from rwkvctl.data.convert.sources import RawFile, Source
+from rwkvctl.data.convert.voxel_files import is_volume
 from rwkvctl.data.images.files import EXTENSIONS
 
 Id = tuple[str, ...]
@@ -40,12 +41,15 @@ class Matched:
     masks: dict[Id, list[Found]]
 
 
-def matched(source: Source, image: NamePattern, mask: NamePattern, problems: Problems) -> Matched:
-    """The pairs of a source. The patterns count from its top, or from a folder in it that holds everything.
+def matched(
+    source: Source, image: NamePattern, mask: NamePattern, problems: Problems, volumes: bool = False
+) -> Matched:
+    """The pairs of a source, of images or of volumes. The patterns count from its top, or from a folder in it that
+    holds everything.
 
     UserError when one of them matches nothing; files without a partner are problems.
     """
-    files = [file for file in source.files if file.suffix in EXTENSIONS]
+    files = [file for file in source.files if (is_volume(file) if volumes else file.suffix in EXTENSIONS)]
     tries = []
     for root in _roots({file.parent for file in files}):
         found = [_matches(files, root, pattern) for pattern in (image, mask)]

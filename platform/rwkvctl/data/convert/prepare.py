@@ -56,6 +56,8 @@ def prepare(
     split_from: str | None = None,
     intensity: str | None = None,
     csv: str | None = None,
+    inside: str | None = None,
+    axes: str | None = None,
     allow_partial: bool = False,
     overwrite: bool = False,
     workers: int | None = None,
@@ -92,6 +94,8 @@ def prepare(
         split_from=split_from,
         intensity=intensity,
         csv=csv,
+        inside=inside,
+        axes=axes,
     )
     with open_sources(sources) as source:
         _refuse_bad_out(out, source.paths, overwrite)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -43,6 +44,7 @@ class Source:
         self.paths = [_existing(path) for path in paths]
         self._spool = spool
         self._empty_folders: set[str] = set()  # and all others on disk
+        self._copied: dict[str, str] = {}
         self.links: list[str] = []
         self.junk = Counter[str]()
         self.top = [file for path in self.paths for file in self._on_disk(path, self._prefix(path))]
@@ -122,6 +124,17 @@ class Source:
             folder = folder.removesuffix(f"{name}/")
         self.junk.update(filter(None, (_junk(file.path) for file in found)))
         return [replace(file, path=folder + file.path) for file in found if not _junk(file.path)]
+
+    def on_disk(self, file: RawFile) -> RawFile:
+        """A file that libraries can open by its path, `data`: where it lies, or copied out of its archive."""
+        if file.kind == "file":
+            return file
+        target = self._spool / f"copy-{len(self._copied)}"
+        if file.path not in self._copied:
+            with file.open() as stream, target.open("wb") as out:
+                shutil.copyfileobj(stream, out, 1 << 20)
+            self._copied[file.path] = str(target)
+        return replace(file, kind="file", data=self._copied[file.path], offset=0)
 
     def shard(self, file: RawFile) -> list[RawFile]:
         """The members of a tar among `top` that no format treats as a folder: a shard that somebody else wrote."""

@@ -3,26 +3,42 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeVar
 
 from rwkvctl.base.errors import BadFile
 from rwkvctl.base.unpacking import refuse_lfs_pointer
+from rwkvctl.data.convert import array_volumes
 from rwkvctl.data.convert.raw_files import RawFile
-from rwkvctl.data.images import itk_files, nifti
+from rwkvctl.data.images import arrays, itk, itk_files, nifti
 from rwkvctl.data.images.grid import Grid
 from rwkvctl.data.images.nifti import Stored
 
 NIFTI = (".nii", ".nii.gz")
-ENDINGS = (*NIFTI, *itk_files.ENDINGS)
+ENDINGS = (*NIFTI, *itk_files.ENDINGS, *arrays.ENDINGS)
 
 
 @dataclass(frozen=True, slots=True)
 class VoxelFile:
-    """A file with the voxels of one image or mask. voxels: the file that holds them, where `file` is their header."""
+    """A file with the voxels of one image or mask.
+
+    voxels: the file that holds them, where `file` is their header; array, axes: of a file of arrays which one, and what
+    its axes are (`zyx`, or `yx` of a slice), those of one element left out; slices: all files of a volume of slices;
+    channel: which of several along the fourth axis; dicom: a series, or the kind of a mask on one, of which `segments`
+    are (number, class id).
+    """
 
     file: RawFile
     voxels: RawFile | None = None
+    array: str = ""
+    axes: str = "zyx"
+    slices: tuple[RawFile, ...] = ()
+    dicom: Literal["", "series", "seg", "rtstruct"] = ""
+    segments: tuple[tuple[int, int], ...] = ()
+    channel: int = 0
+    channels: int = 1
 
     def __str__(self) -> str:
         return str(self.file)
@@ -33,6 +49,8 @@ class VoxelFile:
 
     @property
     def files(self) -> tuple[RawFile, ...]:
+        if self.slices:
+            return self.slices
         return (self.file, self.voxels) if self.voxels else (self.file,)
 
 
@@ -67,16 +85,41 @@ class Beside:
 
 def read_grid(own: VoxelFile) -> Grid:
     """From the header alone; BadFile for what is no volume of one channel."""
+    if own.dicom:
+        return _of_series(own, itk.series_grid)
     if own.name.lower().endswith(itk_files.ENDINGS):
         return itk_files.read_grid(own.file)
-    return nifti.read_grid(own.file)
+    if own.name.lower().endswith(arrays.ENDINGS):
+        return array_volumes.read_grid(own.slices or (own.file,), own.array, own.axes)
+    return nifti.read_grid(own.file, own.channels)
 
 
 def read(own: VoxelFile) -> Stored:
     """The voxels [x, y, z] as they are stored; BadFile for what is damaged, or no volume of one channel."""
+    if own.dicom:
+        scan = _of_series(own, itk.series_scan)
+        return Stored(scan.voxels, scan.grid, None, None, None)
     if own.name.lower().endswith(itk_files.ENDINGS):
         return itk_files.read(own.file, own.voxels)
+    if own.name.lower().endswith(arrays.ENDINGS):
+        return array_volumes.read(own.slices or (own.file,), own.array, own.axes)
+    if own.channels > 1:
+        return nifti.read_stored(own.file, several=True).volumes[own.channel]
     return nifti.read_stored(own.file)
+
+
+T = TypeVar("T")
+
+
+def _of_series(own: VoxelFile, read: Callable[[Path, tuple[Path, ...]], T]) -> T:
+    files = tuple(Path(file.data) for file in own.files)
+    try:
+        return read(Path(str(own.file)).parent, files)
+    except (ValueError, RuntimeError) as error:
+        told = " ".join(str(error).split())
+        raise BadFile(
+            told if isinstance(error, ValueError) else f"{own}: cannot be read as a series; copy it again"
+        ) from error
 
 
 def digests(own: VoxelFile) -> dict[RawFile, str]:

@@ -149,6 +149,39 @@ def read_series(folder: Path, files: tuple[Path, ...]) -> tuple[Any, tuple[str, 
     return reader.Execute(), notes
 
 
+def series_scan(folder: Path, files: tuple[Path, ...]) -> ItkScan:
+    """As `read`, of files that are known to be one series, in the order in which they lie in the body."""
+    if len(files) == 1 and dicom_frames.is_enhanced(files[0]):
+        return read_frames(files[0])
+    import SimpleITK as sitk
+
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    with same_locale():
+        image, notes = read_series(folder, files)
+        voxels = sitk.GetArrayFromImage(image).transpose(2, 1, 0)
+    place = Place(image.GetOrigin(), image.GetSpacing(), image.GetDirection())
+    return ItkScan(voxels, Grid(affine_of(image), voxels.shape, notes=notes), place, files)
+
+
+def series_grid(folder: Path, files: tuple[Path, ...]) -> Grid:
+    """That of `series_scan`, from the headers of single slices."""
+    if len(files) == 1:
+        return series_scan(folder, files).grid
+    import SimpleITK as sitk
+
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    with same_locale():
+        normal, origins = origins_of(files)
+        first = sitk.ImageFileReader()
+        first.SetFileName(str(files[0]))
+        first.ReadImageInformation()
+        check_even(folder, origins @ normal)
+        affine = affine_of(first)
+    step = float(np.median(np.abs(np.diff(origins @ normal))))
+    affine[:3, 2] *= step / np.linalg.norm(affine[:3, 2])
+    return Grid(affine, (*(int(n) for n in first.GetSize()[:2]), len(files)), notes=tilt(normal, origins))
+
+
 def read_frames(file: Path) -> ItkScan:
     """A volume in one DICOM file."""
     voxels, lps = dicom_frames.read(file)

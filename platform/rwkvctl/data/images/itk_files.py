@@ -128,9 +128,9 @@ def _said_of(file: ItkFile) -> Iterator[None]:
     try:
         with itk.same_locale():
             yield
-    except RuntimeError as error:
-        reason = " ".join(str(error).split()).rpartition("): ")[2]
-        raise BadFile(f"{file}: cannot be read ({reason.strip()[:100]}); replace it") from None
+    except RuntimeError:  # whose text is a page of ITK's own files and lines
+        kind = "NRRD" if _is_nrrd(file) else "MetaImage"
+        raise BadFile(f"{file}: is damaged, or no {kind}; replace it") from None
 
 
 def _grid(file: ItkFile, image: Any, dimension: int, channels: int) -> Grid:

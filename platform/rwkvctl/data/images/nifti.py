@@ -84,8 +84,9 @@ class Stored:
         return float(self.rescaled(np.array([found], self.voxels.dtype))[0]) if isinstance(bound, str) else found
 
 
-def read_grid(file: ScanFile) -> Grid:
-    """The grid from the header alone; BadFile when the file is no 3-D NIfTI."""
+def read_grid(file: ScanFile, channels: int = 1) -> Grid:
+    """The grid from the header alone; BadFile when the file is no NIfTI of three axes, or of so many channels along a
+    fourth."""
     try:
         with file.open() as stream:
             head = stream.read(1 << 16)
@@ -94,7 +95,10 @@ def read_grid(file: ScanFile) -> Grid:
             head = zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(head, HEADER_BYTES)
     except (OSError, zlib.error) as error:
         raise BadFile(f"{file}: cannot be read ({error})") from error
-    return _grid(file, _header(file, head))
+    header = _header(file, head)
+    if channels > 1 and (there := _times(header)) != channels:
+        raise BadFile(f"{file}: has {there} channels along its fourth axis, {channels} were expected")
+    return _grid(file, header, channels)
 
 
 def read(file: ScanFile) -> Nifti:

@@ -68,4 +68,4 @@ def test_from_a_folder_to_shards_by_the_line_that_doctor_prints(
 
 
 def test_every_layout_is_in_the_table():
-    assert set(LAYOUTS) == set(synth.FORMS["pairs"])
+    assert set(LAYOUTS) == {form for form in synth.FORMS["pairs"] if not form.startswith("volume_")}

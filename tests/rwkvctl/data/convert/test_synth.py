@@ -53,7 +53,7 @@ def modes(folder: Path, pattern: str) -> set[str]:
 def test_a_seed_always_gives_the_same_files(name: str, tmp_path: Path):
     made = [contents(synth.write(name, tmp_path / str(i), n=6, size=32, seed=seed)) for i, seed in enumerate((0, 0, 1))]
     assert made[0] == made[1] != made[2]
-    assert not list(tmp_path.glob("*/**/.*"))
+    assert name == "pairs:junk" or not list(tmp_path.glob("*/**/.*"))
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -258,7 +258,7 @@ def test_command(tmp_path: Path):
     assert f"rwkvctl data prepare busi --source {tmp_path / 'busi'}" in printed
     assert (tmp_path / "busi" / "__MACOSX").is_dir()
     forms = run("synth", "--help")
-    words = "".join(forms.split())
+    words = "".join(forms.replace("│", "").split())  # without the box around them
     for name, choices in synth.FORMS.items():
         assert f"{name}:{'|'.join(choices)}" in words
 

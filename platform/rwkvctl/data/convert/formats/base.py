@@ -65,6 +65,8 @@ class Options:
     split_from: str | None = None
     intensity: str | None = None
     csv: str | None = None
+    inside: str | None = None
+    axes: str | None = None
 
 
 class Item(Protocol):

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from rwkvctl.base.errors import UserError
+from rwkvctl.data.convert.formats import decathlon
 from rwkvctl.data.convert.sources import RawFile, Source
 
 BACKGROUND, IGNORE = "background", "ignore"
@@ -109,6 +110,8 @@ def _listed(file: RawFile, cases: Any) -> dict[str, Paths]:
 
 def _is_nnunet(source: Source, file: RawFile) -> bool:
     if file.name != "dataset.json":
+        return False
+    if decathlon.is_decathlon(source, file):  # whose files have no number of a channel
         return False
     return f"{file.parent}/imagesTr".lstrip("/") in source.folders or b'"dataset"' in file.read()
 

@@ -15,6 +15,7 @@ from dataclasses import replace
 from rwkvctl.base.errors import UserError
 from rwkvctl.data.convert import discover, field_of_view, grouping, pair_tables, part_folders, pattern_pairs
 from rwkvctl.data.convert.discover import Problems
+from rwkvctl.data.convert.formats import volume_pairs
 from rwkvctl.data.convert.formats.base import Dataset, Options, Plan
 from rwkvctl.data.convert.formats.folder import ClassIds, mask_reader
 from rwkvctl.data.convert.formats.pairs import Pair, pairs_plan
@@ -23,12 +24,13 @@ from rwkvctl.data.convert.pair_tables import Listing
 from rwkvctl.data.convert.pattern_pairs import Id, Matched
 from rwkvctl.data.convert.sources import Source, natural_key
 from rwkvctl.data.convert.table_columns import is_column
+from rwkvctl.data.convert.voxel_files import is_volume
 from rwkvctl.data.images.files import EXTENSIONS
 from rwkvctl.data.store.splits import DEFAULT_SEEDS, Split, grouped_splits, parse_ratio, random_splits
 
 DATASET = Dataset(
     name="pairs",
-    title="any images and masks, paired by two patterns",
+    title="any images or volumes with masks, paired by two patterns",
     task="segmentation",
     classes=("background", "foreground"),
     expected={},
@@ -77,7 +79,8 @@ def plan(source: Source, options: Options, problems: Problems) -> Plan:
     by_rows = listing is not None and listing.pairs
     given = f"--csv {options.csv}" if by_rows else f"--images {options.images} --masks {options.masks}"
     every = [one.file for own in found.masks.values() for one in own]
-    if fields := field_of_view.found(every):
+    of_volumes = any(is_volume(own.file) for own in found.images.values())
+    if not of_volumes and (fields := field_of_view.found(every)):
         problems.add(f"{source}: {given}: masks show {fields}, not labels; give those of the labels")
     if options.annotator is not None:
         _take_annotator(found, options.annotator, problems)
@@ -87,7 +90,7 @@ def plan(source: Source, options: Options, problems: Problems) -> Plan:
     pairs = _pairs(found, by_class, class_of, options.dataset)
     if not pairs and not problems.found:
         problems.add(f"{source}: no image has a mask by {given}")
-    return _planned(source, found, pairs, by_class, classes, options, problems, listing, notes)
+    return _planned(source, found, pairs, by_class, classes, options, problems, listing, notes, of_volumes)
 
 
 def _check_split_from(options: Options, listing: Listing | None) -> None:
@@ -106,7 +109,7 @@ def _found(source: Source, options: Options, listing: Listing | None, problems: 
         found = pair_tables.matched(source, listing, problems)
     else:
         image, mask = parse("--images", str(options.images)), parse("--masks", str(options.masks))
-        found = pattern_pairs.matched(source, image, mask, problems)
+        found = pattern_pairs.matched(source, image, mask, problems, volume_pairs.meant(source.files, image, mask))
         notes = pair_tables.annotate(found, listing, problems) if listing else []
     if listing:
         notes.append(f"{listing.table.name}: {listing.columns.told(listing.table)}")
@@ -249,10 +252,11 @@ def _planned(
     problems: Problems,
     listing: Listing | None,
     more_notes: Sequence[str],
+    of_volumes: bool,
 ) -> Plan:
     """With groups and splits, and what is worth a warning."""
     pairs = list(by_id.values())
-    paths = {pair.key: discover.relative(pair.image, found.root).rpartition(".")[0] for pair in pairs}
+    paths = {pair.key: _without_ending(discover.relative(pair.image, found.root)) for pair in pairs}
     told = _told_parts(found, by_id, options, listing)
     part: dict[str, str] = dict.fromkeys(paths, "all")
     if told == FOLDERS:
@@ -277,9 +281,17 @@ def _planned(
         return (grouped_splits(ids["all"], of, options.ratio, options.seeds) if has_groups else {}) | random
 
     known = {file.path for pair in pairs for file in pair.files} | {own["id"] for own in problems.excluded}
-    notes = [*more_notes, *_note(found, by_class), *([groups.note(splits=not told)] if groups else [])]
+    notes = [*more_notes, *_note(found, by_class)]
     if told and groups and (leak := pair_tables.leaks(part, groups.of)):
         notes.insert(0, leak)
+    unused = [] if problems.found else _unused(source, known, of_volumes)
+    if of_volumes:
+        labels = volume_pairs.labels(options, classes, by_class is not None)
+        parts = part if told else None
+        made = volume_pairs.planned(source, found.root, pairs, labels, options, problems, groups, parts)
+        made.warnings += [*notes, *unused, *discover.left_aside(source)]
+        return made
+    notes += [groups.note(splits=not told)] if groups else []
     read_mask = ClassIds(2) if by_class else mask_reader(options, len(classes))
     return pairs_plan(
         DATASET,
@@ -290,7 +302,7 @@ def _planned(
         make_splits,
         root=found.root,
         mask_rule=f"one file a class; {read_mask.rule}" if by_class else None,
-        warnings=[*notes, *([] if problems.found else _unused(source, known)), *discover.left_aside(source)],
+        warnings=[*notes, *unused, *discover.left_aside(source)],
     )
 
 
@@ -327,10 +339,16 @@ def _without(parts: list[str], depth: int) -> list[str]:
     return parts[:depth] + parts[depth + 1 :]
 
 
-def _unused(source: Source, known: Set[str]) -> list[str]:
-    left = [file for file in source.files if file.suffix in EXTENSIONS and file.path not in known]
+def _without_ending(path: str) -> str:
+    return path.rpartition(".")[0].removesuffix(".nii")
+
+
+def _unused(source: Source, known: Set[str], volumes: bool) -> list[str]:
+    files = [file for file in source.files if file.path not in known]
+    left = [file for file in files if (is_volume(file) if volumes else file.suffix in EXTENSIONS)]
     if not left:
         return []
     names = ", ".join(file.path for file in left[: discover.EXAMPLES])
     more = ", ..." if len(left) > discover.EXAMPLES else ""
-    return [f"{len(left)} image files are no part of a pair and were left out: {names}{more}"]
+    kind = "volumes" if volumes else "image files"
+    return [f"{len(left)} {kind} are no part of a pair and were left out: {names}{more}"]

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,8 +18,8 @@ from rwkvctl.data.convert.discover import relative
 from rwkvctl.data.convert.formats.volumes import Case, Volume, last_two
 from rwkvctl.data.convert.sources import RawFile
 from rwkvctl.data.convert.voxel_files import VoxelFile
+from rwkvctl.data.images import dicom_masks, intensity, normalise
 from rwkvctl.data.images import grid as grids
-from rwkvctl.data.images import intensity, normalise
 from rwkvctl.data.images.grid import Grid
 from rwkvctl.data.images.nifti import Stored
 from rwkvctl.data.images.normalise import Rule
@@ -53,7 +54,7 @@ class ScanPair(NamedTuple):
 
     def case(self, key: str, patient: str, orientation: str, z_digits: int = 3) -> Case:
         depth = grids.depth(self.grid, grids.layout(self.grid, orientation))
-        files = tuple(file for own in (self.image, *self.others, *self.masks) for file in own.files)
+        files = tuple(dict.fromkeys(file for own in (self.image, *self.others, *self.masks) for file in own.files))
         own = {"image": self.image, "masks": self.masks, "layers": self.layers, "others": self.others}
         return ScanCase(key, files, depth, patient, z_digits, **own)  # type: ignore[arg-type]
 
@@ -69,6 +70,8 @@ def check(
     grid = voxel_files.read_grid(first)
     notes = [(first.file, note) for note in grid.notes]
     for file in (*others, *own_masks):
+        if file.dicom and file in own_masks:  # says of every frame or contour where it lies
+            continue
         own = voxel_files.read_grid(file)
         place = grids.aligned(file, own, first, grid)
         notes += [(file.file, note) for note in (*own.notes, *place.notes)]
@@ -108,13 +111,15 @@ def _files(n: int) -> str:
 @dataclass(frozen=True)
 class ScanPairLoader:
     """Reads a case. labels: (stored value, class id); window: what values are clipped to, see `intensity`; root: the
-    folder in the source from which paths are recorded, without one their last two parts are."""
+    folder in the source from which paths are recorded, without one their last two parts are; advice: against labels
+    that no class has."""
 
     orientation: str
     window: tuple[intensity.Bound, intensity.Bound]
     labels: tuple[tuple[int, int], ...]
     mask_rule: str = "value"
     root: str | None = None
+    advice: str = "replace it"
     rules: tuple[Rule, ...] = ()
     """One a channel, see `data.images.normalise`; without them, `window` is that of the only channel."""
 
@@ -152,6 +157,8 @@ class ScanPairLoader:
 
     def _ids(self, case: ScanCase, grid: Grid) -> tuple[NDArray[np.uint8], str]:
         """Class ids [x, y, z], and what is to be noted."""
+        if case.masks[0].dicom:
+            return _drawn(case, grid)
         joined = len(case.masks) > 1 or bool(case.layers)
         if not joined:
             return self._labels(case.masks[0], case, grid), ""
@@ -166,7 +173,10 @@ class ScanPairLoader:
         """Of a file that has a number for each class."""
         voxels = on_image(mask, case.image, grid)
         values = label_values(mask, voxels)
-        refuse_unknown(mask, values, [stored for stored, _ in self.labels])
+        known = sorted(stored for stored, _ in self.labels)
+        if not set(values) <= set(known):
+            shown = ", ".join(f"{value:g}" for value in values[:_SHOWN])
+            raise BadFile(f"{mask}: label values [{shown}], expected {_range(known)}; {self.advice}")
         table = np.zeros(max(stored for stored, _ in self.labels) + 1, np.uint8)
         for stored, own in self.labels:
             table[stored] = own
@@ -180,6 +190,25 @@ class ScanPairLoader:
             shown = ", ".join(f"{value:g}" for value in values[:_SHOWN])
             raise BadFile(f"{mask}: has labels {shown}, where a mask of one class has one; give one file an image")
         return np.asarray(voxels != 0)
+
+
+def _drawn(case: ScanCase, grid: Grid) -> tuple[NDArray[np.uint8], str]:
+    """Class ids [x, y, z] of masks that say themselves where they lie."""
+    ids, overlap, notes = np.zeros(grid.shape, np.uint8), False, dict[str, None]()
+    for mask in case.masks:
+        try:
+            own = dicom_masks.drawn(Path(mask.file.data), mask.dicom, dict(mask.segments), grid)
+        except BadFile as error:
+            raise BadFile(str(error).replace(mask.file.data, str(mask), 1)) from error
+        overlap = overlap or own.overlap or bool(((ids != 0) & (own.ids != 0)).any())
+        np.maximum(ids, own.ids, out=ids)
+        notes |= dict.fromkeys(own.notes)
+    return ids, "; ".join([*notes, *([OVERLAP] if overlap else [])])
+
+
+def _range(known: Sequence[int]) -> str:
+    whole = list(known) == list(range(known[0], known[-1] + 1))
+    return f"{known[0]}..{known[-1]}" if whole else ", ".join(map(str, known[:_SHOWN]))
 
 
 def _by_layer(own: tuple[int, VoxelFile]) -> int:
@@ -230,16 +259,9 @@ def on_image(mask: VoxelFile, image: VoxelFile, grid: Grid) -> NDArray[Any]:
 def label_values(file: object, voxels: NDArray[Any]) -> list[float]:
     """All numbers of a mask, slice by slice; BadFile where they are none of labels."""
     found: set[float] = set()
-    for z in range(voxels.shape[2]):
+    for z in range(voxels.shape[-1]):
         found.update(np.unique(whole_numbers(file, voxels[..., z])).tolist())
     return sorted(found)
-
-
-def refuse_unknown(file: object, values: Sequence[float], known: Sequence[int]) -> None:
-    """BadFile for values that are no label."""
-    if not set(values) <= set(known):
-        shown = ", ".join(f"{value:g}" for value in values[:_SHOWN])
-        raise BadFile(f"{file}: label values [{shown}], expected {min(known)}..{max(known)}; replace it")
 
 
 def mapped(voxels: NDArray[Any], table: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -55,13 +55,14 @@ def volumes_plan(
     groups: grouping.Groups | None = None,
     parts: Mapping[str, str] | None = None,
     root: str | None = None,
+    advice: str = "replace it",
 ) -> Plan:
     """The plan of cases by key. All headers are read.
 
     Args:
         groups: whose volume each is; with None, what the cases' paths and `--groups` tell.
         parts: train, val or test of each case where the source says so; else they are split at random.
-        root: as in `ScanPairLoader`.
+        root, advice: as in `ScanPairLoader`.
 
     Raises:
         UserError: a ratio or seed that cannot be, and all that is wrong with the headers.
@@ -97,7 +98,7 @@ def volumes_plan(
         read=VolumeReader(
             options.dataset,
             len(labels.classes),
-            ScanPairLoader(orientation, window, labels.ids, labels.rule, root),
+            ScanPairLoader(orientation, window, labels.ids, labels.rule, root, advice),
         ),
         make_splits=make_splits,
         mask_rule=labels.rule,

@@ -32,7 +32,12 @@ FORMS = {
         "suffix", "annotators", "instances", "classes", "parts",
         "grey", "colour", "palette", "ids", "objects", "jpegmasks",
         "languages", "endings", "beside", "beginnings", "cases", "junk", "csv", "metadata",
+        "volume_suffix", "volume_folders", "volume_cases", "volume_organs", "volume_annotators", "volume_contrasts",
     ),
+    "arrays": ("volumes", "slices", "npz"),
+    "bids": ("lesions", "contrasts"),
+    "decathlon": ("task", "channels"),
+    "dicom": ("seg", "labelmap", "rtstruct"),
     "psvfm": ("png",),
     "synapse": ("transunet", "samed", "cascade", "nifti"),
 }  # fmt: skip

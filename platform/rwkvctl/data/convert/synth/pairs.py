@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rwkvctl.data.convert.synth import volume_pairs
 from rwkvctl.data.convert.synth.folder_kinds import (
     write_beginnings,
     write_beside,
@@ -26,6 +27,14 @@ from rwkvctl.data.convert.synth.mask_kinds import (
 )
 from rwkvctl.data.convert.synth.output import save, write
 from rwkvctl.data.convert.synth.pair_samples import Truth, class_ids, sample
+from rwkvctl.data.convert.synth.volume_pairs import (
+    write_volume_annotators,
+    write_volume_cases,
+    write_volume_contrasts,
+    write_volume_folders,
+    write_volume_organs,
+    write_volume_suffix,
+)
 
 __all__ = [
     "write_beginnings",
@@ -42,7 +51,13 @@ __all__ = [
     "write_metadata",
     "write_objects",
     "write_palette",
-]  # fmt: skip
+    "write_volume_annotators",
+    "write_volume_cases",
+    "write_volume_contrasts",
+    "write_volume_folders",
+    "write_volume_organs",
+    "write_volume_suffix",
+]
 
 OPTIONS = {
     "suffix": "--images 'Bilder/*.tif' --masks 'Masken/*_maske.gif'",
@@ -64,6 +79,7 @@ OPTIONS = {
     "metadata": "--csv metadata.tsv --images 'img/*' --masks 'img/*_seg'",
     "junk": "--images 'pictures/*' --masks 'gt/*'",
     "parts": "--images '*/Fotos/*' --masks '*/Ground truth/*' --split-from folders",
+    **volume_pairs.OPTIONS,
 }
 """By form, what pairs its files."""
 
@@ -139,7 +155,7 @@ def trap_unpaired(folder: Path) -> Path:
     words = (
         "_maske.", "_1stHO.", "/masks/", "_heart.", "/Ground truth/",
         "/scan_label/", "/annotations/", "/SegmentationClass/", "_labels.", "/gt/", "/mask/",
-        "/máscaras/", "/A/", "/IMG_0001.png", "/mask_", "/lesion.", "_seg.",
+        "/máscaras/", "/A/", "/IMG_0001.png", "/mask_", "/lesion.", "_seg.", *volume_pairs.MASKS,
     )  # fmt: skip
     first = min(path for path in folder.rglob("*.*") if any(word in path.as_posix() for word in words))
     first.unlink()
