@@ -18,13 +18,19 @@ from rwkv_unet.baselines.att_unet import AttentionUNet
 from rwkv_unet.baselines.emcad import EMCAD
 from rwkv_unet.baselines.fcbformer import FCBFormer
 from rwkv_unet.baselines.h_vmunet import HVMUNet
+from rwkv_unet.baselines.hiformer import HiFormer
+from rwkv_unet.baselines.levit_unet import LeViTUNet
 from rwkv_unet.baselines.mamba_unet import MambaUNet
+from rwkv_unet.baselines.metaseg import MetaSeg
 from rwkv_unet.baselines.missformer import MISSFormer
+from rwkv_unet.baselines.mt_unet import MTUNet
 from rwkv_unet.baselines.options import check_options
 from rwkv_unet.baselines.pvt_cascade import PVTCascade
+from rwkv_unet.baselines.pvtformer import PVTFormer
 from rwkv_unet.baselines.rolling_unet import RollingUNet
 from rwkv_unet.baselines.swin_unet import SwinUNet
 from rwkv_unet.baselines.trans_cascade import TransCascade
+from rwkv_unet.baselines.trans_deeplab import TransDeepLab
 from rwkv_unet.baselines.transunet import TransUNet
 from rwkv_unet.baselines.u_kan import UKAN
 from rwkv_unet.baselines.uctransnet import UCTransNet
@@ -52,6 +58,17 @@ BASELINES: dict[str, Callable[..., nn.Module]] = {
     "swin_unet": SwinUNet,
     "missformer": MISSFormer,
     "uctransnet": UCTransNet,
+    "trans_deeplab": TransDeepLab,
+    "hiformer_s": partial(HiFormer, depths=(1, 1), heads=(3, 3), mlp_ratios=(1.0, 1.0)),
+    "hiformer_b": partial(HiFormer, encoder="resnet50", depths=(1, 2), heads=(6, 12), mlp_ratios=(2.0, 2.0)),
+    "hiformer_l": HiFormer,
+    "levit_unet_128s": partial(LeViTUNet, encoder="levit_128s", drop_path=0.0),
+    "levit_unet_192": partial(LeViTUNet, encoder="levit_192", drop_path=0.0),
+    "levit_unet_384": LeViTUNet,
+    "mt_unet": MTUNet,
+    "metaseg_t": partial(MetaSeg, dims=(32, 64, 160, 256), depths=(3, 3, 5, 2), width=128),
+    "metaseg_b": MetaSeg,
+    "pvtformer": PVTFormer,
     "trans_cascade": TransCascade,
     "vit_cup": ViTCup,
     "r50_vit_cup": partial(TransUNet, num_skips=0),

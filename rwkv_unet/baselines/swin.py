@@ -39,6 +39,16 @@ def swin_encoder(name: str, in_channels: int, *, depths: Sequence[int] | None = 
     )
 
 
+def swin_stages(encoder: Any, x: Tensor) -> list[Tensor]:
+    """The maps (B, H, W, C) that its stages end with, shallowest first, of images (B, in_channels, H, W)."""
+    x = encoder.patch_embed(x)
+    maps = []
+    for stage in encoder.layers:
+        x = stage(x)
+        maps.append(x)
+    return maps
+
+
 def drop_path_rates(rate: float, depths: Sequence[int]) -> list[list[float]]:
     """Stochastic depth of every block of every stage: from 0 for the first to `rate` for the last of all."""
     rates = torch.linspace(0, rate, sum(depths), device="cpu").tolist()
@@ -46,7 +56,7 @@ def drop_path_rates(rate: float, depths: Sequence[int]) -> list[list[float]]:
     return [rates[end - depth : end] for end, depth in zip(ends, depths, strict=True)]
 
 
-def swin_blocks(dim: int, heads: int, drop_paths: Sequence[float], stride: int) -> nn.Sequential:
+def swin_blocks(dim: int, heads: int, drop_paths: Sequence[float], stride: int, window: int = WINDOW) -> nn.Sequential:
     """Blocks on maps (B, H / stride, W / stride, dim), with plain and shifted windows in turn."""
     return nn.Sequential(
         *(
@@ -54,8 +64,8 @@ def swin_blocks(dim: int, heads: int, drop_paths: Sequence[float], stride: int) 
                 dim,
                 (SIDE // stride, SIDE // stride),
                 heads,
-                window_size=WINDOW,
-                shift_size=i % 2 * (WINDOW // 2),
+                window_size=window,
+                shift_size=i % 2 * (window // 2),
                 dynamic_mask=True,
                 drop_path=drop_path,
             )

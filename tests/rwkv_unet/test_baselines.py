@@ -10,9 +10,11 @@ import torch
 from torch import nn
 
 from rwkv_unet import create_model, list_models
-from rwkv_unet.baselines import BASELINES, has_deep_supervision
+from rwkv_unet.baselines import BASELINES, has_deep_supervision, levit_unet, missformer, mt_unet
+from rwkv_unet.baselines.hiformer import HiFormer
 from rwkv_unet.baselines.libraries import MONAI
 from rwkv_unet.baselines.rolling_unet import roll_channels
+from rwkv_unet.baselines.swin import PatchExpand
 from rwkv_unet.baselines.u_kan import ORDER, UKAN, b_splines
 from rwkv_unet.baselines.unext import shift
 from rwkv_unet.baselines.vss import SS2D
@@ -36,6 +38,17 @@ TABLE_VI = [
     ("swin_unet", 27_168_132, 9.0202),
     ("missformer", 35_452_225, 7.1432),
     ("uctransnet", 66_430_657, 50.6701),
+    ("trans_deeplab", 21_142_140, 22.5275),
+    ("hiformer_s", 23_253_195, 10.8920),
+    ("hiformer_b", 25_510_955, 11.9442),
+    ("hiformer_l", 29_518_059, 12.7202),
+    ("levit_unet_128s", 15_894_627, 22.7520),
+    ("levit_unet_192", 19_894_150, 24.5261),
+    ("levit_unet_384", 52_154_213, 33.0907),
+    ("mt_unet", 75_268_139, 52.0958),
+    ("metaseg_t", 4_642_945, 1.3419),
+    ("metaseg_b", 29_705_729, 7.8099),
+    ("pvtformer", 34_516_993, 42.5931),
     ("trans_cascade", 123_474_895, 52.6226),
     ("vit_cup", 91_673_041, 29.0725),
     ("r50_vit_cup", 103_764_497, 29.1500),
@@ -74,15 +87,18 @@ def test_images_in_logits_out_and_a_gradient_for_every_parameter(name: str) -> N
 
 
 SMALLER: dict[str, dict[str, Any]] = {
-    **{name: {"encoder": "pvt_v2_b0"} for name in ("fcbformer", "pvt_cascade", "emcad")},
+    **{name: {"encoder": "pvt_v2_b0"} for name in ("fcbformer", "pvt_cascade", "emcad", "pvtformer")},
     "u_kan": {"dims": (8,) * 5},
     "vit_cup": {"encoder": "vit_tiny_patch16_224"},
-    "uctransnet": {"width": 8},
+    **{name: {"width": 8} for name in ("uctransnet", "mt_unet")},
     **{name: {"width": 8} for name in ("vm_unet", "mamba_unet")},
     "h_vmunet": {"dims": (4, 4, 8, 16, 32, 32)},
     "zig_rir": {"dims": (8,) * 4},
 }
-LARGER = ("rolling_unet_m", "rolling_unet_l", "unext", "r50_vit_cup", "trans_cascade")
+LARGER = (
+    *("rolling_unet_m", "rolling_unet_l", "unext", "r50_vit_cup", "trans_cascade"),
+    *("hiformer_b", "hiformer_l", "levit_unet_192", "levit_unet_384", "metaseg_b"),
+)
 """What is said of images is said of a smaller one with the same encoder."""
 KINDS = [name for name in BASELINES if name not in LARGER]
 
@@ -127,6 +143,11 @@ def test_grey_images_and_sizes_that_do_not_fit(name: str) -> None:
             {"encoder": "vit_base"},
             r"^model.encoder: unknown ViT 'vit_base'; choose from vit_base_patch16_224, ",
         ),
+        ("hiformer_l", {"encoder": "resnet35"}, r"^model.encoder: unknown ResNet 'resnet35'; did you mean resnet"),
+        ("hiformer_l", {"heads": (6,)}, r"^model.depths, model.heads and model.mlp_ratios must be two each"),
+        ("levit_unet_384", {"encoder": "levit_256"}, r"^model.encoder: unknown LeViT 'levit_256'; did you mean levit_"),
+        ("mt_unet", {"width": 12}, r"^model.width must be a multiple of 8, not 12$"),
+        ("metaseg_b", {"dims": (8, 8)}, r"^model.dims must be the widths of 4 levels"),
         ("transunet", {"num_skips": 4}, r"^model.num_skips must be 0, 1, 2 or 3, not 4$"),
         ("vm_unet", {"width": 6}, r"^model.width must be a positive multiple of 4, not 6$"),
         ("vm_unet", {"depths": (2, 2)}, r"^model.depths must be the blocks of 4 levels, not \(2, 2\)$"),
@@ -214,6 +235,59 @@ def test_splines_are_a_partition_of_one_that_reproduces_cubics() -> None:
     assert (bases > 1e-12).sum(-1).max() == ORDER + 1
     cubic = (x**3 - x)[:, None]
     assert (bases @ torch.linalg.lstsq(bases, cubic).solution - cubic).abs().max() < 1e-6
+
+
+def test_a_token_becomes_a_patch_of_tokens() -> None:
+    expand = PatchExpand(3, 4, scale=2)
+    with torch.no_grad():
+        tokens = torch.randn(1, 2, 5, 3)
+        own = expand.expand(tokens)[..., 4:8]  # of the patch's first row, second column
+        torch.testing.assert_close(expand(tokens)[:, ::2, 1::2], expand.norm(own))
+
+
+def test_missformer_cuts_the_tokens_of_all_scales_back_into_maps() -> None:
+    maps = [torch.randn(2, 16 >> i, 8 >> i, dim) for i, dim in enumerate(missformer.DIMS)]
+    tokens = missformer.sequence(maps)
+    assert tokens.shape == (2, 128 + 2 * 32 + 5 * 8 + 8 * 2, 64)
+    assert all(torch.equal(a, b) for a, b in zip(missformer.split(tokens, maps), maps, strict=True))
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_levit_attends_as_timm_does_on_the_grid_that_it_is_made_for(stage: int) -> None:
+    levit: Any = create_model("levit_unet_128s", num_classes=1).encoder.eval()
+    levit.apply(lambda module: [torch.nn.init.normal_(x) for x in getattr(module, "attention_biases", [])])
+    before = torch.randn(1, 14, 14, 128)
+    with torch.no_grad():
+        expected = levit.stages[stage](before.flatten(1, 2))
+        got = levit_unet.run_stage(levit.stages[stage], before)
+        assert got.shape[1:3] == ((14, 14), (7, 7))[stage]
+        torch.testing.assert_close(got.flatten(1, 2), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_windows_of_mt_unet_are_filled_up() -> None:
+    x = torch.arange(1.0, 31).reshape(1, 5, 6, 1)
+    whole = mt_unet.filled(x)[0, ..., 0]
+    assert whole.shape == (8, 8)
+    assert torch.equal(whole[:5, :6], x[0, ..., 0])
+    assert torch.equal(whole[5:, 6:], x[0, 2:, 4:, 0])
+    assert whole[5:, :6].abs().sum() == whole[:5, 6:].abs().sum() == 0
+    assert mt_unet.filled(x[:, :4]).shape == mt_unet.filled(x[:, :, :4]).transpose(1, 2)[:, :4].shape == (1, 4, 8, 1)
+    windows = mt_unet.into_windows(mt_unet.filled(x))
+    assert torch.equal(windows[0, 0, 1, :, 0].reshape(4, 4), whole[:4, 4:])
+
+
+def test_the_class_tokens_of_hiformer_reach_the_other_map() -> None:
+    """What the authors' code drops; without the fusion the maps meet in the decoder alone."""
+    torch.manual_seed(0)
+    fusion = HiFormer(1, depths=(1, 1), heads=(3, 3), mlp_ratios=(1, 1)).fusion
+    assert fusion is not None
+    fine, coarse = torch.randn(1, 8, 8, 96), torch.randn(1, 2, 2, 384)
+    with torch.no_grad():
+        fused = fusion([fine, coarse], [fine, coarse])
+        other = fusion([fine, coarse], [fine, torch.randn(1, 2, 2, 384)])
+    assert [y.shape for y in fused] == [fine.shape, coarse.shape]
+    assert (fused[0] - other[0]).abs().amax() > 1e-6
+    assert HiFormer(1, fusion=False).fusion is None
 
 
 def test_cascade_adds_the_maps_of_four_scales() -> None:

@@ -30,28 +30,37 @@ CASES: list[Case] = [
     *(("rwkv_unet_t", {**SMALL, **ablation}) for ablation in ABLATIONS),
     ("vit_cup", {"encoder": "vit_tiny_patch16_224"}),
     ("uctransnet", {"width": 8}),
+    ("mt_unet", {"width": 8}),
+    ("pvtformer", {"encoder": "pvt_v2_b0"}),
     *(("rwkv_unet_3d_t", {**SMALL, "flat_stages": flat, "num_skips": skips}) for flat, skips in ((0, 3), (2, 1))),
 ]
 
-HEAVY = [(name, {}) for name in ("trans_cascade", "vit_cup", "r50_vit_cup", "uctransnet")]
-"""Of a hundred million parameters, which take seconds to draw, and blocks that other cases have."""
+LARGER = (
+    *("rolling_unet_m", "rolling_unet_l", "unext", "r50_vit_cup"),
+    *("hiformer_b", "hiformer_l", "levit_unet_192", "levit_unet_384", "metaseg_b"),
+)
+"""The modules of a smaller one, which is traced in their place."""
+HEAVY = [
+    (name, {})
+    for name in ("trans_cascade", "vit_cup", "uctransnet", "mt_unet", "pvtformer", *LARGER)
+    if not name.startswith(("rolling", "unext"))
+]
+"""Of many parameters, which take seconds to draw, and blocks that other cases have."""
 
 # Tracing takes as long as there are layers: each network is traced with one of every kind of block that it has.
 SHORT: dict[str, dict[str, Any]] = {
     **{name: {"dims": (8, 8, 16)} for name in ("unet", "att_unet", "unet_plus_plus")},
-    **{name: {"encoder": "pvt_v2_b0"} for name in ("fcbformer", "pvt_cascade", "emcad")},
+    **{name: {"encoder": "pvt_v2_b0"} for name in ("fcbformer", "pvt_cascade", "emcad", "pvtformer")},
     "u_kan": {"dims": (8, 8, 8, 8, 8)},
     "vit_cup": {"encoder": "vit_tiny_patch16_224"},
-    "uctransnet": {"width": 8},
+    **{name: {"width": 8} for name in ("uctransnet", "mt_unet")},
     "vm_unet": {"width": 4, "depths": (1, 1, 1, 1), "decoder_depths": (1, 1, 1, 1)},
     "mamba_unet": {"width": 4, "depths": (1, 1, 1, 1)},
     "h_vmunet": {"dims": (4, 4, 4, 4, 4, 4), "orders": (2, 2, 2, 2), "depth": 1},
     "zig_rir": {"dims": (8, 8, 8, 8), "depths": (1, 1, 1, 1)},
 }
 BASELINES = [name for name in list_models() if not name.startswith("rwkv_unet_")]
-LARGER = ("rolling_unet_m", "rolling_unet_l", "unext", "r50_vit_cup")
-"""The modules of a smaller one, which is traced in their place."""
-EQUAL_BLOCKS = ("transunet", "fcbformer", "pvt_cascade", "emcad", "trans_cascade", "vit_cup")
+EQUAL_BLOCKS = ("transunet", "fcbformer", "pvt_cascade", "emcad", "trans_cascade", "vit_cup", "pvtformer")
 """With an encoder of timm, of stages of equal blocks: one of each is traced."""
 TRACED: list[Case] = [
     ("rwkv_unet_t", SMALL),
