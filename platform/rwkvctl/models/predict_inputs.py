@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from rwkvctl.base.errors import UserError
 from rwkvctl.data.convert.sources import natural_key
-from rwkvctl.data.images import deep, intensity, itk, normalise, tiff_stack
+from rwkvctl.data.images import deep, intensity, itk, looks, normalise, tiff_stack
 from rwkvctl.data.images import files as image_files
 from rwkvctl.models import predict_channels
 from rwkvctl.models.bundle import BundleInfo
@@ -176,8 +176,8 @@ def _from_stack(data: bytes, info: BundleInfo, window: deep.Range | None) -> Giv
 def _note(checked: image_files.Checked) -> str:
     if checked.note == image_files.EXIF_ROTATED:
         return f"turned as its EXIF tag says; its mask is {checked.width} x {checked.height}, as viewers show the image"
-    if image_files.TO_8_BITS in checked.note and image_files.has_few_levels(checked.data):
-        return f"{checked.note}; {image_files.FEW_LEVELS}"
+    if image_files.TO_8_BITS in checked.note and looks.has_few_levels(checked.grey):
+        return f"{checked.note}; {looks.FEW_LEVELS}"
     return checked.note if "clipped" in checked.note else ""
 
 

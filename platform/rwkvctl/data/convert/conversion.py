@@ -12,7 +12,7 @@ import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,10 @@ class Record:
     case: str | None = None
     volume: str | None = None
     """SHA-256 of the voxels of the volume that it is, or is a slice of."""
+
+    def saved(self) -> dict[str, Any]:
+        """Its fields, not copied as `asdict` does."""
+        return {name: getattr(self, name) for name in self.__slots__}
 
 
 @dataclass(frozen=True)
@@ -215,7 +219,7 @@ def run(job: Job) -> list[str]:
     saved = {
         "fingerprint": job.fingerprint,
         "shard": shard,
-        "samples": [asdict(record) for record in records],
+        "samples": [record.saved() for record in records],
         "excluded": excluded,
     }
     files.write_bytes(job.records, _json(saved))

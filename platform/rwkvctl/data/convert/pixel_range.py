@@ -8,7 +8,7 @@ It becomes the manifest's `intensity`, and the model's that is trained on the da
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import chain
@@ -20,7 +20,10 @@ from rwkvctl.data.convert.formats.pairs import PairReader
 from rwkvctl.data.convert.formats.photos import PhotoReader
 from rwkvctl.data.convert.sources import RawFile
 from rwkvctl.data.images import deep, intensity
-from rwkvctl.data.images.files import open_image
+from rwkvctl.data.images.files import deep_values
+
+_TOGETHER = 64
+"""Files that a thread takes at a time: to hand over one takes longer than to look at its header."""
 
 
 def settled(plan: Plan, dataset: Dataset, options: Options) -> Plan:
@@ -32,7 +35,9 @@ def settled(plan: Plan, dataset: Dataset, options: Options) -> Plan:
     if not isinstance(reader, PairReader) and not (isinstance(reader, PhotoReader) and "range" in dataset.options):
         return plan
     with ThreadPoolExecutor(available_cpus()) as pool:
-        extents = [found for found in pool.map(_extent, _images(plan)) if found is not None]
+        files = list(_images(plan))
+        some = (files[start : start + _TOGETHER] for start in range(0, len(files), _TOGETHER))
+        extents = list(chain.from_iterable(pool.map(_extents, some)))
     if not extents:
         if options.range is not None:
             raise UserError("--range: no image has more than 8 bits; leave it out")
@@ -45,17 +50,18 @@ def _images(plan: Plan) -> Iterator[RawFile]:
     return (item.files[0] for item in chain.from_iterable(plan.parts.values()))
 
 
-def _extent(file: RawFile) -> tuple[RawFile, deep.Extent] | None:
+def _extents(files: Sequence[RawFile]) -> list[tuple[RawFile, deep.Extent]]:
+    return [(file, extent) for file in files if (extent := _extent(file))]
+
+
+def _extent(file: RawFile) -> deep.Extent | None:
     """The extent of a deep image; None for any other, and for one that is damaged, which conversion will say."""
     try:
         with file.open() as stream:
             if not deep.may_be_deep(stream.read(32)):
                 return None
-        data = file.read()
-        image = open_image(data)
-        if image is not None and not deep.is_deep(data, image):
-            return None
-        return file, deep.extent(deep.stored_values(data, image))
+        values = deep_values(file.read())
+        return None if values is None else deep.extent(values)
     except (OSError, ValueError, BadFile):
         return None
 

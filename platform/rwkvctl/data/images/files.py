@@ -36,6 +36,7 @@ _MAGIC: tuple[tuple[bytes, Kind], ...] = (
     (b"GIF8", "gif"),
 )
 _EXIF_ORIENTATION = 0x0112
+_LARGE_ENOUGH = 128  # px; pHash makes 32 of them
 _SUBFILE, _REDUCED_OR_MASK = 254, 0b101  # TIFF's tag NewSubfileType: a smaller copy, a transparency mask
 EXIF_ROTATED = "EXIF rotation applied"
 
@@ -133,12 +134,10 @@ class Checked(NamedTuple):
     width: int
     mode: str
     note: str  # what was changed, "" when `data` are the original bytes
+    grey: Image.Image  # as `grey_copy`
 
 
 SHRUNK = "shrunk to"
-FEWEST_LEVELS = 32
-FEW_LEVELS = f"fewer than {FEWEST_LEVELS} grey levels"
-"""What is noted of an image that is black, flat, or was brought to 8 bits by a range that is not its own."""
 TO_8_BITS = "to 8 bits"
 
 
@@ -154,16 +153,18 @@ def check_image(data: bytes, max_side: int | None = None, window: deep.Range | N
     that such an image is scaled from; NoRange without one. A file of several pages is refused: no page stands for the
     others. With `max_side`, larger images are shrunk to it and become JPEG of quality 95.
     """
-    opened = open_image(data)
+    kind = sniff(data)
+    grey = _small_grey(data, strict=True) if kind == "jpg" else None  # to its last byte, at a fraction of the time
+    opened = open_image(data, decoded=grey is None)
     if opened is None or deep.is_deep(data, opened):
         mode, orientation = opened.mode if opened else "F", 1
         pixels, note = _scaled(deep.stored_values(data, opened), window)
     else:
         mode, orientation = opened.mode, opened.getexif().get(_EXIF_ORIENTATION, 1)
-        kind = sniff(data)
         large = max_side is not None and max(opened.size) > max_side
         if kind in ("jpg", "png") and orientation in (0, 1) and not large:
-            return Checked(data, kind, opened.height, opened.width, mode, "")
+            grey = grey or (grey_copy(data) if kind == "jpg" else opened.convert("L"))
+            return Checked(data, kind, opened.height, opened.width, mode, "", grey)
         note = f"{kind} to png" if kind not in ("jpg", "png") else ""
         if orientation not in (0, 1):
             note = EXIF_ROTATED
@@ -171,16 +172,54 @@ def check_image(data: bytes, max_side: int | None = None, window: deep.Range | N
         pixels = np.asarray(opened.convert("RGB"))
     if max_side is not None and max(pixels.shape[:2]) > max_side:
         return _shrunk(pixels, max_side, mode)
-    return Checked(encode_png(pixels), "png", pixels.shape[0], pixels.shape[1], mode, note)
+    grey = Image.fromarray(pixels).convert("L")
+    return Checked(encode_png(pixels), "png", pixels.shape[0], pixels.shape[1], mode, note, grey)
+
+
+def grey_copy(data: bytes) -> Image.Image:
+    """A JPEG or PNG of a shard in grey, to see what it looks like. A JPEG is decoded at the least fraction of its size
+    that is not below 128 px, which takes a fraction of the time."""
+    small = _small_grey(data, strict=False) if sniff(data) == "jpg" else None
+    if small is not None:
+        return small
+    image = Image.open(io.BytesIO(data))
+    image.draft("L", (_LARGE_ENOUGH, _LARGE_ENOUGH))
+    return image.convert("L")
+
+
+def _small_grey(data: bytes, strict: bool) -> Image.Image | None:
+    """None for a JPEG that libjpeg cannot read, or with `strict` warns of."""
+    try:
+        height, width, _ = _jpeg_header(data)
+        _refuse_huge(height, width)
+        grey = simplejpeg.decode_jpeg(
+            data, "GRAY", strict=strict, min_height=_LARGE_ENOUGH, min_width=_LARGE_ENOUGH, min_factor=1
+        )
+    except ValueError:
+        return None
+    return Image.fromarray(grey[..., 0])
 
 
 def deep_values(data: bytes) -> NDArray[Any] | None:
     """The stored numbers of an image of more than 8 bits, as `deep.stored_values`; None for one of 8. ValueError for
     what is no image, as in `check_image`."""
-    if sniff(data) and not deep.may_be_deep(data[:32]):
+    if sniff(data) and (not deep.may_be_deep(data[:32]) or _is_plain_tiff(data)):
         return None
     opened = open_image(data)
     return deep.stored_values(data, opened) if opened is None or deep.is_deep(data, opened) else None
+
+
+def _is_plain_tiff(data: bytes) -> bool:
+    """Whether the header alone says that a TIFF has 8 bits; nothing is decoded."""
+    import warnings
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = Image.open(io.BytesIO(data))
+        return image.format == "TIFF" and not deep.is_deep(data, image)
+    except Exception:  # what it is will be seen when it is decoded
+        return False
 
 
 def _scaled(values: NDArray[Any], window: deep.Range | None) -> tuple[Pixels, str]:
@@ -196,11 +235,6 @@ def _scaled(values: NDArray[Any], window: deep.Range | None) -> tuple[Pixels, st
     return deep.to_8bit(values, low, high), note
 
 
-def has_few_levels(data: bytes) -> bool:
-    """Whether a JPEG or PNG of a shard has so few values that it shows next to nothing; see `FEW_LEVELS`."""
-    return int(np.count_nonzero(np.bincount(decode_rgb(data, (64, 64)).ravel(), minlength=256))) < FEWEST_LEVELS
-
-
 def _shrunk(pixels: Pixels, max_side: int, mode: str) -> Checked:
     factor = max_side / max(pixels.shape[:2])
     height, width = (max(1, round(side * factor)) for side in pixels.shape[:2])
@@ -208,17 +242,8 @@ def _shrunk(pixels: Pixels, max_side: int, mode: str) -> Checked:
     if small.ndim == 2:
         small = np.repeat(small[..., None], 3, axis=2)
     data = simplejpeg.encode_jpeg(small, quality=95)
-    return Checked(data, "jpg", height, width, mode, f"{SHRUNK} {max_side} pixels, JPEG of quality 95")
-
-
-def perceptual_hash(data: bytes) -> str:
-    """64 bits as hex digits, nearly equal for images that look the same: pHash of a JPEG or PNG of a shard."""
-    import imagehash
-
-    image = Image.open(io.BytesIO(data))
-    image.draft("L", (128, 128))  # a JPEG is decoded at a fraction of its size
-    with image:
-        return str(imagehash.phash(image))
+    note = f"{SHRUNK} {max_side} pixels, JPEG of quality 95"
+    return Checked(data, "jpg", height, width, mode, note, grey_copy(data))
 
 
 MOST_AT_ONCE = 4
@@ -250,8 +275,9 @@ def _rotated(image: Image.Image) -> Image.Image:
     return ImageOps.exif_transpose(image)
 
 
-def open_image(data: bytes) -> Image.Image | None:
+def open_image(data: bytes, decoded: bool = True) -> Image.Image | None:
     """A file of one image, decoded by Pillow; None for a TIFF of a kind that only OpenCV reads (floats in colour).
+    Without `decoded`, a JPEG is only when its pixels are asked for.
 
     ValueError for what is no image, is damaged, or holds several pages or frames.
     """
@@ -259,7 +285,7 @@ def open_image(data: bytes) -> Image.Image | None:
     if kind is None:
         raise ValueError("not an image" if data else "empty file")
     try:
-        image = _open(data)
+        image = _open(data, decoded)
     except UnidentifiedImageError as error:
         pages = cv2.imdecodemulti(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)[1] if kind == "tif" else ()
         _refuse_pages(len(pages), "pages")
@@ -294,8 +320,8 @@ def own_pages(image: Image.Image) -> list[int]:
     return own
 
 
-def _open(data: bytes) -> Image.Image:
-    """A Pillow image, decoded; whatever else Pillow or a codec raises becomes a ValueError."""
+def _open(data: bytes, decoded: bool = True) -> Image.Image:
+    """A Pillow image; whatever else Pillow or a codec raises becomes a ValueError."""
     import warnings
 
     try:
@@ -307,7 +333,8 @@ def _open(data: bytes) -> Image.Image:
             if (image.format, image.mode) == ("BMP", "1"):  # Pillow reads one of 8 bits with two colours as black
                 grey: Any = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
                 image = Image.fromarray(grey)
-            image.load()
+            if decoded or image.format != "JPEG":
+                image.load()
     except (ValueError, UnidentifiedImageError):
         raise
     except Exception as error:  # Pillow's codecs raise nearly anything on a broken file

@@ -38,21 +38,11 @@ def clusters_of_near(hash_of: Mapping[str, str], same: Same) -> list[list[str]]:
     hash_of: 16 hex digits an id; same: whether two candidates, by their ids, really show the same picture.
     """
     keys = list(hash_of)
-    pairs: list[tuple[int, int]] = []
-    root = list(range(len(keys)))  # union-find: what is connected already need not be compared
-
-    def find(i: int) -> int:
-        while root[i] != i:
-            root[i] = root[root[i]]
-            i = root[i]
-        return i
-
+    together = _Joined(len(keys))
     for first, second in _candidates([int(digest, 16) for digest in hash_of.values()]):
-        a, b = find(first), find(second)
-        if a != b and same(keys[first], keys[second]):
-            root[max(a, b)] = min(a, b)
-            pairs.append((first, second))
-    return [[keys[i] for i in members] for members in _connected(len(keys), pairs) if len(members) > 1]
+        if not together.are(first, second) and same(keys[first], keys[second]):
+            together.join(first, second)
+    return [[keys[i] for i in members] for members in together.groups() if len(members) > 1]
 
 
 def _candidates(hashes: Sequence[int]) -> Iterator[tuple[int, int]]:
@@ -113,25 +103,44 @@ def leak_groups(group_of: Mapping[str, str | None], clusters: Iterable[Sequence[
     keys = list(group_of)
     number_of = {key: number for number, key in enumerate(keys)}
     first_of: dict[str, int] = {}
-    pairs = [(first_of.setdefault(g, number_of[key]), number_of[key]) for key, g in group_of.items() if g is not None]
-    pairs += [(number_of[own[0]], number_of[key]) for own in clusters for key in own[1:]]
+    together = _Joined(len(keys))
+    for key, group in group_of.items():
+        if group is not None:
+            together.join(first_of.setdefault(group, number_of[key]), number_of[key])
+    for own in clusters:
+        for key in own[1:]:
+            together.join(number_of[own[0]], number_of[key])
     names: dict[str, str] = {}
-    for members in _connected(len(keys), pairs):
-        own = [group_of[keys[i]] for i in members]
-        name = next((group for group in own if group is not None), keys[members[0]])
+    for members in together.groups():
+        groups = (group_of[keys[i]] for i in members)
+        name = next((group for group in groups if group is not None), keys[members[0]])
         names |= {keys[i]: name for i in members}
     return names
 
 
-def _connected(count: int, pairs: Sequence[tuple[int, int]]) -> list[list[int]]:
-    """The connected components of a graph of `count` nodes, in the order of their first node."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
+class _Joined:
+    """Which of `count` things are connected (union-find): each points to an earlier one, the first to itself."""
 
-    rows, columns = np.array(pairs, np.int64).reshape(-1, 2).T
-    graph = coo_array((np.ones(len(rows), bool), (rows, columns)), shape=(count, count))
-    label_of = connected_components(graph, directed=False)[1]
-    found: dict[int, list[int]] = {}
-    for node, label in enumerate(label_of.tolist()):
-        found.setdefault(label, []).append(node)
-    return list(found.values())
+    def __init__(self, count: int):
+        self._to = list(range(count))
+
+    def _first(self, i: int) -> int:
+        to = self._to
+        while to[i] != i:
+            to[i] = to[to[i]]
+            i = to[i]
+        return i
+
+    def are(self, i: int, j: int) -> bool:
+        return self._first(i) == self._first(j)
+
+    def join(self, i: int, j: int) -> None:
+        i, j = self._first(i), self._first(j)
+        self._to[max(i, j)] = min(i, j)
+
+    def groups(self) -> list[list[int]]:
+        """Those that are connected, in the order of their first."""
+        found: dict[int, list[int]] = {}
+        for i in range(len(self._to)):
+            found.setdefault(self._first(i), []).append(i)
+        return list(found.values())

@@ -40,6 +40,8 @@ def same_picture(first: Thumbnail, second: Thumbnail) -> bool:
     if float(np.abs(first - second).mean()) <= _EQUAL:
         return True
     whole = _structure(_resized(first, SIDE))
+    if _is_flat(whole):  # nothing to see
+        return False
     scores = []
     for scale in _SCALES:
         scores.append(_found(second, scale, whole))
@@ -55,9 +57,13 @@ def _found(picture: Thumbnail, scale: float, whole: Thumbnail) -> float:
     half = SIDE // 2 - _MARGIN
     at = side // 2 - half
     middle = _structure(_resized(picture, side))[at : at + 2 * half, at : at + 2 * half]
-    if float(middle.std()) < 1e-3 or float(whole.std()) < 1e-3:  # nothing to see
+    if _is_flat(middle):
         return -1.0
     return float(cv2.matchTemplate(whole, np.ascontiguousarray(middle), cv2.TM_CCOEFF_NORMED).max())
+
+
+def _is_flat(structure: Thumbnail) -> bool:
+    return float(cv2.meanStdDev(structure)[1][0, 0]) < 1e-3
 
 
 def _structure(grey: Thumbnail) -> Thumbnail:

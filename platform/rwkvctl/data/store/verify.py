@@ -11,7 +11,8 @@ import numpy as np
 
 from rwkvctl.base import files
 from rwkvctl.base.errors import UserError
-from rwkvctl.data.images.files import FEW_LEVELS, has_few_levels
+from rwkvctl.data.images import files as image_files
+from rwkvctl.data.images import looks
 from rwkvctl.data.store import bucket, index, quarantine
 from rwkvctl.data.store.case_forms import groups_of
 from rwkvctl.data.store.leaks import with_duplicates
@@ -147,7 +148,7 @@ def _check_samples(
             progress("samples", row + 1, len(reader))
     if few_levels:
         report.warnings.append(
-            f"{few_levels} of {len(reader)} images have {FEW_LEVELS}: look at them with data show --sheet"
+            f"{few_levels} of {len(reader)} images have {looks.FEW_LEVELS}: look at them with data show --sheet"
         )
     if report.samples != manifest.content.counts.get("samples"):
         report.problems.append(f"{report.samples} samples, the manifest counts {manifest.content.counts['samples']}")
@@ -190,8 +191,8 @@ def _has_few_levels(manifest: Manifest, reader: Reader, row: int, deep: bool) ->
     if manifest.image_kind != "rgb8":
         return False
     if not deep:
-        return FEW_LEVELS in str(reader.meta(row).get("image_note", ""))
-    return has_few_levels(reader.read(row, "jpg" if reader.has(row, "jpg") else "png"))
+        return looks.FEW_LEVELS in str(reader.meta(row).get("image_note", ""))
+    return looks.has_few_levels(image_files.grey_copy(reader.read(row, "jpg" if reader.has(row, "jpg") else "png")))
 
 
 def _check_splits(manifest: Manifest, groups: dict[str, str], report: Report) -> None:

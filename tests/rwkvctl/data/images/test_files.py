@@ -94,12 +94,6 @@ def test_thumbnails_are_no_pages():
         assert (checked.height, checked.width) == RGB.shape[:2]
 
 
-def test_few_levels():
-    assert image_files.has_few_levels(image_files.encode_png(np.zeros((20, 20, 3), np.uint8)))
-    assert image_files.has_few_levels(image_files.encode_png(RGB % 31))
-    assert not image_files.has_few_levels(image_files.encode_png(RGB))
-
-
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 def test_truncated_and_alien_files(kind):
     data = encoded(Image.fromarray(RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8)), kind)

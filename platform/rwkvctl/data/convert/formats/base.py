@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from rwkvctl.data.convert.class_table import ClassTable
 from rwkvctl.data.convert.sources import RawFile
+from rwkvctl.data.images.looks import counts_of
 from rwkvctl.data.store.splits import Split
 from rwkvctl.data.store.writer import Limits
 
@@ -150,4 +151,4 @@ def encode_npy(array: NDArray[np.generic]) -> bytes:
 
 def count_pixels(mask: NDArray[np.uint8], num_classes: int) -> NDArray[np.int64]:
     """How many pixels every class id has; the ignored ones (255) are in none."""
-    return np.bincount(mask.ravel(), minlength=256)[:num_classes]
+    return counts_of(mask)[:num_classes]

@@ -19,6 +19,7 @@ from rwkvctl.data.convert.formats.pairs import Mask, Pair, histogram, pairs_plan
 from rwkvctl.data.convert.sources import RawFile, Source
 from rwkvctl.data.images import files as image_files
 from rwkvctl.data.images import masks
+from rwkvctl.data.images.looks import counts_of
 from rwkvctl.data.images.masks import RawMask
 from rwkvctl.data.store.splits import Split, grouped_splits, parse_ratio, random_splits
 
@@ -172,7 +173,7 @@ def class_ids(raw: RawMask, num_classes: int) -> tuple[NDArray[np.uint8], str]:
     More classes: the values must be the ids.
     """
     values = raw.values
-    counts = np.bincount(values.ravel(), minlength=256)
+    counts = counts_of(values)
     present = np.flatnonzero(counts)
     if num_classes > 2:
         found = [ids for ids in (values, raw.indices) if ids is not None and ids.max() < num_classes]

@@ -14,7 +14,7 @@ from rwkvctl.base.errors import BadFile
 from rwkvctl.data.convert.discover import relative
 from rwkvctl.data.convert.formats.base import Dataset, MakeSplits, Options, Plan, Sample, count_pixels, sha256
 from rwkvctl.data.convert.sources import RawFile
-from rwkvctl.data.images import deep, masks
+from rwkvctl.data.images import deep, looks, masks
 from rwkvctl.data.images import files as image_files
 
 IGNORED = 255  # in masks, at any number of classes
@@ -157,8 +157,8 @@ class PairReader:
         sources = {relative(pair.image, self.root): source_sha}
         members: dict[str, bytes] = {image.kind: image.data}
         notes = [image.note] if image.note else []
-        if image_files.has_few_levels(image.data):
-            notes.append(image_files.FEW_LEVELS)
+        if looks.has_few_levels(image.grey):
+            notes.append(looks.FEW_LEVELS)
         meta = {
             "id": pair.key,
             "dataset": self.dataset,
@@ -171,7 +171,7 @@ class PairReader:
             "orig_mode": image.mode,
             "spacing_mm": None,
             "labeled": bool(pair.masks),
-            "phash": image_files.perceptual_hash(image.data),
+            "phash": looks.perceptual_hash(image.grey),
             **pair.meta,
         }
         pixels = None
@@ -199,11 +199,14 @@ class PairReader:
                 notes.append(mask.note)
             if pair.layers:
                 mask = mask._replace(ids=np.where(mask.ids == 1, pair.layers[number], mask.ids).astype(np.uint8))
-            highest = int(mask.ids[mask.ids != IGNORED].max(initial=0))
-            if highest >= self.num_classes:
+            above = looks.counts_of(mask.ids)[self.num_classes : IGNORED]
+            if above.any():
+                highest = self.num_classes + int(np.flatnonzero(above)[-1])
                 raise BadFile(f"{file}: class {highest}, there are {self.num_classes} classes")
             found.append(self._fitted(mask, file, pair, image, notes))
-        whole = found[0]._replace(ids=np.maximum.reduce([mask.ids for mask in found]))
+        whole = found[0]
+        if len(found) > 1:
+            whole = whole._replace(ids=np.maximum.reduce([mask.ids for mask in found]))
         if pair.layers and np.any(np.sum([mask.ids > 0 for mask in found], axis=0) > 1):
             notes.append(OVERLAP)
         instances = found[0].instances if len(found) == 1 else None

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from rwkvctl.base.errors import BadFile
 from rwkvctl.data.convert.formats.base import Sample, sha256
 from rwkvctl.data.convert.sources import RawFile
-from rwkvctl.data.images import deep
+from rwkvctl.data.images import deep, looks
 from rwkvctl.data.images import files as image_files
 from rwkvctl.data.store.splits import Split, fixed
 from rwkvctl.data.store.writer import Limits
@@ -64,8 +64,8 @@ class PhotoReader:
         except ValueError as error:
             raise BadFile(f"{shown}: {error}; replace it") from error
         notes = [image.note] if image.note else []
-        if image_files.TO_8_BITS in image.note and image_files.has_few_levels(image.data):
-            notes.append(image_files.FEW_LEVELS)
+        if image_files.TO_8_BITS in image.note and looks.has_few_levels(image.grey):
+            notes.append(looks.FEW_LEVELS)
         digest = sha256(data)
         meta = {
             "id": key,
@@ -79,7 +79,7 @@ class PhotoReader:
             "image_note": "; ".join(notes),
             "class": self.classes[label],
             "labeled": True,
-            "phash": image_files.perceptual_hash(image.data),
+            "phash": looks.perceptual_hash(image.grey),
         }
         members = {"cls": str(label).encode(), image.kind: image.data}
         return Sample(key, members, meta, {path: digest}, (image.height, image.width))
