@@ -14,7 +14,7 @@ def sync(
     """Send what a run has written in its journal to MLflow and its mirrors, and register its model; nothing is
     doubled."""
     from rwkvctl.config import settings
-    from rwkvctl.config.specs.parts import check_mirrors
+    from rwkvctl.config.specs.places import check_mirrors
     from rwkvctl.launch import observe
     from rwkvctl.registry.release import release_later
     from rwkvctl.runs import folder as run_folder

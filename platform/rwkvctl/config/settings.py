@@ -17,8 +17,7 @@ from rwkvctl.base.errors import UserError
 from rwkvctl.base.files import write_bytes
 from rwkvctl.base.paths import config_file, home
 from rwkvctl.config.specs.base import Address, Spec, describe, problems
-from rwkvctl.config.specs.parts import check_mirrors
-from rwkvctl.config.specs.places import check_address, check_folder, check_storage
+from rwkvctl.config.specs.places import check_address, check_folder, check_mirrors, check_storage
 
 ENVIRONMENT = {
     "address": "RAY_ADDRESS",

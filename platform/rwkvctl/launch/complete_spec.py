@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from rwkvctl.base.errors import UserError
 from rwkvctl.config import settings
 from rwkvctl.config.specs.jobs import JobSpec, TrainingSpec
-from rwkvctl.config.specs.parts import check_mirrors
+from rwkvctl.config.specs.places import check_mirrors
 from rwkvctl.registry.references import is_weights_file
 
 AnySpec = TypeVar("AnySpec", bound=JobSpec)

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, field
 
 from rwkvctl.base.names import model_name_problem
 from rwkvctl.config.specs.base import Address, Spec
-from rwkvctl.config.specs.places import check_address
+from rwkvctl.config.specs.places import check_address, check_mirrors
 
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -225,19 +225,6 @@ class ClusterSpec(Spec):
     def most_nodes(self) -> int:
         """The most nodes that it makes use of."""
         return node_range(self.nodes)[1]
-
-
-MIRRORS = ("tensorboard", "wandb")
-"""What a run's journal can be shown in beside MLflow."""
-
-
-def check_mirrors(value: Any) -> Any:
-    """`tensorboard,wandb`, or a list, as a list without repetitions; ValueError for anything else."""
-    names = [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
-    for name in names if isinstance(names, list | tuple) else []:
-        if name not in MIRRORS:
-            raise ValueError(f"{str(name)[:40]!r} is none of {', '.join(MIRRORS)}")
-    return tuple(dict.fromkeys(names)) if isinstance(names, list | tuple) else names
 
 
 class TrackingSpec(Spec):

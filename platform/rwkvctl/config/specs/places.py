@@ -1,8 +1,9 @@
-"""Where things are: what an address of a cluster and a folder of runs look like."""
+"""Where things are: what an address of a cluster, a folder of runs and the mirrors of a run look like."""
 
 from __future__ import annotations
 
 import re
+from typing import Any
 
 ADDRESS = re.compile(r"(https?://\S+)|(\[[0-9A-Fa-f:.]+\]|[^\s:/\[\]]+):(?P<port>\d{1,5})/?")
 
@@ -38,3 +39,16 @@ def check_storage(value: str | None) -> str | None:
     if scheme != "s3" or not all(parts) or {".", ".."} & set(parts) or set(rest) & set("?#@"):
         raise ValueError("must be a folder that all workers see, or s3://bucket/prefix")
     return value.rstrip("/")
+
+
+MIRRORS = ("tensorboard", "wandb")
+"""What a run's journal can be shown in beside MLflow."""
+
+
+def check_mirrors(value: Any) -> Any:
+    """`tensorboard,wandb`, or a list, as a list without repetitions; ValueError for anything else."""
+    names = [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+    for name in names if isinstance(names, list | tuple) else []:
+        if name not in MIRRORS:
+            raise ValueError(f"{str(name)[:40]!r} is none of {', '.join(MIRRORS)}")
+    return tuple(dict.fromkeys(names)) if isinstance(names, list | tuple) else names

@@ -12,7 +12,8 @@ FEWEST_LEVELS = 32
 FEW_LEVELS = f"fewer than {FEWEST_LEVELS} grey levels"
 """What is noted of an image that is black, flat, or was brought to 8 bits by a range that is not its own."""
 _HASHED = 32
-_NOT_NORMALISED = np.outer(*[[2**0.5] + [1.0] * 7] * 2)
+_ALONG = np.array([2**0.5] + [1.0] * 7)
+_NOT_NORMALISED = np.outer(_ALONG, _ALONG)
 """OpenCV's transform is orthonormal: it divides the constant along an axis by the root of two."""
 
 
