@@ -62,8 +62,7 @@ class ChannelReader:
             "volume_sha256": content_hash(image),
             **pair.meta,
         }
-        size = image_files.Checked(b"", "png", height, width, "", "")
-        mask, _ = self.masks.mask_of(pair, size, sources, notes)
+        mask, _ = self.masks.mask_of(pair, (height, width), sources, notes)
         pixels = count_pixels(mask.ids, self.masks.num_classes)
         meta |= {"mask_rule": mask.rule, "classes_present": [int(c) for c in np.flatnonzero(pixels)]}
         meta["image_note"] = "; ".join(notes)

@@ -176,7 +176,7 @@ class PairReader:
         }
         pixels = None
         if pair.masks:
-            mask, more = self.mask_of(pair, image, sources, notes)
+            mask, more = self.mask_of(pair, (image.height, image.width), sources, notes)
             members |= {"mask.png": image_files.encode_png(mask.ids)} | more
             pixels = count_pixels(mask.ids, self.num_classes)
             meta |= {"mask_rule": mask.rule, "classes_present": [int(c) for c in np.flatnonzero(pixels)]}
@@ -184,9 +184,10 @@ class PairReader:
         return Sample(pair.key, members, meta, sources, (image.height, image.width), pixels)
 
     def mask_of(
-        self, pair: Pair, image: image_files.Checked, sources: dict[str, str], notes: list[str]
+        self, pair: Pair, size: image_files.Size, sources: dict[str, str], notes: list[str]
     ) -> tuple[Mask, dict[str, bytes]]:
-        """The union of the pair's masks at the image's size, and the instances as a member of their own."""
+        """The union of the pair's masks at the image's size, and the instances as a member of their own. `notes` has
+        what was noted of the image, and gets what is to be noted of the masks."""
         found = []
         for number, file in enumerate(pair.masks):
             data = file.read()
@@ -203,7 +204,7 @@ class PairReader:
             if above.any():
                 highest = self.num_classes + int(np.flatnonzero(above)[-1])
                 raise BadFile(f"{file}: class {highest}, there are {self.num_classes} classes")
-            found.append(self._fitted(mask, file, pair, image, notes))
+            found.append(self._fitted(mask, file, pair, size, notes))
         whole = found[0]
         if len(found) > 1:
             whole = whole._replace(ids=np.maximum.reduce([mask.ids for mask in found]))
@@ -214,19 +215,18 @@ class PairReader:
             notes.append(odd)
         return whole, {} if instances is None else {"inst.png": image_files.encode_png(instances)}
 
-    def _fitted(self, mask: Mask, file: RawFile, pair: Pair, image: image_files.Checked, notes: list[str]) -> Mask:
+    def _fitted(self, mask: Mask, file: RawFile, pair: Pair, size: image_files.Size, notes: list[str]) -> Mask:
         """The mask at the image's size. Another size is accepted only if it shows the same picture."""
-        height, width = mask.ids.shape
-        if (height, width) == (image.height, image.width):
+        if mask.ids.shape == size:
             return mask
-        if abs(width / height - image.width / image.height) > SAME_ASPECT * image.width / image.height:
+        (height, width), own = size, mask.ids.shape
+        if abs(own[1] / own[0] - width / height) > SAME_ASPECT * width / height:
             raise BadFile(
-                f"{file}: is {width} x {height}, its image {pair.image.name} is {image.width} x {image.height}; "
+                f"{file}: is {own[1]} x {own[0]}, its image {pair.image.name} is {width} x {height}; "
                 f"give them one size{self.advice if file is not pair.masks[0] else ''}"
             )
-        if not image.note.startswith(image_files.SHRUNK):
+        if not any(note.startswith(image_files.SHRUNK) for note in notes):
             notes.append("mask resized to its image")
-        size = image.height, image.width
         instances = None if mask.instances is None else image_files.resize_nearest(mask.instances, *size)
         return Mask(image_files.resize_nearest(mask.ids, *size), mask.rule, instances)
 
