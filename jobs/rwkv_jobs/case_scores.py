@@ -41,6 +41,8 @@ class Scoring:
     ignore_index: int | None
     hd95: bool
     choices: metrics.Choices = metrics.USUAL
+    regions: tuple[tuple[int, ...], ...] = ()
+    """The classes of each region, where these are scored in the place of classes."""
 
     def score(self, row: int, prediction: Mask) -> Scored:
         """Compare a mask with the truth, which is read here."""
@@ -55,6 +57,7 @@ class Scoring:
             hd95=self.hd95,
             ignore_index=self.ignore_index,
             choices=self.choices,
+            regions=self.regions,
         )
         return Scored(key, scores, meta.get("group_id"))
 

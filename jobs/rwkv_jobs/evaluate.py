@@ -207,6 +207,7 @@ def page_of(
         choices=scores.choices,
         groups=scores.groups,
         fold_of=scores.fold_of or {},
+        by_region=scores.by_region,
         sureness=scores.sureness,
         worst=gallery.worst,
         median=gallery.median,

@@ -55,6 +55,8 @@ class Scores:
     calibration: Calibration | None = None
     fold_of: dict[str, int] | None = None
     """Of a cross-validation the fold in which each case was held out."""
+    by_region: bool = False
+    """Whether `classes` are nnU-Net's regions, and not what the model decides between."""
 
     def by_fold(self, fold_of: dict[str, int] | None) -> Scores:
         """With the means of each fold and how they spread, where the cases are those of folds."""
@@ -104,7 +106,8 @@ class CaseScorer:
         self.ids = manifest.ids(data.split or manifest.default_split, part) if ids is None else ids
         self.reader = reader_for(manifest, self.ids[me.rank :: me.world_size])
         processes = processes_for(self.reader, data)
-        scoring = Scoring(self.reader, len(manifest.classes), manifest.ignore_index, hd95, choices)
+        regions = tuple(manifest.regions.values())
+        scoring = Scoring(self.reader, len(manifest.classes), manifest.ignore_index, hd95, choices, regions)
         self.scorers = Scorers(scoring, processes)
         batch = SLICES[me.device.type]
         self.slices = SliceLoader(self.reader, image_size=data.image_size, batch=batch, workers=processes)
@@ -151,11 +154,11 @@ class CaseScorer:
         assert sorted(everyone) == sorted(self.ids), "every case is scored exactly once"
         cases = {key: everyone[key][0] for key in self.ids}
         groups = {key: everyone[key][1] for key in self.ids}
-        classes = self.manifest.classes
+        classes = self.manifest.scored
         summary = metrics.summarise(cases, classes, self.choices)
         if self.hd95:  # else a validation among many
             summary |= reliability(cases, classes, self.choices, groups)
-        scores = Scores(cases, classes, summary, self.choices, groups)
+        scores = Scores(cases, classes, summary, self.choices, groups, by_region=bool(self.manifest.regions))
         return scores if confidence is None else self.with_confidence(scores, confidence)
 
     def with_confidence(self, scores: Scores, confidence: Confidence) -> Scores:
@@ -318,12 +321,12 @@ def write_cases(folder: Path, scores: Scores) -> None:
 
 def sureness_columns(scores: Scores) -> Iterator[dict[str, Any]]:
     """Of every case and class, in the order of the table: the predicted DSC of the class, and of the case the entropy
-    and its place among those to look at, 1 the first."""
+    and its place among those to look at, 1 the first. Of a region no DSC is predicted."""
     places = ranks(scores.sureness)
     for key, of_classes in scores.cases.items():
         found = scores.sureness[key]
         for score in of_classes:
-            predicted = found.predicted_dsc[score.class_id - 1]
+            predicted = None if scores.by_region else found.predicted_dsc[score.class_id - 1]
             yield {"predicted_dsc": predicted, "entropy": found.entropy, "review_rank": places[key]}
 
 

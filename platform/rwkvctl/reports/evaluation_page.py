@@ -49,6 +49,8 @@ class Evaluation:
     groups: Mapping[str, str | None] = field(default_factory=dict)
     fold_of: Mapping[str, int] = field(default_factory=dict)
     """Of a cross-validation the fold in which each case was held out."""
+    by_region: bool = False
+    """Whether `classes` are nnU-Net's regions, of which no DSC is predicted."""
     sureness: Mapping[str, Sureness] = field(default_factory=dict)
     """Of each case how sure the model is of it; empty where its probabilities were not looked at."""
     worst: Sequence[Slice] = ()
@@ -180,7 +182,7 @@ def by_case(evaluation: Evaluation) -> list[str]:
             evaluation.classes[score.class_id],
             *([evaluation.groups.get(key)] if grouped else []),
             *([evaluation.fold_of[key]] if evaluation.fold_of else []),
-            *([places[key], fixed(sureness[key].predicted_dsc[score.class_id - 1])] if sureness else []),
+            *([places[key], fixed(predicted(evaluation, key, score))] if sureness else []),
             *(fixed(getattr(score, figure_of[name])) for name in names),
             score.note,
         ]
@@ -194,6 +196,11 @@ def by_case(evaluation: Evaluation) -> list[str]:
         '<p><input type=search data-filters=cases placeholder="Filter" aria-label="Filter the table of cases"></p>',
         f"<div class=tall>{html.table(columns, rows, name='cases', sortable=True)}</div>",
     ]
+
+
+def predicted(evaluation: Evaluation, key: str, score: ClassScore) -> float | None:
+    """The DSC that a model predicts of its own mask."""
+    return None if evaluation.by_region else evaluation.sureness[key].predicted_dsc[score.class_id - 1]
 
 
 def rest(count: int) -> str:

@@ -153,6 +153,7 @@ def score_case(
     hd95: bool = True,
     ignore_index: int | None = None,
     choices: Choices = USUAL,
+    regions: Sequence[Sequence[int]] = (),
 ) -> list[ClassScore]:
     """Score one image or volume, class by class; class 0 is the background and is left out.
 
@@ -163,6 +164,7 @@ def score_case(
         hd95: without it only DSC is computed, which is much faster.
         ignore_index: pixels of `truth` with this value count neither way.
         choices: tolerances of NSD, and whether lesions are counted.
+        regions: the classes of each, where regions are scored in the place of classes, with ids from 1 on.
     """
     _check_case(pred, truth, spacing_mm)
     if ignore_index is not None:
@@ -171,7 +173,16 @@ def score_case(
     foreground = (pred != 0) | (truth != 0)
     box = bounding_box(foreground) if foreground.any() else (slice(0),)
     pred, truth = pred[box], truth[box]  # a volume is mostly air
-    return [_score_class(pred == c, truth == c, c, spacing_mm, hd95, choices) for c in range(1, num_classes)]
+    wanted = regions or [(c,) for c in range(1, num_classes)]
+    return [
+        _score_class(_of_any(pred, own), _of_any(truth, own), place, spacing_mm, hd95, choices)
+        for place, own in enumerate(wanted, start=1)
+    ]
+
+
+def _of_any(labels: NDArray[Any], classes: Sequence[int]) -> NDArray[np.bool_]:
+    """Where labels are of one of the classes."""
+    return np.asarray(labels == classes[0] if len(classes) == 1 else np.isin(labels, classes))
 
 
 def _check_case(pred: NDArray[Any], truth: NDArray[Any], spacing_mm: Sequence[float] | None) -> None:

@@ -301,3 +301,19 @@ def test_timms_weights_without_a_network(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_network_without_an_encoder(tmp_path: Path):
     with pytest.raises(UserError, match="unet has no encoder that can be initialised from weights"):
         encoder_weights.prepare_encoder_weights(spec(tmp_path, name="unet"), tmp_path / "run")
+
+
+@pytest.mark.parametrize("channels", [2, 5])
+def test_weights_for_colours_start_an_encoder_of_other_channels(classifier: nn.Module, tmp_path: Path, channels: int):
+    """The first convolution as timm adapts it; all others as they are."""
+    path = tmp_path / "encoder.safetensors"
+    save_file(classifier.state_dict(), path)
+    found = spec(tmp_path, encoder_weights=str(path))
+    assert encoder_weights.prepare_encoder_weights(found, tmp_path / "run") is not None
+    model = create_model("rwkv_unet_t", num_classes=1, in_channels=channels)
+    encoder_weights.load(model, tmp_path / "run")
+    own, given = model.get_submodule("encoder").state_dict(), classifier.state_dict()
+    adapted = timm.models.adapt_input_conv(channels, given["stem.expand.conv.weight"])
+    assert torch.equal(own["stem.expand.conv.weight"], adapted)
+    assert all(torch.equal(own[name], given[name]) for name in own if name != "stem.expand.conv.weight")
+    assert model(torch.rand(1, channels, 32, 32)).shape == (1, 1, 32, 32)

@@ -11,21 +11,18 @@ scanner's where every sample knows how it was scaled, else those that are stored
 
 from __future__ import annotations
 
+import json
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from rwkvctl.base import files
 from rwkvctl.base.errors import UserError
-from rwkvctl.data.images import files as image_files
-from rwkvctl.data.images import grid, nifti
+from rwkvctl.data.convert.nnunet_writers import Case, Progress, writer_for
 from rwkvctl.data.store.case_reader import reader_for
 from rwkvctl.data.store.manifest import Manifest
 from rwkvctl.data.store.reader import Reader
@@ -33,14 +30,9 @@ from rwkvctl.data.store.splits import PARTS, folds_of
 
 BACKGROUND, IGNORE = "background", "ignore"
 """nnU-Net's names of label 0, and of the pixels that count for nothing, whose label is the one after the last class."""
-VOLUMES, IMAGES = ".nii.gz", ".png"
 MOST_ID = 999
 _SEGMENTATION = "_seg"
 """nnU-Net keeps the masks of CASE as CASE_seg among its preprocessed files, and takes no such name for a case."""
-_NO_GRID = {"axes": "LPS", "origin": (0, 0, 0), "direction": (-1, 0, 0, 0, -1, 0, 0, 0, 1)}
-"""Of a volume whose file told no grid."""
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -55,15 +47,6 @@ class Exported:
     values: str
     test_in_training: int
     without_spacing: int
-
-
-@dataclass(frozen=True)
-class _Case:
-    """rows: of the reader, one a slice in their order, or that of the whole volume or image; meta: the first's json."""
-
-    name: str
-    rows: tuple[int, ...]
-    meta: Mapping[str, Any] = field(repr=False)
 
 
 def export(
@@ -83,7 +66,7 @@ def export(
     training = {by_id[key].name: by_id[key] for parts in lists for part in PARTS[:2] for key in parts[part]}
     test = {by_id[key].name: by_id[key] for key in lists[0]["test"]}
     _refuse_names(manifest, [*training, *test])
-    writer = _writer(manifest, reader, [*training.values(), *test.values()])
+    writer = writer_for(manifest, reader, [*training.values(), *test.values()])
     with _folder(target) as folder:
         writer.write(folder, "Tr", list(training.values()), progress)
         writer.write(folder, "Ts", list(test.values()), progress)
@@ -92,7 +75,7 @@ def export(
             files.write_json(folder / "splits_final.json", folds)
         else:
             folds = []
-        ignored = {IGNORE: len(labels)} if writer.ignored else {}
+        ignored = {IGNORE: len(manifest.classes)} if writer.ignored else {}
         described = {
             "name": manifest.dataset,
             "description": f"{manifest.dataset} {manifest.fingerprint}, split {name}; {writer.values}",
@@ -100,10 +83,14 @@ def export(
             "reference": manifest.content.source.citation or "",
             "channel_names": writer.channels,
             "labels": labels | ignored,
+            **(
+                {"regions_class_order": [own.value for own in regions]} if (regions := manifest.content.regions) else {}
+            ),
             "numTraining": len(training),
             "file_ending": writer.ending,
         }
-        files.write_json(folder / "dataset.json", described)
+        text = json.dumps(described, indent=2, ensure_ascii=False)  # not sorted: nnU-Net goes by the regions' order
+        files.write_bytes(folder / "dataset.json", text.encode())
     both = len(training.keys() & test.keys())
     return Exported(
         str(target), name, len(training), len(test), len(folds), writer.values, both, writer.without_spacing
@@ -113,16 +100,26 @@ def export(
 # What is to be exported ----------------------------------------------------------------------------------------------
 
 
-def _labels(manifest: Manifest) -> dict[str, int]:
-    """Name -> label. Class 0 is nnU-Net's background whatever it is called here."""
+def _labels(manifest: Manifest) -> dict[str, int | list[int]]:
+    """Name -> label, or the labels of a region. Class 0 is nnU-Net's background whatever it is called here."""
     if manifest.task != "segmentation":
         raise UserError(f"{manifest.location}: is for {manifest.task}, and nnU-Net segments; give a set with masks")
+    if manifest.regions:
+        single = {name: own[0] if len(own) == 1 else list(own) for name, own in manifest.regions.items()}
+        return {BACKGROUND: 0, **single}
+    labels: dict[str, int | list[int]]
     labels = {BACKGROUND: 0, **{name: number for number, name in enumerate(manifest.classes) if number}}
     taken = next((name for name in manifest.classes[1:] if name in (BACKGROUND, IGNORE)), None)
     if taken or len(labels) != len(manifest.classes):
         why = f"{taken!r} means something of its own to nnU-Net" if taken else "two have one name"
         raise UserError(f"{manifest.location}: its classes cannot be nnU-Net's, {why}; prepare it with other --classes")
     return labels
+
+
+def _order(manifest: Manifest) -> dict[str, list[int]]:
+    """What regions are written as, one over the other."""
+    regions = manifest.content.regions or ()
+    return {"regions_class_order": [own.value for own in regions]} if regions else {}
 
 
 def _target(out: Path, number: int, name: str) -> Path:
@@ -149,10 +146,10 @@ def _lists(manifest: Manifest, name: str) -> list[dict[str, list[str]]]:
     return lists
 
 
-def _cases(manifest: Manifest, reader: Reader, ids: Sequence[str]) -> dict[str, _Case]:
+def _cases(manifest: Manifest, reader: Reader, ids: Sequence[str]) -> dict[str, Case]:
     """Sample -> the case that it is, or is a slice of."""
     if manifest.image_kind == "rgb8":
-        return {key: _Case(key, (row,), {}) for row, key in enumerate(ids)}
+        return {key: Case(key, (row,), {}) for row, key in enumerate(ids)}
     metas = [_short(reader.meta(row)) for row in range(len(ids))]
     slices: dict[str, list[int]] = {}
     for row, meta in enumerate(metas):
@@ -162,9 +159,9 @@ def _cases(manifest: Manifest, reader: Reader, ids: Sequence[str]) -> dict[str, 
     for name, rows in slices.items():
         rows.sort(key=lambda row: metas[row]["z"])
         _refuse_gaps(manifest, name, [metas[row] for row in rows])
-        stacks[name] = _Case(name, tuple(rows), metas[rows[0]])
+        stacks[name] = Case(name, tuple(rows), metas[rows[0]])
     return {
-        key: _Case(key, (row,), meta) if meta["z"] is None else stacks[meta["case_id"]]
+        key: Case(key, (row,), meta) if meta["z"] is None else stacks[meta["case_id"]]
         for row, (key, meta) in enumerate(zip(ids, metas, strict=True))
     }
 
@@ -185,7 +182,7 @@ def _refuse_gaps(manifest: Manifest, name: str, metas: Sequence[Mapping[str, Any
         )
 
 
-def _names(by_id: Mapping[str, _Case], ids: Sequence[str]) -> list[str]:
+def _names(by_id: Mapping[str, Case], ids: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(by_id[key].name for key in ids))
 
 
@@ -215,104 +212,3 @@ def _folder(target: Path) -> Iterator[Path]:
         raise UserError(f"{target}: cannot be written ({error.strerror}); give another --out") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-class _Writer:
-    """Writes cases as nnU-Net names them. ignored: whether a mask so far had pixels that count for nothing."""
-
-    ending: str
-    channels: dict[str, str]
-    values: str
-    without_spacing = 0
-
-    def __init__(self, manifest: Manifest, reader: Reader):
-        self.manifest, self.reader, self.ignored = manifest, reader, False
-
-    def write(self, folder: Path, part: str, cases: Sequence[_Case], progress: Progress | None) -> None:
-        for done, case in enumerate(cases, 1):
-            image = folder / f"images{part}" / f"{case.name}_0000{self.ending}"
-            self.pair(case, image, folder / f"labels{part}" / f"{case.name}{self.ending}")
-            if progress:
-                progress(f"images{part}", done, len(cases))
-
-    def pair(self, case: _Case, image: Path, labels: Path) -> None:
-        raise NotImplementedError
-
-    def ids(self, row: int) -> NDArray[np.uint8]:
-        """The labels of a sample, with those that count for nothing after the last class."""
-        ids = self.reader.mask(row)
-        ignored = ids == self.manifest.ignore_index
-        if ignored.any():
-            self.ignored = True
-            ids[ignored] = len(self.manifest.classes)
-        return ids
-
-
-class _Images(_Writer):
-    """Photographs: one colour PNG, which nnU-Net reads as three channels."""
-
-    ending, channels = IMAGES, {"0": "R", "1": "G", "2": "B"}
-    values = "8-bit colours as they are stored"
-
-    def pair(self, case: _Case, image: Path, labels: Path) -> None:
-        (row,) = case.rows
-        image.write_bytes(image_files.encode_png(self.reader.image(row)))
-        labels.write_bytes(image_files.encode_png(self.ids(row)))
-
-
-class _Volumes(_Writer):
-    ending = VOLUMES
-
-    def __init__(self, manifest: Manifest, reader: Reader, cases: Sequence[_Case]):
-        super().__init__(manifest, reader)
-        window = (manifest.content.intensity or {}).get("clip", ())
-        # nnU-Net takes CT's numbers to be on one scale, and brings every other volume to its own mean and deviation.
-        self.channels = {"0": "scan" if not window or any(isinstance(bound, str) for bound in window) else "CT"}
-        self.unscale = all(_clip(case.meta) for case in cases)
-        self.values = "the scanner's numbers" if self.unscale else "numbers as they are stored, scaled to 0..1"
-        if len(window) == 2:
-            self.values += f", clipped to {_text(window[0])}..{_text(window[1])}"
-        self.without_spacing = sum("spacing_mm" not in case.meta for case in cases)
-
-    def pair(self, case: _Case, image: Path, labels: Path) -> None:
-        voxels = self._stacked([self.reader.image(row) for row in case.rows])
-        if self.unscale:
-            voxels = _unscaled(voxels, case.meta)
-        ids = self._stacked([self.ids(row) for row in case.rows])
-        stored = self.manifest.content.orientation
-        place = {**_NO_GRID, "orientation": stored or "itk", "spacing_mm": (1, 1, 1), **case.meta}
-        affine = grid.affine_of(place)
-        for path, array in ((image, voxels), (labels, ids)):
-            array = grid.turned_back(array, place)
-            with path.open("wb") as file:
-                nifti.write(file, nifti.header_of(affine, array.shape), array, gzipped=True)
-
-    @staticmethod
-    def _stacked(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
-        """(D, H, W) of a whole volume, or of its slices (H, W)."""
-        return arrays[0] if arrays[0].ndim == 3 else np.stack(arrays)
-
-
-def _writer(manifest: Manifest, reader: Reader, cases: Sequence[_Case]) -> _Writer:
-    if manifest.image_kind == "rgb8":
-        return _Images(manifest, reader)
-    return _Volumes(manifest, reader, cases)
-
-
-def _clip(meta: Mapping[str, Any]) -> tuple[float, float] | None:
-    """The two numbers that a sample's values were clipped to, where its json tells them."""
-    clip = (meta.get("intensity") or {}).get("clip", ())
-    return (float(clip[0]), float(clip[1])) if len(clip) == 2 and all(type(n) in (int, float) for n in clip) else None
-
-
-def _text(bound: float | str) -> str:
-    return bound if isinstance(bound, str) else f"{bound:g}"
-
-
-def _unscaled(volume: NDArray[np.float32], meta: Mapping[str, Any]) -> NDArray[np.float32]:
-    """The inverse of `intensity.scaled`; whole numbers where the scan's were."""
-    low, high = _clip(meta) or (0.0, 1.0)
-    values = volume * np.float32(high - low) + np.float32(low)
-    if str(meta.get("orig_mode")).startswith(("int", "uint")):
-        np.rint(values, out=values)
-    return values

@@ -124,6 +124,16 @@ class Manifest:
         return self.content.channel_names or []
 
     @property
+    def regions(self) -> dict[str, tuple[int, ...]]:
+        """The classes of each region that is scored in the place of classes; empty where classes are."""
+        return {region.name: tuple(region.classes) for region in self.content.regions or ()}
+
+    @property
+    def scored(self) -> list[str]:
+        """What scores are of, by their ids: the classes, or the background and the regions."""
+        return [self.classes[0], *self.regions] if self.regions else self.classes
+
+    @property
     def image_kind(self) -> Literal["rgb8", "float"]:
         return self.content.image_kind
 

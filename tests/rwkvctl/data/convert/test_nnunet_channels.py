@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import nibabel
@@ -12,7 +15,7 @@ import SimpleITK as sitk
 from PIL import Image
 
 from rwkvctl.base.errors import UserError
-from rwkvctl.data.convert import synth
+from rwkvctl.data.convert import nnunet_folder, synth
 from rwkvctl.data.convert.prepare import prepare
 from rwkvctl.data.convert.rehearsal import rehearse
 from rwkvctl.data.images import grid
@@ -160,18 +163,74 @@ def test_pictures_of_several_files(tmp_path: Path):
     tree = synth.write("nnunet:slice_channels", tmp_path / "source", n=8, size=32) / "Dataset044_Vessels"
     made = prepare("nnunet", [tree], tmp_path / "vessels", seeds=[1])
     assert verify(made.root, deep=True).problems == []
-    assert (made.channels, made.content.channel_files, made.channel_names[-1]) == (4, [3, 1], "depth")
+    assert (made.channels, made.content.channel_files, made.channel_names) == (2, [1, 1], ["rgb_to_0_1", "depth"])
     reader = Reader(made)
     name = reader.key(2).removeprefix("vessels_")
-    colours = np.asarray(Image.open(tree / "imagesTr" / f"{name}_0000.png")).astype(np.float32) / 255
-    depth = np.asarray(Image.open(tree / "imagesTr" / f"{name}_0001.png")).astype(float)
-    np.testing.assert_allclose(reader.image(2)[..., :3], colours, atol=1e-6)
-    np.testing.assert_allclose(reader.image(2)[..., 3], (depth - depth.mean()) / depth.std(), atol=1e-4)
-    two = copied(tree, tmp_path / "in", channel_names={"0": "rgb", "1": "depth"})
-    refused(two, tmp_path, r"names 2 channels \(rgb, depth\), the files of a case have 4 \(3 \+ 1\); name each")
-    path = two / "imagesTr" / f"{name}_0001.png"
-    Image.open(path).crop((0, 0, 20, 20)).save(path)
-    (two / "dataset.json").write_text((tree / "dataset.json").read_text())
+    grey, depth = (np.asarray(Image.open(tree / "imagesTr" / f"{name}_{n:04d}.png")).astype(float) for n in (0, 1))
+    np.testing.assert_allclose(reader.image(2)[..., 0], grey / 255, atol=1e-6)
+    np.testing.assert_allclose(reader.image(2)[..., 1], (depth - depth.mean()) / depth.std(), atol=1e-4)
+    wrong = copied(tree, tmp_path / "in", channel_names={"0": "grey", "1": "depth", "2": "other"})
     refused(
-        two, tmp_path, rf"{name}_0001.png: is 20 x 20, {name}_0000.png is 32 x 24; give the channels of an image one"
+        wrong, tmp_path, r"names 3 channels \(grey, depth, other\), the files of a case have 2 \(1 \+ 1\); name each"
     )
+    path = wrong / "imagesTr" / f"{name}_0001.png"
+    Image.open(path).crop((0, 0, 20, 20)).save(path)
+    (wrong / "dataset.json").write_text((tree / "dataset.json").read_text())
+    refused(wrong, tmp_path, rf"{name}_0001.png: is 20 x 20, {name}_0000.png is 32 x 24; give the channels of an image")
+
+
+# Back to nnU-Net ------------------------------------------------------------------------------------------------------
+
+
+def test_channels_regions_and_ignored_voxels_come_back_as_they_were(tumours: Path, made: Manifest, tmp_path: Path):
+    done = nnunet_folder.export(made.root, tmp_path, 7)
+    told, before = (json.loads((Path(place) / "dataset.json").read_text()) for place in (done.folder, tumours))
+    assert list(told["labels"].items()) == list(before["labels"].items()), "in the order that regions_class_order is of"
+    assert {key: told[key] for key in ("channel_names", "regions_class_order", "file_ending")} == {
+        key: before[key] for key in ("channel_names", "regions_class_order", "file_ending")
+    }
+    compared = 0
+    for part in ("Tr", "Ts"):
+        for kind in ("images", "labels"):
+            for path in sorted((Path(done.folder) / f"{kind}{part}").iterdir()):
+                own = nibabel.load(path)
+                truth = nibabel.load(tumours / f"{kind}Tr" / path.name.removeprefix("tumours_"))
+                np.testing.assert_array_equal(own.dataobj, truth.dataobj)
+                np.testing.assert_allclose(own.affine, truth.affine, atol=1e-4)
+                compared += 1
+    assert compared == 8 * 3
+    again = prepare("nnunet", [Path(done.folder)], tmp_path / "tumours", seeds=[1])
+    assert (again.classes, again.content.regions) == (made.classes, made.content.regions)
+
+
+def test_pictures_come_back_as_they_were(tmp_path: Path):
+    tree = synth.write("nnunet:slice_channels", tmp_path / "source", n=8, size=32) / "Dataset044_Vessels"
+    made = prepare("nnunet", [tree], tmp_path / "vessels", seeds=[1])
+    done = nnunet_folder.export(made.root, tmp_path, 7)
+    paths = sorted(Path(done.folder).glob("imagesT*/*.png"))
+    for path in paths:
+        own, truth = Image.open(path), Image.open(tree / "imagesTr" / path.name.removeprefix("vessels_"))
+        assert own.mode == truth.mode
+        np.testing.assert_array_equal(own, truth)
+    assert len(paths) == 8 * 2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("nnunetv2") is None, reason="nnU-Net is not installed")
+@pytest.mark.parametrize("form", ["channels", "ct", "slice_channels"])
+def test_nnunet_accepts_it(form: str, tmp_path: Path):
+    tree = synth.write(f"nnunet:{form}", tmp_path / "source", n=8, size=32)
+    made = prepare("nnunet", [tree], tmp_path / "set", seeds=[1])
+    done = nnunet_folder.export(made.root, tmp_path, 5)
+    code = (
+        "import sys\nif __name__ == '__main__':\n"
+        "    from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity\n"
+        "    verify_dataset_integrity(sys.argv[1], num_processes=1)\n"
+    )
+    (tmp_path / "check.py").write_text(code)
+    said = subprocess.run(
+        [sys.executable, tmp_path / "check.py", done.folder], capture_output=True, text=True, check=False
+    )
+    assert said.returncode == 0, said.stderr
+    assert "verify_dataset_integrity Done." in said.stdout
+    assert not any(word in said.stdout for word in ("ERROR", "Error", "Warning: "))

@@ -103,7 +103,7 @@ def test_volumes_come_back_as_they_were(source: Path, volumes: Manifest, tmp_pat
     assert compared == 6
     told = described(done.folder)
     assert told["labels"] == {**dict(zip(volumes.classes, range(4), strict=True)), "ignore": 4}
-    assert (told["channel_names"], told["numTraining"], told["file_ending"]) == ({"0": "scan"}, 4, ".nii.gz")
+    assert (told["channel_names"], told["numTraining"], told["file_ending"]) == ({"0": "MRI"}, 4, ".nii.gz")
     assert "the scanner's numbers, clipped to p0.5..p99.5" in told["description"]
     assert volumes.fingerprint in told["description"]
 

@@ -56,6 +56,7 @@ class ChannelReader:
             "orig_path": first,
             "orig_sha256": digest,
             "orig_size": [height, width],
+            "orig_mode": ", ".join(str(plane.dtype) for plane in planes),
             "spacing_mm": None,
             "labeled": True,
             "intensity": rule,

@@ -129,12 +129,13 @@ class ScanPairLoader:
             sources |= voxel_files.digests(other)
         image = voxel_files.read(case.image)
         layout = grids.layout(image.grid, self.orientation)
+        mode = str(image.rescaled(image.voxels[:1, :1, :1]).dtype)
         if self.rules:
-            scaled, rule = _normalised(case, image, layout, self.rules)
+            scaled, rule, mode = _normalised(case, image, layout, self.rules)
         else:
             low, high = image.window(*self.window)
             scaled, rule = _scaled(case.image, image, layout, low, high), intensity.rule(low, high)
-        grid, orig_mode = image.grid, str(image.rescaled(image.voxels[:1, :1, :1]).dtype)
+        grid = image.grid
         del image  # before the masks are in memory
         ids, note = self._ids(case, grid)
         for mask in case.masks:
@@ -145,7 +146,7 @@ class ScanPairLoader:
             sources={self._path(file): digest for file, digest in sources.items()},
             meta={
                 **grids.geometry(grid, layout),
-                "orig_mode": orig_mode,
+                "orig_mode": mode,
                 "mask_rule": self.mask_rule,
                 "intensity": rule,
                 **({"image_note": note} if note else {}),
@@ -230,11 +231,11 @@ def _scaled(file: VoxelFile, image: Stored, layout: str, low: float, high: float
 
 def _normalised(
     case: ScanCase, image: Stored, layout: str, rules: Sequence[Rule]
-) -> tuple[NDArray[np.float32], dict[str, Any]]:
-    """The channels of an image, (D, H, W[, C]), and what its samples' json says of them."""
+) -> tuple[NDArray[np.float32], dict[str, Any], str]:
+    """The channels of an image, (D, H, W[, C]), and what its samples' json says of them and of their types."""
     channels = [grids.turned(voxels, image.grid, layout) for voxels in channels_of(case, image)]
     try:
-        return normalise.stacked(channels, rules)
+        return *normalise.stacked(channels, rules), ", ".join(str(own.dtype) for own in channels)
     except ValueError as error:
         raise BadFile(f"{case.image}: {error}; replace it") from error
 

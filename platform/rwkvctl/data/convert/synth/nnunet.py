@@ -107,19 +107,18 @@ def write_slices(folder: Path, n: int, size: int, seed: int) -> None:
 
 
 def write_slice_channels(folder: Path, n: int, size: int, seed: int) -> None:
-    """`Dataset044_Vessels`: PNG, a picture in colour and a grey one of 16 bits (depth) a case, labels 0 and 1."""
+    """`Dataset044_Vessels`: PNG, two grey pictures a case, of 8 bits and of 16 (depth), labels 0 and 1."""
     root = folder / "Dataset044_Vessels"
     for number in range(1, n + 3):
         image, mask = polyp([seed, 12, number], (size * 3 // 4, size))
         rng = np.random.default_rng([seed, 13, number])
         depth = 400 + 900.0 * (mask == 0) + rng.normal(0, 30, mask.shape)
         part = "Tr" if number <= n else "Ts"
-        save(root / f"images{part}" / f"vessel_{number:03d}_0000.png", image)
+        save(root / f"images{part}" / f"vessel_{number:03d}_0000.png", image[..., 1])
         save(root / f"images{part}" / f"vessel_{number:03d}_0001.png", depth.round().astype(np.uint16))
         if part == "Tr":
             save(root / "labelsTr" / f"vessel_{number:03d}.png", mask // 255)
-    names = {"0": "rgb_to_0_1", "1": "rgb_to_0_1", "2": "rgb_to_0_1", "3": "depth"}
-    _write_json(root, names, {"background": 0, "vessel": 1}, n, ".png")
+    _write_json(root, {"0": "rgb_to_0_1", "1": "depth"}, {"background": 0, "vessel": 1}, n, ".png")
 
 
 def _write_json(
