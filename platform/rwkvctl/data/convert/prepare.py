@@ -25,6 +25,7 @@ from rwkvctl.data.convert.discover import Problems, kind_of, slug
 from rwkvctl.data.convert.formats.base import Dataset, Options, Plan
 from rwkvctl.data.convert.sources import Source, open_sources
 from rwkvctl.data.store import duplicates, manifest, schema
+from rwkvctl.data.store.case_forms import groups_of
 from rwkvctl.data.store.index import Index
 from rwkvctl.data.store.index import load as load_index
 from rwkvctl.data.store.manifest import Manifest
@@ -283,6 +284,8 @@ def _finish(
     for record in records:
         ids[record.part].append(record.key)
     splits = plan.make_splits(ids, groups)
+    if plan.image_kind == "float":  # splits may name slices of stored volumes, and volumes of stored slices
+        groups = groups_of(groups, (key for split in splits.values() for part in PARTS for key in split.ids[part]))
     entries = {name: write_split(folder, name, split, groups) for name, split in splits.items()}
     manifest.write(folder, _content(plan, dataset, options, records, done.shards, entries, found))
 
