@@ -74,8 +74,11 @@ def prepare(
         ),
     ] = None,
     images: Annotated[
-        str | None,
-        typer.Option(metavar="PATTERN", help="Of pairs, in quotes: which files are images; or a column."),
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN",
+            help="Of pairs, in quotes: which files are images; or a column. Again for further channels, such as depth.",
+        ),
     ] = None,
     masks: Annotated[
         str | None,
@@ -135,7 +138,8 @@ def prepare(
         "busi_masks": busi_masks,
         "max_side": max_side,
         "range": None if range_ is None else parse_range(range_),
-        "images": images,
+        "images": images[0] if images else None,
+        "more_images": tuple(images[1:]) if images and images[1:] else None,
         "masks": masks,
         "annotator": annotator,
         "split_from": split_from,

@@ -52,6 +52,7 @@ def prepare(
     max_side: int | None = None,
     range: tuple[float, float] | None = None,
     images: str | None = None,
+    more_images: tuple[str, ...] | None = None,
     masks: str | None = None,
     annotator: str | None = None,
     split_from: str | None = None,
@@ -90,6 +91,7 @@ def prepare(
         max_side=max_side,
         range=range,
         images=images,
+        more_images=more_images,
         masks=masks,
         annotator=annotator,
         split_from=split_from,
@@ -184,7 +186,7 @@ def _dataset_name(given: str | None, out: Path, dataset: Dataset) -> str:
 def _check_options(options: Options, dataset: Dataset) -> None:
     for field in (own.name for own in dataclasses.fields(Options) if own.name not in ("dataset", "allow_partial")):
         if getattr(options, field) is not None and field not in dataset.options:
-            flag = "--" + field.replace("seeds", "seed").replace("_", "-")
+            flag = "--" + field.replace("seeds", "seed").removeprefix("more_").replace("_", "-")
             raise UserError(f"{flag}: {dataset.name} has no such choice; leave it out")
     if options.seeds is not None and (not options.seeds or any(not 0 <= seed < 2**32 for seed in options.seeds)):
         raise UserError(f"--seed {list(options.seeds)}: give whole numbers from 0 to 4294967295")

@@ -61,6 +61,7 @@ class Options:
     max_side: int | None = None
     range: tuple[float, float] | None = None
     images: str | None = None
+    more_images: tuple[str, ...] | None = None
     masks: str | None = None
     annotator: str | None = None
     split_from: str | None = None

@@ -13,7 +13,15 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 
 from rwkvctl.base.errors import UserError
-from rwkvctl.data.convert import discover, field_of_view, grouping, pair_tables, part_folders, pattern_pairs
+from rwkvctl.data.convert import (
+    discover,
+    field_of_view,
+    grouping,
+    pair_tables,
+    part_folders,
+    pattern_channels,
+    pattern_pairs,
+)
 from rwkvctl.data.convert.discover import Problems
 from rwkvctl.data.convert.formats import volume_pairs
 from rwkvctl.data.convert.formats.base import Dataset, Options, Plan
@@ -45,6 +53,7 @@ DATASET = Dataset(
         "class_table",
         "range",
         "images",
+        "more_images",
         "masks",
         "annotator",
         "split_from",
@@ -88,9 +97,26 @@ def plan(source: Source, options: Options, problems: Problems) -> Plan:
     class_of = _class_words(options)
     by_class = _class_wildcard(found, class_of, options)
     pairs = _pairs(found, by_class, class_of, options.dataset)
+    if options.more_images and of_volumes:
+        raise UserError(
+            "--images: several are for pictures; lay the channels of volumes out as nnU-Net does, CASE_0000"
+        )
+    if options.more_images:
+        pairs = pattern_channels.with_others(source, found.root, _image_patterns(options), pairs, problems)
     if not pairs and not problems.found:
         problems.add(f"{source}: no image has a mask by {given}")
-    return _planned(source, found, pairs, by_class, classes, options, problems, listing, notes, of_volumes)
+    made = _planned(source, found, pairs, by_class, classes, options, problems, listing, notes, of_volumes)
+    if options.more_images:
+        made.settle = pattern_channels.settle(_image_patterns(options))
+    return made
+
+
+def _image_patterns(options: Options) -> list[str]:
+    """All of `--images`; UserError for what goes with one alone."""
+    if options.range is not None or not options.images:
+        what = "--range" if options.range is not None else "--csv"
+        raise UserError(f"{what}: is for images of one file each; leave it out, or give --images once")
+    return [options.images, *(options.more_images or ())]
 
 
 def _check_split_from(options: Options, listing: Listing | None) -> None:
