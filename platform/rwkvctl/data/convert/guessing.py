@@ -6,11 +6,11 @@ import shlex
 from dataclasses import dataclass, replace
 
 from rwkvctl.base.errors import UserError
-from rwkvctl.data.convert import discover, layouts, part_folders, pattern_pairs
+from rwkvctl.data.convert import discover, field_of_view, layouts, part_folders, pattern_pairs
 from rwkvctl.data.convert.discover import Problems, natural_key
 from rwkvctl.data.convert.name_patterns import parse
 from rwkvctl.data.convert.pattern_pairs import Matched
-from rwkvctl.data.convert.sources import Source
+from rwkvctl.data.convert.sources import RawFile, Source
 from rwkvctl.data.images.files import EXTENSIONS
 
 _MOST_WORDS = 8
@@ -19,8 +19,8 @@ _MOST_WORDS = 8
 @dataclass(frozen=True)
 class Guess:
     """images, masks, split_from: what `data prepare pairs` is told; orphans: files without a partner; used: the paths
-    of all others; question: what is left open, in one line, or ""; words: what tells several masks of an image apart,
-    where it is little."""
+    of all others; mask_files: the masks among them; question: what is left open, in one line, or ""; words: what tells
+    several masks of an image apart, where it is little."""
 
     images: str
     masks: str
@@ -28,6 +28,7 @@ class Guess:
     samples: int
     orphans: int
     used: frozenset[str]
+    mask_files: tuple[RawFile, ...]
     question: str = ""
     words: tuple[str, ...] = ()
 
@@ -39,12 +40,15 @@ def guess(source: Source) -> Guess | None:
     if not found:
         return None
     found.sort(key=lambda own: (own.orphans - own.samples, -len(own.used)))
+    found = [own for own in found if not field_of_view.found(own.mask_files)] or found
     best = found[0]
     others = [own for own in found[1:] if _rank(own) == _rank(best) and not own.used <= best.used]
     if not others:
         return best
-    told = f"masks could also be --masks {shlex.quote(others[0].masks)}; which of them is meant is yours to say"
-    return replace(best, question=told)
+    images = others[0].images != best.images and others[0].masks == best.masks
+    told = f"--images {shlex.quote(others[0].images)}" if images else f"--masks {shlex.quote(others[0].masks)}"
+    what = "images" if images else "masks"
+    return replace(best, question=f"{what} could also be {told}; which of them is meant is yours to say")
 
 
 def _rank(own: Guess) -> tuple[int, int]:
@@ -66,10 +70,12 @@ def _tried(source: Source, images: str, masks: str) -> Guess | None:
         split_from = "folders"
     except UserError:
         pass  # most sources have no such folders
-    used = [own.file.path for own in found.images.values()]
-    used += [one.file.path for own in found.masks.values() for one in own]
+    mask_files = tuple(one.file for own in found.masks.values() for one in own)
+    used = [own.file.path for own in found.images.values()] + [file.path for file in mask_files]
     orphans = len(set(problems.found))
-    return Guess(images, masks, split_from, len(found.images), orphans, frozenset(used), words=_words(found))
+    return Guess(
+        images, masks, split_from, len(found.images), orphans, frozenset(used), mask_files, words=_words(found)
+    )
 
 
 def _words(found: Matched) -> tuple[str, ...]:

@@ -38,7 +38,16 @@ def candidates(files: Sequence[RawFile]) -> Iterator[Patterns]:
     folders: Folders = {}
     for file in files:
         folders.setdefault(file.parent, []).append(file)
-    ways = (_of_folders, _of_parts, _of_suffixes, _of_two_suffixes, _of_beginnings, _of_endings, _of_equal_names)
+    ways = (
+        _of_folders,
+        _of_part_names,
+        _of_parts,
+        _of_suffixes,
+        _of_two_suffixes,
+        _of_beginnings,
+        _of_endings,
+        _of_equal_names,
+    )
     made = dict.fromkeys(patterns for way in ways for patterns in itertools.islice(way(folders), _MOST_TRIES // 2))
     yield from list(made)[:_MOST_TRIES]
 
@@ -72,13 +81,55 @@ def _of_folders(folders: Folders) -> Iterator[Patterns]:
             continue
         front = "/".join(parts[:depth])
         alone = not front or all(path == front or path.startswith(f"{front}/") for path in folders)
-        below = "**/" if len(own) > depth + 1 else ""
-        names = _names([file.stem for file in folders[image]], [file.stem for file in folders[mask]])
+        deeper = len(parts) - len(own)  # a folder more for annotators or classes
+        below = "**/" if len(own) > depth + 1 and deeper <= 0 else ""
+        names = _names_of(own[depth], parts[depth], folders, alone, (image, mask))
         top = f"{front}/".lstrip("/") if alone else "*/" * depth
-        yield f"{top}{own[depth]}/{below}{names[0]}", f"{top}{parts[depth]}/{below}{names[1]}"
+        yield f"{top}{own[depth]}/{below}{names[0]}", f"{top}{parts[depth]}/{below}{'*/' * max(0, deeper)}{names[1]}"
         if not alone:
             top = "*/" * (depth - 1) + "{id}/"
             yield f"{top}{own[depth]}/*", f"{top}{parts[depth]}/{{n}}"
+
+
+def _names_of(image: str, mask: str, folders: Folders, alone: bool, one: tuple[str, str]) -> Patterns:
+    """What the names in all folders called `image` and `mask` have around what they share."""
+    if alone:
+        return _names([file.stem for file in folders[one[0]]], [file.stem for file in folders[one[1]]])
+    sides = [
+        {path.rpartition("/")[0]: path for path in folders if path.rpartition("/")[2] == name} for name in (image, mask)
+    ]
+    both = sorted(sides[0].keys() & sides[1].keys()) or [""]
+    found = [
+        _names_of("", "", folders, True, (sides[0].get(top, one[0]), sides[1].get(top, one[1]))) for top in both[:8]
+    ]
+    return _joined([names[0] for names in found]), _joined([names[1] for names in found])
+
+
+def _joined(stems: Sequence[str]) -> str:
+    """`*_{test,train}` of `*_test` and `*_train`; `*` where that cannot be written."""
+    if len(set(stems)) == 1:
+        return stems[0]
+    plain = all(stem.startswith("*") and stem.count("*") == 1 and not set(stem) & set("{},[]?") for stem in stems)
+    return "*" + (_any_of({stem[1:] for stem in stems}) if plain else "")
+
+
+def _of_part_names(folders: Folders) -> Iterator[Patterns]:
+    """Folders whose names say the part among other things: `images_{split}/*` and `masks_{split}/*`."""
+    shared: dict[str, list[str]] = defaultdict(list)
+    for folder in folders:
+        if (
+            template := re.sub(
+                r"[^\W\d_]+", lambda word: "{split}" if part_folders.part_of(word[0]) else word[0], folder
+            )
+        ) != folder:
+            shared[template].append(folder)
+    templates = [template for template, own in shared.items() if len(own) > 1 and template.count("{split}") == 1]
+    for image, mask in itertools.permutations(templates, 2):
+        if not says_mask(mask) or says_mask(image):
+            continue
+        pairs = list(zip(sorted(shared[image]), sorted(shared[mask]), strict=False))
+        names = [_names([f.stem for f in folders[one]], [f.stem for f in folders[other]]) for one, other in pairs]
+        yield f"{image}/{_joined([own[0] for own in names])}", f"{mask}/{_joined([own[1] for own in names])}"
 
 
 def _of_parts(folders: Folders) -> Iterator[Patterns]:
@@ -96,10 +147,7 @@ def _of_parts(folders: Folders) -> Iterator[Patterns]:
         sides = []
         for side in (0, 1):
             inner = [pair[side].rpartition("/")[2] for pair in pairs]
-            stems = [name[side] for name in names]
-            plain = all(stem.startswith("*") and stem.count("*") == 1 for stem in stems)
-            stem = "*" + (_any_of({stem[1:] for stem in stems}) if plain else "")
-            sides.append(f"{'*/' * (depth + 1)}{_any_of(inner)}/{stem}")
+            sides.append(f"{'*/' * (depth + 1)}{_any_of(inner)}/{_joined([own[side] for own in names])}")
         yield sides[0], sides[1]
 
 

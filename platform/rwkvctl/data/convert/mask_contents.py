@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -76,6 +77,7 @@ def _counts(pixels: NDArray[Any], lossy: bool) -> Counter[Key]:
     return _peaks(_counted(pixels[even]), _LOSSY_RADIUS if lossy else _RADIUS)
 
 
+@functools.lru_cache(maxsize=4096)
 def levels(file: RawFile) -> int:
     """How many values, or steps of 8 of them, make up 95 % of a picture: few in a mask, many in a photograph.
 

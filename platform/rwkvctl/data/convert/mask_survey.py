@@ -140,7 +140,8 @@ def _more(pairs: Sequence[Pair], read: int) -> Iterator[Content]:
 def _note_outlines(contents: Sequence[Content], own: Survey) -> None:
     found = []
     for one in contents:
-        background = one.counts.most_common(1)[0][0] if one.counts else (0,)
+        black = (0,) * (3 if one.is_colour else 1)
+        background = black if black in one.counts or not one.counts else one.counts.most_common(1)[0][0]
         ids = np.any(np.atleast_3d(one.pixels) != np.array(background, one.pixels.dtype), axis=-1)
         if masks.oddity(ids.astype(np.uint8)) == masks.OUTLINE:
             found.append(one.file)
