@@ -31,7 +31,8 @@ app.add_typer(data_export.app, name="export")
 def prepare(
     format_name: Annotated[str, typer.Argument(metavar="FORMAT", help="See: rwkvctl data list")],
     source: Annotated[
-        list[Path], typer.Option(help="Folder or archive (zip, tar, tar.gz) with the raw files; may be repeated.")
+        list[str],
+        typer.Option(help="Folder or archive (zip, tar, tar.gz) with the raw files, or s3://; may be repeated."),
     ],
     out: Annotated[
         str | None, typer.Option(help="New data set folder, or URI s3:// or gs:// [default: <data root>/<name>]")
@@ -158,7 +159,7 @@ def prepare(
 
 
 def _rehearse(
-    format_name: str, source: list[Path], location: str, choices: dict[str, Any], folder: Path, as_json: bool
+    format_name: str, source: list[str], location: str, choices: dict[str, Any], folder: Path, as_json: bool
 ) -> None:
     """Print what would be made, and write its picture into `folder`; exit code 1 when it would be refused."""
     from dataclasses import asdict
@@ -292,7 +293,8 @@ def split(
 
 @app.command()
 def doctor(
-    source: Annotated[list[Path], typer.Argument(help="Folders or archives of a download.")], as_json: AsJson = False
+    source: Annotated[list[str], typer.Argument(help="Folders or archives of a download, or s3://.")],
+    as_json: AsJson = False,
 ) -> None:
     """Say which data set and form a download is, and what is missing; exit code 1 when it cannot be prepared."""
     from dataclasses import asdict

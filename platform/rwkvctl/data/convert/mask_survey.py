@@ -79,7 +79,8 @@ def _refuse_no_images(pairs: Sequence[Pair], own: Survey) -> set[str]:
     """Keys of pairs of which a file is empty or a pointer of Git LFS, as its size and first bytes tell."""
     faulty = set()
     small = [(pair, file) for pair in pairs for file in pair.files if file.size <= _POINTER_BYTES]
-    for pair, file in small[:_MOST_HEADS]:
+    near = not any(file.kind == "object" for _, file in small)  # else each is a request
+    for pair, file in small[:_MOST_HEADS] if near else _spread(small, MOST_OPENED):
         try:
             if not file.read():
                 raise BadFile(f"{file}: empty file; replace it")

@@ -1,4 +1,4 @@
-"""One raw file, wherever it lies: on disk, in a zip, or at an offset of a tar."""
+"""One raw file, wherever it lies: on disk, in a zip, at an offset of a tar, or in an object store."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, Literal
 
 from rwkvctl.base.errors import BadFile
 from rwkvctl.base.unpacking import refuse_lfs_pointer
+from rwkvctl.data.store import bucket
 
 MAX_FILE_BYTES = 4 << 30
 """Larger raw files are not read into memory."""
@@ -31,13 +32,13 @@ class RawFile:
     size: int
     home: str
     inner: str
-    kind: Literal["file", "zip", "tar"]
+    kind: Literal["file", "zip", "tar", "object"]
     stamp: int
     data: str = field(repr=False)
     offset: int = 0
 
     def __str__(self) -> str:
-        return f"{self.home}/{self.inner}" if self.kind == "file" else f"{self.home}!/{self.inner}"
+        return f"{self.home}/{self.inner}" if self.kind in ("file", "object") else f"{self.home}!/{self.inner}"
 
     @property
     def name(self) -> str:
@@ -77,6 +78,8 @@ class RawFile:
         """A seekable stream over its content."""
         if self.kind == "zip":
             return _zip(self.data, self.stamp).open(self.inner)  # type: ignore[return-value]
+        if self.kind == "object":
+            return io.BytesIO(bucket.read(self.data))
         stream = Path(self.data).open("rb")  # noqa: SIM115
         return stream if self.kind == "file" else io.BufferedReader(_Part(stream, self.offset, self.size))
 

@@ -1,4 +1,4 @@
-"""What `--source` names: folders and archives, as one list of raw files."""
+"""What `--source` names: folders and archives, here or in an object store, as one list of raw files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from natsort import natsort_keygen
 
 from rwkvctl.base.errors import UserError
 from rwkvctl.base.files import printable
-from rwkvctl.data.convert import archives
+from rwkvctl.data.convert import archives, stored_files
 from rwkvctl.data.convert.raw_files import RawFile
 
 __all__ = ["RawFile", "Source", "natural_key", "open_sources"]
@@ -40,22 +40,31 @@ class Source:
     the paths of links that are not followed; junk: how much of operating systems was passed over, by name.
     """
 
-    def __init__(self, paths: Sequence[Path], spool: Path):
-        self.paths = [_existing(path) for path in paths]
+    def __init__(self, places: Sequence[Path | str], spool: Path):
+        self.places = [place if stored_files.is_uri(place) else _existing(Path(place)) for place in places]
+        self.paths = [place for place in self.places if isinstance(place, Path)]
         self._spool = spool
         self._empty_folders: set[str] = set()  # and all others on disk
         self._copied: dict[str, str] = {}
         self.links: list[str] = []
         self.junk = Counter[str]()
-        self.top = [file for path in self.paths for file in self._on_disk(path, self._prefix(path))]
+        self.top = [file for place in self.places for file in self._top_of(place)]
 
     def __str__(self) -> str:
-        return printable(self.paths[0])
+        return printable(self.places[0])
 
-    def _prefix(self, path: Path) -> str:
+    def _top_of(self, place: Path | str) -> Iterator[RawFile]:
         """Several sources are told apart by their names; one alone may be called anything."""
-        name = archives.without_extension(path.name) if path.is_file() else path.name
-        return "" if len(self.paths) == 1 else f"{name}/"
+        name = place.name if isinstance(place, Path) else place.rstrip("/").rpartition("/")[2]
+        if archives.is_archive(name) and not (isinstance(place, Path) and place.is_dir()):
+            name = archives.without_extension(name)
+        prefix = "" if len(self.places) == 1 else f"{name}/"
+        if isinstance(place, Path):
+            yield from self._on_disk(place, prefix)
+            return
+        found = [replace(file, path=prefix + file.path) for file in stored_files.listed(place, self._spool)]
+        self.junk.update(filter(None, (_junk(file.inner) for file in found)))
+        yield from sorted((file for file in found if not _junk(file.inner)), key=lambda file: natural_key(file.path))
 
     @functools.cached_property
     def files(self) -> list[RawFile]:
@@ -117,7 +126,9 @@ class Source:
         """The files of an archive. Its name becomes a folder, unless the archive was given alone as the source or has
         that folder inside."""
         found = archives.members(archive, self._spool)
-        alone = len(self.paths) == 1 and self.paths[0].is_file()
+        alone = len(self.places) == 1 and (
+            self.paths[0].is_file() if self.paths else archives.is_archive(str(self.places[0]))
+        )
         name = archives.without_extension(archive.name)
         folder = "" if alone else f"{archive.parent}/{name}/".lstrip("/")
         if folder and found and all(file.path.startswith(f"{name}/") for file in found):
@@ -147,7 +158,7 @@ def open_sources(paths: Sequence[Path | str]) -> Iterator[Source]:
     if not paths:
         raise UserError("--source: give the folder or archive that holds the raw files")
     with tempfile.TemporaryDirectory(prefix="rwkvctl-source-") as spool:
-        yield Source([Path(path) for path in paths], Path(spool))
+        yield Source(list(paths), Path(spool))
 
 
 def _existing(source: Path) -> Path:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from rwkvctl.base.errors import UserError
 from rwkvctl.base.object_store import OPTIONS, key_of, plain_errors
@@ -47,10 +49,29 @@ def download(uri: str, path: Path) -> None:
     plain_errors(uri, lambda store: store.get_file(uri, str(path)))
 
 
+class Entry(NamedTuple):
+    """size: bytes; stamp: a number that another content of the object does not have."""
+
+    size: int
+    stamp: int
+
+
+def listing(uri: str) -> dict[str, Entry]:
+    """Every object below `uri`, by its path from there; "" is `uri` itself, where that is an object."""
+    found = plain_errors(uri, lambda store: store.find(uri, detail=True))
+    return {
+        name.partition(key_of(uri) + "/")[2]: Entry(int(entry["size"]), _stamp(entry)) for name, entry in found.items()
+    }
+
+
+def _stamp(entry: dict[str, Any]) -> int:
+    told = next((str(entry[name]) for name in ("ETag", "etag", "md5Hash", "LastModified") if entry.get(name)), "")
+    return zlib.crc32(told.encode())
+
+
 def sizes(uri: str) -> dict[str, int]:
     """Bytes of every object below `uri`, by its path from there."""
-    found = plain_errors(uri, lambda store: store.find(uri, detail=True))
-    return {name.partition(key_of(uri) + "/")[2]: int(entry["size"]) for name, entry in found.items()}
+    return {name: entry.size for name, entry in listing(uri).items()}
 
 
 def upload(folder: Path, uri: str, overwrite: bool = False) -> None:
