@@ -106,7 +106,9 @@ def _guessed(source: Source) -> list[Finding]:
     own = _planned(form, "patterns", source, options)
     chosen = {"images": found.images, "masks": found.masks, "split-from": found.split_from}
     told = [f"--{name} {shlex.quote(value)}" for name, value in chosen.items() if value]
-    if found.words:
+    if found.words and own.options:
+        own = _of_one(found.words, form, source, options) or own
+    elif found.words:
         if _are_apart(found.words, own):
             own = _planned(form, "patterns", source, replace(options, classes=("background", *found.words)))
         own.options, asked = _of_several(found.words, own)
@@ -114,6 +116,19 @@ def _guessed(source: Source) -> list[Finding]:
     own.options = " ".join(filter(None, [*told, own.options]))
     own.question = "; ".join(filter(None, [found.question, own.question]))
     return [own]
+
+
+def _of_one(words: Sequence[str], form: formats.Format, source: Source, options: Options) -> Finding | None:
+    """Of several masks an image that hold several classes, one: they cannot be joined. Values rather than colours."""
+    tried = []
+    for word in words:
+        own = _planned(form, "patterns", source, replace(options, annotator=word))
+        own.options = " ".join(filter(None, [f"--annotator {shlex.quote(word)}", own.options]))
+        others = ", ".join(other for other in words if other != word)
+        asked = f"each image has several masks; of these {word} is taken, --annotator takes another one: {others}"
+        own.question = "; ".join(filter(None, [asked, own.question]))
+        tried.append(own)
+    return min(tried, key=lambda own: (len(own.problems), "colours" in own.masks), default=None)
 
 
 def _are_apart(words: Sequence[str], own: Finding) -> bool:

@@ -28,7 +28,7 @@ _MASK = re.compile(
 )
 """In what folders of masks, or what stands before or behind the names of masks, are called."""
 _MOST_TRIES, _MOST_FOLDERS = 16, 40
-_LOOKED_AT, _MOST_LEVELS = 3, 40
+_LOOKED_AT = 3
 _PLAIN = re.compile(r"[^*?\[\]{},]+")
 """Names that can stand in a pattern as they are."""
 
@@ -60,7 +60,7 @@ def _are_masks(masks: Sequence[RawFile], images: Sequence[RawFile]) -> bool:
     """Whether a few of the files consist of a few values, and those of the other side of many more."""
     few = [mask_contents.levels(file) for file in masks[:_LOOKED_AT]]
     many = [mask_contents.levels(file) for file in images[:_LOOKED_AT]]
-    return 0 < max(few) <= _MOST_LEVELS and min(many) > 2 * max(few)
+    return 0 < max(few) <= mask_contents.MOST_LEVELS and min(many) > 2 * max(few)
 
 
 # Folders of their own -----------------------------------------------------------------------------------------------
@@ -85,10 +85,16 @@ def _of_folders(folders: Folders) -> Iterator[Patterns]:
         below = "**/" if len(own) > depth + 1 and deeper <= 0 else ""
         names = _names_of(own[depth], parts[depth], folders, alone, (image, mask))
         top = f"{front}/".lstrip("/") if alone else "*/" * depth
-        yield f"{top}{own[depth]}/{below}{names[0]}", f"{top}{parts[depth]}/{below}{'*/' * max(0, deeper)}{names[1]}"
+        sides = _written(own[depth], "i"), _written(parts[depth], "m")
+        yield f"{top}{sides[0]}/{below}{names[0]}", f"{top}{sides[1]}/{below}{'*/' * max(0, deeper)}{names[1]}"
         if not alone:
             top = "*/" * (depth - 1) + "{id}/"
-            yield f"{top}{own[depth]}/*", f"{top}{parts[depth]}/{{n}}"
+            yield f"{top}{sides[0]}/*", f"{top}{sides[1]}/{{n}}"
+
+
+def _written(folder: str, name: str) -> str:
+    """A folder's name as a part of a pattern; signs that mean something there are left open, under `name`."""
+    return re.sub(r"[*?\[\]{}](?:.*[*?\[\]{}])?", f"{{{name}}}", folder)
 
 
 def _names_of(image: str, mask: str, folders: Folders, alone: bool, one: tuple[str, str]) -> Patterns:

@@ -19,6 +19,8 @@ from rwkvctl.data.images import masks
 
 MOST_CLASSES = 60
 """More values or colours are none of labels."""
+MOST_LEVELS = 40
+"""Of `levels`, in a mask."""
 _MOST_EXACT = 40
 """Values in one mask; more come from JPEG or smoothing."""
 _LEAST_SHARE = 2e-4

@@ -20,7 +20,16 @@ from rwkvctl.data.convert.class_table import ClassTable
 from rwkvctl.data.convert.formats.by_table import ByTable
 from rwkvctl.data.convert.formats.folder import ClassIds
 from rwkvctl.data.convert.formats.pairs import SAME_ASPECT, Pair
-from rwkvctl.data.convert.mask_contents import MOST_CLASSES, Content, Key, as_colour, content_of, keys_of
+from rwkvctl.data.convert.mask_contents import (
+    MOST_CLASSES,
+    MOST_LEVELS,
+    Content,
+    Key,
+    as_colour,
+    content_of,
+    keys_of,
+    levels,
+)
 from rwkvctl.data.convert.sources import RawFile, Source
 from rwkvctl.data.images import masks
 
@@ -30,6 +39,7 @@ MOST_FOR_VALUES = 400
 MOST_BYTES = 64 << 20
 _POINTER_BYTES = 400
 _MOST_HEADS = 5000
+_MOST_EDGE = 0.9
 _ROTATED = (5, 6, 7, 8)
 """EXIF orientations that swap width and height."""
 
@@ -46,6 +56,7 @@ class Survey:
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     overlap: float | None = None
+    resized: list[str] = field(default_factory=list)
 
 
 def survey(source: Source, pairs: Sequence[Pair]) -> Survey:
@@ -60,13 +71,18 @@ def survey(source: Source, pairs: Sequence[Pair]) -> Survey:
     shares = [_shared(found[0], found[1]) for found in opened if len(found) > 1]
     own.overlap = sum(shares) / len(shares) if shares else None
     _note_outlines(contents, own)
+    if own.resized:
+        names = ", ".join(own.resized[:3])
+        own.warnings.append(f"{len(own.resized)} of {len(contents)} masks are resized to their images: {names}")
     several = f"{len(contents)} of {sum(len(pair.masks) for pair in pairs)} opened"
+    if max(keys_of(contents))[0] == 1:  # ids, of which others may be rare
+        contents += _others(sound, contents)
     if all(_is_read(ClassIds(2), one) for one in contents):
+        several = f"{len(contents)} of {sum(len(pair.masks) for pair in pairs)} opened"
+        own.question = _inverted(contents)
         own.found = f"two classes ({_listed(keys_of(contents)[:2])}{', JPEG' if contents[0].lossy else ''}), {several}"
         return own
-    known = {one.file.path for one in contents}
-    others = [pair for pair in _spread(sound, MOST_FOR_VALUES) if pair.masks and pair.masks[0].path not in known]
-    contents += _more(others, sum(len(one.data) for one in contents))
+    contents += _others(sound, contents)
     several = f"{len(contents)} of {sum(len(pair.masks) for pair in pairs)} opened"
     _tell(source, contents, own, several)
     return own
@@ -113,6 +129,8 @@ def _opened(pair: Pair, own: Survey) -> Iterator[Content]:
         if abs(width / height - size[0] / size[1]) > SAME_ASPECT * size[0] / size[1]:
             shown = f"is {width} x {height}, its image {pair.image.name} is {size[0]} x {size[1]}"
             own.problems.append(f"{file}: {shown}; give them one size")
+        elif (width, height) != size:
+            own.resized.append(f"{file.path} ({width} x {height}, its image {size[0]} x {size[1]})")
         yield content
 
 
@@ -135,6 +153,12 @@ def _more(pairs: Sequence[Pair], read: int) -> Iterator[Content]:
                 continue  # said when it is converted
 
 
+def _others(pairs: Sequence[Pair], contents: Sequence[Content]) -> list[Content]:
+    known = {one.file.path for one in contents}
+    others = [pair for pair in _spread(pairs, MOST_FOR_VALUES) if pair.masks and pair.masks[0].path not in known]
+    return list(_more(others, sum(len(one.data) for one in contents)))
+
+
 # What they say ------------------------------------------------------------------------------------------------------
 
 
@@ -153,6 +177,18 @@ def _note_outlines(contents: Sequence[Content], own: Survey) -> None:
     elif found:
         names = ", ".join(file.path for file in found[:3])
         own.warnings.append(f"{len(found)} of {len(contents)} masks show a thin outline, not an area: {names}")
+
+
+def _inverted(contents: Sequence[Content]) -> str:
+    """A question where what would be the foreground lies all around the edges of most masks."""
+    around = 0
+    for one in contents:
+        bright = np.atleast_3d(one.pixels)[..., 0] > 0
+        edges = np.concatenate([bright[0], bright[-1], bright[:, 0], bright[:, -1]])
+        around += bool(edges.mean() > _MOST_EDGE and bright.mean() > 1 / 2)
+    if around <= len(contents) / 2:
+        return ""
+    return "white is around the edges of most masks; is it the background, add --classes background=255,foreground=0"
 
 
 def _shared(first: Content, second: Content) -> float:
@@ -177,17 +213,16 @@ def _tell(source: Source, contents: Sequence[Content], own: Survey, several: str
     if colours and len(colours) < len(contents):  # some masks show only what is grey of the colours
         contents = [as_colour(one) for one in contents]
     keys = keys_of(contents)
+    pictures = [one for one in contents[:MOST_OPENED] if levels(one.file) > MOST_LEVELS]
     kind = "colour" if colours else "value"
     if not colours and _are_objects(contents):
         own.found = f"numbers of single objects, up to {keys[-1][0]} in one mask, {several}"
         own.classes = "background=0,object=1-65535"
         own.question = "numbers in masks are taken for objects of one class; are they classes, give --classes a,b,c"
         return
-    if len(keys) > MOST_CLASSES:
-        own.found = f"more than {MOST_CLASSES} {kind}s in {several}"
-        own.problems.append(
-            f"{contents[0].file}: has {len(contents[0].counts)} {kind}s, which are no labels; give the masks' pattern"
-        )
+    if len(keys) > MOST_CLASSES or len(pictures) > len(contents[:MOST_OPENED]) / 2:
+        own.found = f"pictures, {several}"
+        own.problems.append(f"{contents[0].file}: has too many {kind}s for labels; give the pattern of the masks")
         return
     lossy = ", JPEG" if any(one.lossy for one in contents) else ""
     own.found = f"{len(keys)} {_kind(contents, keys)} ({_listed(keys)}{lossy}), {several}"

@@ -158,6 +158,8 @@ def columns(table: Table, tails: Tails, chosen: Chosen) -> Columns | None:
     split, folds = own[SPLIT] if own[SPLIT] is not None else usual[SPLIT], None
     if split is not None and own[SPLIT] is None and not _tells_parts(table, split):
         split, folds = None, split
+    if split is None:
+        split = next((n for n in numbers if _tells_nothing_else(table, n)), None)
     return Columns(image, mask, split, own[GROUP] if own[GROUP] is not None else usual[GROUP], folds)
 
 
@@ -197,6 +199,12 @@ def share(table: Table, column: int, tails: Tails) -> float:
     """Of the first cells of a column, those that are files of the source."""
     cells = [cell for _, cells in table.rows[:_LOOKED_AT] if (cell := table.cell(cells, column))]
     return sum(bool(tails.of(cell, masks=False)) for cell in cells) / max(1, len(cells))
+
+
+def _tells_nothing_else(table: Table, column: int) -> bool:
+    """Whether all cells of a column say train, val or test, whatever it is called."""
+    found = {part_folders.part_of(table.cell(cells, column)) for _, cells in table.rows}
+    return None not in found and {"train"} < found
 
 
 def _tells_parts(table: Table, column: int) -> bool:

@@ -68,6 +68,21 @@ def two_suffixes(put: Save) -> None:
         put(f"{number}_lesion.png", mask)
 
 
+def thumbnails(put: Save) -> None:
+    for number in range(8):
+        image, (mask,) = sample(number, 96, 0)
+        put(f"s{number}.png", image)
+        put(f"s{number}_thumb.png", image[::2, ::2])
+        put(f"s{number}_seg.png", mask)
+
+
+def brackets(put: Save) -> None:
+    for number in range(8):
+        image, (mask,) = sample(number, 48, 0)
+        put(f"photos [raw] 2019/{number}.png", image)
+        put(f"masks {{final}}/{number}.png", mask)
+
+
 def one_orphan(put: Save) -> None:
     """A part without a problem is no better than both with one."""
     for part in ("left", "right"):
@@ -87,6 +102,8 @@ def one_orphan(put: Save) -> None:
         (kinds_before_parts, "--images 'images/**/*' --masks 'labels/**/*' --split-from folders", 8, ""),
         (deep, "--images '**/original' --masks '**/mask'", 12, "images could also be --images '**/overlay'"),
         (two_suffixes, "--images '*_image' --masks '*_lesion'", 8, ""),
+        (thumbnails, "--images '*' --masks '*_{seg,thumb}' --annotator seg", 8, "takes another one: thumb"),
+        (brackets, "--images 'photos {i} 2019/*' --masks 'masks {m}/*'", 8, ""),
         (one_orphan, "--images '*/photo/*' --masks '*/label/*' --allow-partial", 15, ""),
     ],
 )

@@ -110,7 +110,40 @@ def test_photographs_are_no_masks(tmp_path: Path):
     for path in (tree / "scan_label").iterdir():
         noise = np.random.default_rng(0).integers(0, 255, (10, 13, 3)).astype(np.uint8)
         Image.fromarray(noise).resize((64, 51), Image.Resampling.NEAREST).save(path)
-    assert "colours, which are no labels; give the masks' pattern" in faults(tree)[0]
+    assert "has too many colours for labels; give the pattern of the masks" in faults(tree)[0]
+
+
+def test_masks_that_are_white_around_or_smaller_are_said(tmp_path: Path):
+    tree = synth.write("pairs:suffix", tmp_path / "tree", n=6, size=48)
+    for path in (tree / "Augen 2019" / "Masken").iterdir():
+        with Image.open(path) as mask:
+            grey = Image.fromarray(255 - np.asarray(mask.convert("L")))
+        grey.resize((24, 19), Image.Resampling.NEAREST).save(path)
+    finding = seen(tree)
+    assert finding.question.endswith("is it the background, add --classes background=255,foreground=0")
+    assert "6 of 6 masks are resized to their images: Augen 2019/Masken/Größe 1_maske.gif (24 x 19, its" in (
+        "".join(finding.warnings)
+    )
+
+
+def test_masks_in_two_encodings_are_not_joined(tmp_path: Path):
+    tree = synth.write("pairs:ids", tmp_path / "tree", n=6, size=48)
+    for path in tree.glob("*_labels.png"):
+        with Image.open(path) as mask:
+            colours = np.array([[0, 0, 0], [255, 0, 0], [0, 255, 0], [0, 0, 255]], np.uint8)[np.asarray(mask)]
+        Image.fromarray(colours).save(path.with_name(path.name.replace("labels", "colour")))
+    finding = seen(tree)
+    assert finding.options.endswith("--annotator labels --classes background,class1,class2,class3")
+    assert "of these labels is taken, --annotator takes another one: colour" in finding.question
+
+
+def test_a_class_that_only_one_mask_has(tmp_path: Path):
+    tree = synth.write("pairs:ids", tmp_path / "tree", n=60, size=32)
+    for number in range(1, 61):
+        with Image.open(path := tree / f"case-{number}_labels.png") as mask:
+            ids = np.minimum(np.asarray(mask), 2 if number == 31 else 1)
+        Image.fromarray(ids).save(path)
+    assert seen(tree).masks == "3 class ids (0, 1, 2), 60 of 60 opened"
 
 
 def test_masks_of_one_image_that_lie_apart_are_of_a_class_each(tmp_path: Path):
