@@ -8,7 +8,7 @@ from __future__ import annotations
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -36,7 +36,8 @@ from rwkvctl.data.images import masks
 MOST_OPENED = 24
 MOST_FOR_VALUES = 400
 """Of masks with several classes so many are looked through for a rare one."""
-MOST_BYTES = 64 << 20
+MOST_BYTES, MOST_PIXELS = 64 << 20, 256 << 20
+"""Of files, and of what they hold; large masks take up little room as files."""
 _POINTER_BYTES = 400
 _MOST_HEADS = 5000
 _MOST_EDGE = 0.9
@@ -64,7 +65,10 @@ def survey(source: Source, pairs: Sequence[Pair]) -> Survey:
     own = Survey()
     faulty = _refuse_no_images(pairs, own)
     sound = [pair for pair in pairs if pair.key not in faulty]
-    opened = [list(_opened(pair, own)) for pair in _spread(sound, MOST_OPENED)]
+    opened: list[list[Content]] = []
+    for pair in _spread(sound, MOST_OPENED):
+        if sum(one.pixels.nbytes for found in opened for one in found) < MOST_PIXELS:
+            opened.append(list(_opened(pair, own)))
     contents = [one for masks_of_one in opened for one in masks_of_one]
     if not contents:
         return own
@@ -141,22 +145,25 @@ def _size(file: RawFile) -> tuple[int, int]:
         return (image.height, image.width) if turned else image.size
 
 
-def _more(pairs: Sequence[Pair], read: int) -> Iterator[Content]:
+def _more(pairs: Sequence[Pair], read: int, held: int) -> Iterator[Content]:
+    """Further masks, of which only the counts are kept; read and held: bytes so far of files and of their pixels."""
     for pair in pairs:
         for file in pair.masks[:1]:
             read += file.size
-            if read > MOST_BYTES:
+            if read > MOST_BYTES or held > MOST_PIXELS:
                 return
             try:
-                yield content_of(file)
+                content = content_of(file)
             except (BadFile, ValueError):
                 continue  # said when it is converted
+            held += content.pixels.nbytes
+            yield replace(content, pixels=content.pixels[:0])
 
 
 def _others(pairs: Sequence[Pair], contents: Sequence[Content]) -> list[Content]:
     known = {one.file.path for one in contents}
     others = [pair for pair in _spread(pairs, MOST_FOR_VALUES) if pair.masks and pair.masks[0].path not in known]
-    return list(_more(others, sum(len(one.data) for one in contents)))
+    return list(_more(others, sum(len(one.data) for one in contents), sum(one.pixels.nbytes for one in contents)))
 
 
 # What they say ------------------------------------------------------------------------------------------------------
@@ -182,6 +189,7 @@ def _note_outlines(contents: Sequence[Content], own: Survey) -> None:
 def _inverted(contents: Sequence[Content]) -> str:
     """A question where what would be the foreground lies all around the edges of most masks."""
     around = 0
+    contents = [one for one in contents if one.pixels.size]
     for one in contents:
         bright = np.atleast_3d(one.pixels)[..., 0] > 0
         edges = np.concatenate([bright[0], bright[-1], bright[:, 0], bright[:, -1]])

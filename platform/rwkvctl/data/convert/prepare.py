@@ -21,9 +21,10 @@ from rwkvctl.base.errors import UserError
 from rwkvctl.data.convert import formats, pixel_range
 from rwkvctl.data.convert.class_table import ClassTable
 from rwkvctl.data.convert.conversion import RECORDS, Converted, Job, Progress, Record, convert, is_small, layout
-from rwkvctl.data.convert.discover import Problems, kind_of, slug
+from rwkvctl.data.convert.discover import EXAMPLES, Problems, kind_of, slug
 from rwkvctl.data.convert.formats.base import Dataset, Options, Plan
 from rwkvctl.data.convert.sources import Source, open_sources
+from rwkvctl.data.images.masks import OUTLINE
 from rwkvctl.data.store import duplicates, manifest, schema
 from rwkvctl.data.store.case_forms import groups_of
 from rwkvctl.data.store.index import Index
@@ -365,6 +366,16 @@ def _excluded_warnings(excluded: list[dict[str, str]]) -> list[str]:
     return [f"{n} left out: {kind}" for kind, n in kinds.items()]
 
 
+def told_notes(notes: Sequence[tuple[str, str]]) -> list[str]:
+    """How many images have each note, with the keys of three outlines. notes: key and notes of each image."""
+    by_note: dict[str, list[str]] = {}
+    for key, text in notes:
+        for note in filter(None, text.split("; ")):
+            by_note.setdefault(note, []).append(key)
+    shown = {note: ": " + ", ".join(keys[:EXAMPLES]) if note == OUTLINE else "" for note, keys in by_note.items()}
+    return [f"{len(by_note[note])} of {len(notes)} images: {note}{shown[note]}" for note in sorted(by_note)]
+
+
 def _content(
     plan: Plan,
     dataset: Dataset,
@@ -375,7 +386,6 @@ def _content(
     found: schema.Duplicates,
 ) -> dict[str, Any]:
     sources = {path: digest for record in records for path, digest in record.sources.items()}
-    notes = Counter(note for record in records if record.note for note in record.note.split("; "))
     segmentation = plan.task == "segmentation"
     stats = _stats(records)
     absent = [name for name, share in zip(plan.classes, stats.get("pixel_fraction", []), strict=False) if not share]
@@ -408,7 +418,7 @@ def _content(
         "duplicates": found.model_dump(),
         "warnings": [
             *plan.warnings,
-            *(f"{n} of {len(records)} images: {note}" for note, n in sorted(notes.items())),
+            *told_notes([(record.key, record.note) for record in records]),
             *_excluded_warnings(plan.excluded),
             *_duplicate_warnings(found),
             *(f"no mask has a pixel of class {name!r}" for name in absent),

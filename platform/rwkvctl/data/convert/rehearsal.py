@@ -17,7 +17,7 @@ from rwkvctl.base.errors import BadFile
 from rwkvctl.data.convert import formats, pixel_range
 from rwkvctl.data.convert.discover import EXAMPLES, Problems, by_kind
 from rwkvctl.data.convert.formats.base import Item, Plan, Sample
-from rwkvctl.data.convert.prepare import options_of, planned_splits
+from rwkvctl.data.convert.prepare import options_of, planned_splits, told_notes
 from rwkvctl.data.convert.sources import open_sources
 from rwkvctl.data.images.files import decode_rgb
 from rwkvctl.data.store.contact_sheet import sheet_of, tile
@@ -66,7 +66,7 @@ def rehearse(format_name: str, sources: Sequence[Path | str], out: Path | str, *
         items = [(part, item) for part, own in plan.parts.items() for item in own]
         samples = _samples(plan, items, problems)
         splits = {} if problems.found else planned_splits(plan)
-    notes = Counter(note for sample in samples for note in sample.meta.get("image_note", "").split("; ") if note)
+    notes = [(sample.key, sample.meta.get("image_note", "")) for sample in samples]
     groups = {group for _, item in items if (group := getattr(item, "group", None))}
     return Rehearsal(
         dataset=options.dataset,
@@ -79,7 +79,7 @@ def rehearse(format_name: str, sources: Sequence[Path | str], out: Path | str, *
         shares=_shares(samples),
         groups=len(groups),
         splits={name: {part: len(ids) for part, ids in split.ids.items()} for name, split in splits.items()},
-        warnings=[*plan.warnings, *(f"{n} of {len(samples)} images: {note}" for note, n in sorted(notes.items()))],
+        warnings=[*plan.warnings, *told_notes(notes)],
         excluded=[*plan.excluded, *problems.excluded],
         problems=by_kind(dict.fromkeys(problems.found)),
         sheet=sheet_of([own for sample in _spread(samples, SHOWN) for own in _tiles(sample, plan.channels)])

@@ -103,6 +103,9 @@ def test_outlines_instead_of_areas(tmp_path: Path):
     said = faults(tree)
     assert said[0].endswith("mask is a thin outline, not an area; fill the outlines, or give the masks that show areas")
     assert said[3] == "... and 5 more like this, 8 in all"
+    patterns = ("--images", "Bilder/*", "--masks", "Masken/*_maske")
+    made = run("prepare", "pairs", "--source", tree, *patterns, "--out", tmp_path / "set")
+    assert "8 of 8 images: mask is a thin outline, not an area: set_größe_1, set_größe_2, set_größe_3" in made
 
 
 def test_photographs_are_no_masks(tmp_path: Path):

@@ -135,7 +135,8 @@ def test_masks_to_look_at_are_counted(tmp_path: Path, note: str):
     for number in (2, 7, 9):
         path = source / "masks" / f"{number}.png"
         Image.fromarray(ODD[note](np.asarray(Image.open(path)))).save(path)
-    assert f"3 of 12 images: {note}" in prepare("folder", [source], tmp_path / "set").content.warnings
+    named = ": set_0002, set_0007, set_0009" if "outline" in note else ""
+    assert f"3 of 12 images: {note}{named}" in prepare("folder", [source], tmp_path / "set").content.warnings
 
 
 @pytest.mark.parametrize("name", ["images", "masks"])
