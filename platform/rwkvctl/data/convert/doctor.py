@@ -58,12 +58,8 @@ def examine(paths: Sequence[Path | str]) -> Diagnosis:
     with open_sources(paths) as source:
         findings = [finding for form in formats.every() if (finding := _ask(form, source))]
         kinds = Counter(file.suffix or "no extension" for file in source.files)
-        if all(finding.problems and finding.dataset == "folder" for finding in findings):
-            guessed = _of_tables(source, findings)
-            if not guessed:
-                own_files = _volumes(source) or _guessed(source)
-                guessed = [own for own in own_files if all(_is_better(own, other) for other in findings)]
-            findings = guessed or findings
+        if not any(map(_is_sure, findings)):
+            findings = _own_pairs(source, findings) or findings
     # A generic format takes nearly everything; a special one without problems is the surest.
     generic = {form.DATASET.name for form in formats.every() if not form.DATASET.expected}
     special = [finding for finding in findings if finding.dataset not in generic]
@@ -71,6 +67,22 @@ def examine(paths: Sequence[Path | str]) -> Diagnosis:
         findings = special  # what a generic format would take is theirs
     findings.sort(key=lambda finding: (finding.dataset in generic, len(finding.problems)))
     return Diagnosis(findings, dict(kinds.most_common(8)))
+
+
+def _is_sure(finding: Finding) -> bool:
+    """Whether a finding leaves no room for a guess: folders with names that say little may be pairs as well."""
+    if finding.dataset == "imagefolder":
+        return False
+    return not finding.problems if finding.dataset == "folder" else finding.samples > 0
+
+
+def _own_pairs(source: Source, others: Sequence[Finding]) -> list[Finding]:
+    """Images and masks of one's own, by a table or by their names, where that says more than the other findings."""
+    folders = [other for other in others if other.dataset == "folder"]
+    found = _of_tables(source, folders) or _volumes(source) or _guessed(source)
+    found = [own for own in found if all(_is_better(own, other) for other in folders)]
+    unsure = any(own.masks.startswith(mask_survey.PICTURES) for own in found)
+    return [] if unsure and len(others) > len(folders) else found
 
 
 def _of_tables(source: Source, others: Sequence[Finding]) -> list[Finding]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from rwkvctl.base.errors import UserError
@@ -37,18 +38,33 @@ def guess(source: Source) -> Guess | None:
     """The patterns that pair most images, and leave the fewest files without a partner; None when none pairs half."""
     files = [file for file in source.files if file.suffix in EXTENSIONS]
     found = [tried for images, masks in layouts.candidates(files) if (tried := _tried(source, images, masks))]
+    found = [own if not own.orphans else _of_endings(source, own, files) for own in found]
     if not found:
         return None
     found.sort(key=lambda own: (own.orphans - own.samples, -len(own.used)))
     found = [own for own in found if not field_of_view.found(own.mask_files)] or found
     best = found[0]
     others = [own for own in found[1:] if _rank(own) == _rank(best) and not own.used <= best.used]
+    if layouts.says_mask(best.masks):
+        others = [own for own in others if layouts.says_mask(own.masks)]
     if not others:
         return best
     images = others[0].images != best.images and others[0].masks == best.masks
     told = f"--images {shlex.quote(others[0].images)}" if images else f"--masks {shlex.quote(others[0].masks)}"
     what = "images" if images else "masks"
     return replace(best, question=f"{what} could also be {told}; which of them is meant is yours to say")
+
+
+def _of_endings(source: Source, own: Guess, files: Sequence[RawFile]) -> Guess:
+    """The same with images of those endings alone that images with a mask have, if that leaves fewer files over: beside
+    photographs may lie previews as PNG."""
+    masks = {file.path for file in own.mask_files}
+    endings = sorted({file.name.rpartition(".")[2] for file in files if file.path in own.used - masks})
+    if len(endings) > 2 or (own.images.endswith("}") and "." in own.images.rpartition("/")[2]):
+        return own
+    shown = endings[0] if len(endings) == 1 else "{" + ",".join(endings) + "}"
+    other = _tried(source, f"{own.images}.{shown}", own.masks)
+    return other if other and other.samples >= own.samples and other.orphans < own.orphans else own
 
 
 def _rank(own: Guess) -> tuple[int, int]:
@@ -83,4 +99,4 @@ def _words(found: Matched) -> tuple[str, ...]:
     if not any(len(own) > 1 for own in found.masks.values()):
         return ()
     names = {value for own in found.masks.values() for one in own for value in one.values.values()}
-    return tuple(sorted(names, key=natural_key)) if len(names) <= _MOST_WORDS else ()
+    return tuple(sorted(names, key=natural_key)) if all(names) and len(names) <= _MOST_WORDS else ()

@@ -21,7 +21,7 @@ Patterns = tuple[str, str]
 LEAST = 0.5
 """What fits a smaller share of the images is no layout."""
 _MASK = re.compile(
-    r"mask|label|lbl|(?<![a-z])gt(?![a-z])|ground.?truth|annot|segm|(?<![a-z])seg(?![a-z])|manual|target|beschrift"
+    r"mask|label|lbl|(?<![a-z])gt(?![a-z])|truth|annot|segm|(?<![a-z])seg(?![a-z])|manual|target|beschrift"
     r"|masque|m[aá]scara|mascher|etiquet|étiquet|etichett|etykiet|etiket|r[oó]tulo|anotac|annotaz|v[eé]rit[eé]|mapa"
     r"|маск|размет|метк|сегмент|マスク|ラベル|正解|标签|標籤|标注|標註|掩|遮罩|分割|마스크|라벨",
     re.IGNORECASE,
@@ -87,6 +87,8 @@ def _of_folders(folders: Folders) -> Iterator[Patterns]:
         top = f"{front}/".lstrip("/") if alone else "*/" * depth
         sides = _written(own[depth], "i"), _written(parts[depth], "m")
         yield f"{top}{sides[0]}/{below}{names[0]}", f"{top}{sides[1]}/{below}{'*/' * max(0, deeper)}{names[1]}"
+        if len(own) > depth + 1 and len(parts) > depth + 1 and own[depth + 1 :] != parts[depth + 1 :]:
+            yield f"{_written(image, 'i')}/{names[0]}", f"{_written(mask, 'm')}/{names[1]}"
         if not alone:
             top = "*/" * (depth - 1) + "{id}/"
             yield f"{top}{sides[0]}/*", f"{top}{sides[1]}/{{n}}"
@@ -217,6 +219,8 @@ def _of_suffixes(folders: Folders) -> Iterator[Patterns]:
     top = _top(folders)
     if len(everywhere) == 1:
         yield f"{top}*", f"{top}*{everywhere[0]}"
+        if any(tail.startswith(everywhere[0]) for tail in endings if tail != everywhere[0]):  # `_mask_1`, of a few
+            yield f"{top}*", f"{top}*{everywhere[0]}*"
     elif everywhere and len({tail[0] for tail in everywhere}) == 1:
         words = ",".join(sorted((tail[1:] for tail in everywhere), key=natural_key))
         yield f"{top}*", f"{top}*{everywhere[0][0]}{{{words}}}"

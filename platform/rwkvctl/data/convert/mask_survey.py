@@ -34,6 +34,7 @@ from rwkvctl.data.convert.sources import RawFile, Source
 from rwkvctl.data.images import masks
 
 MOST_OPENED = 24
+PICTURES = "pictures"
 MOST_FOR_VALUES = 400
 """Of masks with several classes so many are looked through for a rare one."""
 MOST_BYTES, MOST_PIXELS = 64 << 20, 256 << 20
@@ -229,7 +230,7 @@ def _tell(source: Source, contents: Sequence[Content], own: Survey, several: str
         own.question = "numbers in masks are taken for objects of one class; are they classes, give --classes a,b,c"
         return
     if len(keys) > MOST_CLASSES or len(pictures) > len(contents[:MOST_OPENED]) / 2:
-        own.found = f"pictures, {several}"
+        own.found = f"{PICTURES}, {several}"
         own.problems.append(f"{contents[0].file}: has too many {kind}s for labels; give the pattern of the masks")
         return
     lossy = ", JPEG" if any(one.lossy for one in contents) else ""
@@ -263,7 +264,8 @@ def _classes(source: Source, contents: Sequence[Content], keys: Sequence[Key]) -
     others = [key for key in keys if key != background]
     names = ["background", *(f"class{n}" for n in range(1, len(others) + 1))]
     advice = f"call the classes by their names instead of class1{', ...' if len(others) > 1 else ''}"
-    if len(keys[0]) == 1 and list(keys) == [(n,) for n in range(len(keys))]:
+    by_order = len(keys[0]) == 1 and list(keys) == [(n,) for n in range(len(keys))]
+    if by_order and all(_is_read(ClassIds(len(keys)), one) for one in contents):
         return ",".join(names), f"{advice}, in the order of their values"
     entries = [f"{name}={_shown(key)}" for name, key in zip(names, [background, *others], strict=True)]
     lines = " ".join(f"{name},{_shown(key)}" for name, key in zip(names, [background, *others], strict=True))

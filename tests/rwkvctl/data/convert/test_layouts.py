@@ -83,6 +83,40 @@ def brackets(put: Save) -> None:
         put(f"masks {{final}}/{number}.png", mask)
 
 
+def unlabelled_test(put: Save) -> None:
+    """No images of the classes `image` and `mask`."""
+    for number in range(12):
+        image, (mask,) = sample(number, 48, 0)
+        put(f"{'test' if number > 7 else 'train'}/image/{number}.png", image)
+        if number < 8:
+            put(f"train/mask/{number}.png", mask)
+
+
+def previews(put: Save) -> None:
+    for number in range(8):
+        image, (mask,) = sample(number, 48, 0)
+        put(f"Input/ISIC_{number}.jpg", image)
+        put(f"Input/ISIC_{number}_superpixels.png", image)
+        put(f"GroundTruth/ISIC_{number}_segmentation.png", mask)
+
+
+def second_masks(put: Save) -> None:
+    for number in range(12):
+        kind = ("benign", "malignant")[number % 2]
+        image, (mask,) = sample(number, 48, 0)
+        put(f"{kind}/{kind} {number}.png", image)
+        put(f"{kind}/{kind} {number}_mask.png", mask)
+        if number == 4:
+            put(f"{kind}/{kind} {number}_mask_1.png", mask[::-1])
+
+
+def left_and_right(put: Save) -> None:
+    for number in range(8):
+        image, (mask,) = sample(number, 48, 0)
+        put(f"left/original/{number}.png", image)
+        put(f"right/result/{number}.png", mask)
+
+
 def one_orphan(put: Save) -> None:
     """A part without a problem is no better than both with one."""
     for part in ("left", "right"):
@@ -104,6 +138,10 @@ def one_orphan(put: Save) -> None:
         (two_suffixes, "--images '*_image' --masks '*_lesion'", 8, ""),
         (thumbnails, "--images '*' --masks '*_{seg,thumb}' --annotator seg", 8, "takes another one: thumb"),
         (brackets, "--images 'photos {i} 2019/*' --masks 'masks {m}/*'", 8, ""),
+        (unlabelled_test, "--images '*/image/*' --masks '*/mask/*' --allow-partial", 8, ""),
+        (previews, "--images 'Input/ISIC_*.jpg' --masks 'GroundTruth/ISIC_*_segmentation'", 8, ""),
+        (second_masks, "--images '**/*' --masks '**/*_mask*'", 12, ""),
+        (left_and_right, "--images 'left/original/*' --masks 'right/result/*'", 8, ""),
         (one_orphan, "--images '*/photo/*' --masks '*/label/*' --allow-partial", 15, ""),
     ],
 )

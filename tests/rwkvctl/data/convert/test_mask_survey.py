@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -138,6 +139,19 @@ def test_masks_in_two_encodings_are_not_joined(tmp_path: Path):
     finding = seen(tree)
     assert finding.options.endswith("--annotator labels --classes background,class1,class2,class3")
     assert "of these labels is taken, --annotator takes another one: colour" in finding.question
+
+
+def test_a_palette_whose_first_colour_is_not_black(tmp_path: Path):
+    tree = synth.write("pairs:ids", tmp_path / "tree", n=6, size=48)
+    for path in tree.glob("*_labels.png"):
+        with Image.open(path) as mask:
+            indexed = Image.fromarray(np.asarray(mask))
+        indexed.putpalette([9, 9, 9, 200, 0, 0, 0, 200, 0, 0, 0, 200])
+        indexed.save(path)
+    finding = seen(tree)
+    assert finding.options.endswith("--classes background=0,class1=1,class2=2,class3=3")
+    line = run("doctor", tree).partition("  prepare  ")[2]
+    assert "class3 " in run(*shlex.split(line)[2:], "--out", tmp_path / "set")
 
 
 def test_a_class_that_only_one_mask_has(tmp_path: Path):
