@@ -10,7 +10,7 @@ from typing import Literal, TypeVar
 
 from rwkvctl.base.errors import BadFile
 from rwkvctl.base.unpacking import refuse_lfs_pointer
-from rwkvctl.data.convert import array_volumes
+from rwkvctl.data.convert import array_volumes, tiff_volumes
 from rwkvctl.data.convert.raw_files import RawFile
 from rwkvctl.data.images import arrays, itk, itk_files, nifti
 from rwkvctl.data.images.grid import Grid
@@ -55,8 +55,9 @@ class VoxelFile:
 
 
 def is_volume(file: RawFile) -> bool:
-    """By its name."""
-    return file.name.lower().endswith(ENDINGS)
+    """By its name, and of a TIFF by its pages."""
+    name = file.name.lower()
+    return name.endswith(ENDINGS) or (name.endswith(tiff_volumes.ENDINGS) and tiff_volumes.is_stack(file))
 
 
 def stem(file: RawFile) -> str:
@@ -91,6 +92,8 @@ def read_grid(own: VoxelFile) -> Grid:
         return itk_files.read_grid(own.file)
     if own.name.lower().endswith(arrays.ENDINGS):
         return array_volumes.read_grid(own.slices or (own.file,), own.array, own.axes)
+    if own.name.lower().endswith(tiff_volumes.ENDINGS):
+        return tiff_volumes.read_grid(own.file)
     return nifti.read_grid(own.file, own.channels)
 
 
@@ -103,6 +106,8 @@ def read(own: VoxelFile) -> Stored:
         return itk_files.read(own.file, own.voxels)
     if own.name.lower().endswith(arrays.ENDINGS):
         return array_volumes.read(own.slices or (own.file,), own.array, own.axes)
+    if own.name.lower().endswith(tiff_volumes.ENDINGS):
+        return tiff_volumes.read(own.file)
     if own.channels > 1:
         return nifti.read_stored(own.file, several=True).volumes[own.channel]
     return nifti.read_stored(own.file)

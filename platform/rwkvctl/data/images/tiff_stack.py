@@ -22,6 +22,10 @@ MOST_PIXELS = 1 << 31
 DESCRIPTION, ORIENTATION = 270, 274
 RESOLUTION = (282, 283, 296)
 """Pixels a unit along x and y, and the unit."""
+_MM = {"mm": 1.0, "cm": 10.0, "m": 1000.0, "inch": 25.4, "in": 25.4, "nm": 1e-6}
+_MM |= dict.fromkeys(("micron", "microns", "um", "µm", "μm"), 1e-3)
+_MM_OF_TAG = {2: 25.4, 3: 10.0}
+"""Of ImageJ's units and TIFF's own, in mm."""
 IMAGEJ = re.compile(r"^ImageJ=", re.ASCII)
 OF_VALUES = ("min=", "max=", "mode=", "loop=")
 """Lines of ImageJ's description that are about an image's own values."""
@@ -41,13 +45,21 @@ def page_count(path: Path) -> int:
     for every other file."""
     try:
         with path.open("rb") as file:
-            if sniff(file.read(16)) != "tif":
-                return 1
-            if not _is_whole(file):
-                return 2
-            with warnings.catch_warnings(), Image.open(file) as image:
-                warnings.simplefilter("ignore")
-                return max(len(own_pages(image)), _said(image))
+            return pages_in(file)
+    except OSError:
+        return 1
+
+
+def pages_in(file: BinaryIO) -> int:
+    """As `page_count`, of an open file."""
+    try:
+        if sniff(file.read(16)) != "tif":
+            return 1
+        if not _is_whole(file):
+            return 2
+        with warnings.catch_warnings(), Image.open(file) as image:
+            warnings.simplefilter("ignore")
+            return max(len(own_pages(image)), _said(image))
     except Exception:  # Pillow raises nearly anything on a broken file, which is told when it is read
         return 1
 
@@ -137,6 +149,31 @@ def calibration(image: Image.Image) -> dict[int, Any]:
     tags = {tag: image.tag_v2[tag] for tag in RESOLUTION if tag in image.tag_v2}  # type: ignore[attr-defined]
     lines = [line for line in _description(image).splitlines() if not line.startswith(OF_VALUES)]
     return tags | ({DESCRIPTION: "\n".join(lines) + "\n"} if lines else {})
+
+
+def shape_in(file: BinaryIO) -> tuple[tuple[int, int, int], dict[int, Any]]:
+    """The size (pages, H, W) and calibration of an open file, without its pixels; ValueError for what is no TIFF."""
+    try:
+        with warnings.catch_warnings(), Image.open(file) as image:
+            warnings.simplefilter("ignore")
+            pages = max(len(own_pages(image)), _said(image))
+            return (pages, image.height, image.width), calibration(image)
+    except Exception as error:  # Pillow raises nearly anything on a broken file
+        raise ValueError(f"corrupt TIFF ({type(error).__name__})") from error
+
+
+def spacing_mm(calibration: dict[int, Any]) -> tuple[float, float, float] | None:
+    """mm from page to page, row to row and column to column, as ImageJ keeps it; None where one of them is not said."""
+    told = dict(line.split("=", 1) for line in str(calibration.get(DESCRIPTION, "")).splitlines() if "=" in line)
+    unit = told.get("unit", "").strip().lower().replace("\\u00b5", "µ")
+    mm = _MM.get(unit) or _MM_OF_TAG.get(int(calibration.get(RESOLUTION[2], 1)))
+    try:
+        steps = float(told["spacing"]), 1 / float(calibration[RESOLUTION[1]]), 1 / float(calibration[RESOLUTION[0]])
+    except (KeyError, ValueError, TypeError, ZeroDivisionError):
+        return None
+    if mm is None or not all(0 < step < float("inf") for step in steps):
+        return None
+    return steps[0] * mm, steps[1] * mm, steps[2] * mm
 
 
 def write(calibration: dict[int, Any], target: Path, ids: NDArray[np.uint8]) -> None:

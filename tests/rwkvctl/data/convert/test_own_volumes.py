@@ -15,10 +15,12 @@ import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from PIL import Image
 
 from rwkvctl.base.errors import UserError
-from rwkvctl.data.convert import synth
+from rwkvctl.data.convert import synth, tiff_volumes
 from rwkvctl.data.convert.prepare import prepare
+from rwkvctl.data.convert.sources import on_disk
 from rwkvctl.data.convert.synth.arrays import unit
 from rwkvctl.data.convert.synth.scans import CLASSES, DEPTH, Scan, save, scan
 from rwkvctl.data.images import grid, intensity
@@ -71,6 +73,7 @@ FORMS = {
         ["background", "foreground"], lambda own, number: own.label >= 2, "--classes background,annA,annB instead"
     ),
     "pairs:volume_contrasts": Form(["background", "label_1", "label_2", "label_4"], question="another is --images '"),
+    "pairs:volume_tiff": Form(NAMED),
     "decathlon:task": Form(list(CLASSES), question=""),
     "bids:lesions": Form(["background", "foreground"], lambda own, number: own.label == 3, ""),
     "bids:contrasts": Form(NAMED, question="another is --images '*_T2w.nii.gz'", parts=(2, 2, 2)),
@@ -378,6 +381,24 @@ def test_hdf5_that_keeps_arrays_elsewhere_is_refused(tmp_path: Path):
         file["label"] = np.zeros((28, 32), np.uint8)
     with pytest.raises(UserError, match=r"p01_slice_0.h5: keeps 'image' in other files; save it as one file"):
         prepare("arrays", [tree], tmp_path / "set")
+
+
+@pytest.mark.parametrize(
+    ("told", "mm"),
+    [
+        ("ImageJ=1.53t\nimages=2\nunit=micron\nspacing=2.5\n", (0.0025, 0.0005, 0.00025)),
+        ("ImageJ=1.53t\nimages=2\nunit=cm\nspacing=0.1\n", (1.0, 5.0, 2.5)),
+        ("ImageJ=1.53t\nimages=2\nunit=pixel\nspacing=2\n", None),
+        ("ImageJ=1.53t\nimages=2\nunit=mm\n", None),
+    ],
+)
+def test_the_spacing_that_imagej_keeps(told: str, mm: tuple[float, ...] | None, tmp_path: Path):
+    page = Image.fromarray(np.zeros((4, 6), np.uint8))
+    tags = {270: told, 282: 4.0, 283: 2.0, 296: 1}
+    page.save(tmp_path / "stack.tif", save_all=True, append_images=[page], tiffinfo=tags)
+    found = tiff_volumes.read_grid(on_disk(tmp_path / "stack.tif"))
+    assert (found.shape, found.measured) == ((6, 4, 2), mm is not None)
+    assert mm is None or found.spacing[::-1] == pytest.approx(mm)
 
 
 def test_npy_beside_npy(tmp_path: Path):

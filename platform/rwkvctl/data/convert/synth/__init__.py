@@ -33,6 +33,7 @@ FORMS = {
         "grey", "colour", "palette", "ids", "objects", "jpegmasks",
         "languages", "endings", "beside", "beginnings", "cases", "junk", "csv", "metadata",
         "volume_suffix", "volume_folders", "volume_cases", "volume_organs", "volume_annotators", "volume_contrasts",
+        "volume_tiff",
     ),
     "arrays": ("volumes", "slices", "npz"),
     "bids": ("lesions", "contrasts"),

@@ -34,6 +34,7 @@ from rwkvctl.data.convert.synth.volume_pairs import (
     write_volume_folders,
     write_volume_organs,
     write_volume_suffix,
+    write_volume_tiff,
 )
 
 __all__ = [
@@ -57,6 +58,7 @@ __all__ = [
     "write_volume_folders",
     "write_volume_organs",
     "write_volume_suffix",
+    "write_volume_tiff",
 ]
 
 OPTIONS = {

@@ -16,11 +16,12 @@ OPTIONS = {
     "volume_cases": f"--images '*/ct' --masks '*/label' --classes {NAMES}",
     "volume_organs": "--images '*/ct' --masks '*/organs/{heart,ventricle}' --classes background,heart,ventricle",
     "volume_annotators": "--images 'scans/p*' --masks 'masks/p*_{annA,annB}' --annotator annA",
+    "volume_tiff": f"--images 'stacks/cell*' --masks 'stacks/cell*_mask' --classes {NAMES}",
     "volume_contrasts": "--images 'glioma-*/glioma-*_t1' --masks 'glioma-*/glioma-*_seg' "
     "--classes background=0,label_1=1,label_2=2,label_4=4",
 }
 """By form, what pairs its files."""
-MASKS = ("_seg.", "/Segmentierung/", "/label.mhd", "_annA.", "/heart.nii")
+MASKS = ("_seg.", "/Segmentierung/", "/label.mhd", "_annA.", "/heart.nii", "_mask.tif")
 """In the paths of masks."""
 
 
@@ -69,6 +70,23 @@ def write_volume_annotators(folder: Path, n: int, size: int, seed: int) -> None:
         save(folder / "scans" / f"p{number:02d}.mha", own.image, own, axes_of(number))
         save(folder / "masks" / f"p{number:02d}_annA.mha", mask, own, axes_of(number))
         save(folder / "masks" / f"p{number:02d}_annB.mha", np.roll(mask, 1, axis=2), own, axes_of(number))
+
+
+def write_volume_tiff(folder: Path, n: int, size: int, seed: int) -> None:
+    """`stacks/cell1.tif` of 16 bits with ImageJ's spacing, and `cell1_mask.tif` without any."""
+    from PIL import Image
+
+    for number in range(1, n + 1):
+        own = scan(seed, number, size)
+        depth, row, column = own.spacing
+        about = f"ImageJ=1.53t\nimages={len(own.image)}\nslices={len(own.image)}\nunit=mm\nspacing={depth}\n"
+        tags = {270: about, 282: 1 / column, 283: 1 / row, 296: 1}
+        pages = [Image.fromarray((plane.astype(np.int32) + 1024).astype(np.uint16)) for plane in own.image]
+        path = folder / "stacks" / f"cell{number}.tif"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pages[0].save(path, save_all=True, append_images=pages[1:], tiffinfo=tags)
+        planes = [Image.fromarray(plane) for plane in own.label]
+        planes[0].save(path.with_stem(f"cell{number}_mask"), save_all=True, append_images=planes[1:])
 
 
 def write_volume_contrasts(folder: Path, n: int, size: int, seed: int) -> None:
