@@ -105,7 +105,8 @@ def table(
     times = least_times(steps, device, seconds)
     what = "training" if train else "inference"
     print(f"\n{what}, {shape[2]} x {shape[3]}, batch {shape[0]}, {str(dtype).removeprefix('torch.')}")
-    print(f"{'':28}{'ms':>10}{'images/s':>10}{'MiB':>8}{'speed':>8}")
+    width = max(28, *(len(label) + 1 for label in times))
+    print(f"{'':{width}}{'ms':>10}{'images/s':>10}{'MiB':>8}{'speed':>8}")
     first = next(iter(times.values()))
     for (name, form), (label, t) in zip(rows, times.items(), strict=True):
         mib = "-"
@@ -113,7 +114,7 @@ def table(
             mib = f"{cuda_peak(steps[label]) / 2**20:.0f}"
         elif memory and form == "eager":
             mib = f"{cpu_peak(name, shape, dtype, train) / 2**20:.0f}"
-        print(f"{label:28}{t * 1e3:10.1f}{shape[0] / t:10.2f}{mib:>8}{first / t:7.2f}x", flush=True)
+        print(f"{label:{width}}{t * 1e3:10.1f}{shape[0] / t:10.2f}{mib:>8}{first / t:7.2f}x", flush=True)
     return {label: shape[0] / t for label, t in times.items()}
 
 

@@ -11,7 +11,7 @@ import torch
 from formula import NAMES, assert_close, assert_each_channel_close, inputs, run
 from torch import Tensor
 
-from biwkv import bi_wkv, triton
+from biwkv import bi_wkv, selective_scan, selective_scan_reference, triton
 from biwkv.dispatch import choose
 from biwkv.op import BACKENDS
 
@@ -227,3 +227,15 @@ def test_a_tensor_elsewhere_is_refused() -> None:
         bi_wkv(w, u, k, v.cpu())
     with pytest.raises(ValueError, match="backend 'cpu' cannot run: k is on cuda:0"):
         bi_wkv(w, u, k, v, backend="cpu")
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 17, 190, 784])
+def test_selective_scan_by_torch(tokens: int) -> None:
+    x, step, gy = torch.randn(3, 2, tokens, 4, 20, device="cuda")
+    b, c = torch.randn(2, 2, tokens, 4, 16, device="cuda")
+    a, d = -4 * torch.rand(4, 20, 16, device="cuda"), torch.randn(4, 20, device="cuda")
+    leaves = [z.requires_grad_() for z in (x, step.abs().clamp(max=2), a, b, c, d)]
+    ours, theirs = selective_scan(*leaves), selective_scan_reference(*leaves)
+    gradients = (torch.autograd.grad(y, leaves, gy.to(y.dtype)) for y in (ours, theirs))
+    for z, expected in zip((ours, *next(gradients)), (theirs, *next(gradients)), strict=True):
+        assert (z - expected).abs().max() <= 1e-4 * expected.abs().max().clamp(min=1)

@@ -130,6 +130,15 @@ def test_scripts_give_the_same(fields: dict[str, str]) -> None:
     assert torch.equal(script(x), made(x))
 
 
+@pytest.mark.parametrize("fields", [*({"shift": shift} for shift in SHIFTS), *({"scan": scan} for scan in SCANS[1:])])
+def test_exports_for_any_batch_and_size(fields: dict[str, str]) -> None:
+    made, sizes = mixer(16, **fields), dict.fromkeys(range(3), torch.export.Dim.DYNAMIC)
+    with torch.no_grad():
+        program = torch.export.export(made, (torch.randn(2, 4, 6, 16),), dynamic_shapes=(sizes,))
+        x = torch.randn(3, 5, 3, 16)
+        torch.testing.assert_close(program.module()(x), made(x))
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
