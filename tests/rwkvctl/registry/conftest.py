@@ -34,7 +34,7 @@ def model_folder(folder: Path, seed: int = 0, *, kind: str = "rgb8", fingerprint
         classes=["background", "polyp"],
         image_size=32,
         image_kind=kind,  # type: ignore[arg-type]
-        channels=3,
+        channels=3 if kind == "rgb8" else 1,
         dataset="phantom",
         fingerprint=fingerprint,
         extra={"split": "random-41"},
