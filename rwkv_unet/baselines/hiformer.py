@@ -3,7 +3,7 @@
 M. Heidari et al., "HiFormer: Hierarchical Multi-scale Representations Using Transformers for Medical Image
 Segmentation", WACV 2023, https://arxiv.org/abs/2207.08518, in its sizes S, B and L. In the released code the
 double-level fusion (DLF) changes class tokens that are then dropped, because the output of the blocks that pass them on
-is not used. Here it is, as in the paper; `fusion=False` leaves DLF out, which is what the released code computes.
+is not used. Here it is, so that the maps are fused; `fusion=False` leaves DLF out, as the released code in effect does.
 """
 
 from __future__ import annotations
