@@ -51,8 +51,13 @@ def asked(spec: EvaluateSpec, manifest: Manifest, model: Path) -> Asked:
 
 
 def part_of(spec: EvaluateSpec, manifest: Manifest, split: str) -> str:
-    """The part that was asked for, else test where there is one."""
-    return spec.part or ("test" if manifest.split_ids(split)["test"] else "val")
+    """The part that was asked for, else test where there is one. UserError for one that the split does not have."""
+    ids = manifest.split_ids(split)
+    if spec.part is not None and not ids[spec.part]:
+        raise UserError(
+            f"--part {spec.part}: split {split} of {manifest.dataset} has no such part; leave it out to score the other"
+        )
+    return spec.part or ("test" if ids["test"] else "val")
 
 
 def split_for(manifest: Manifest, info: bundle.BundleInfo) -> str:

@@ -14,10 +14,11 @@ import torch
 
 from rwkv_jobs import networks
 from rwkv_jobs.asked import asked, measured_on
+from rwkv_jobs.class_scores import answers_of, write_table
 from rwkv_jobs.gallery import Gallery
 from rwkv_jobs.launch import launch
 from rwkv_jobs.recorder import Recorder
-from rwkv_jobs.scoring import Probabilities, Scores, count_accuracy, score_cases, write_cases
+from rwkv_jobs.scoring import Probabilities, Scores, score_cases, write_cases
 from rwkv_jobs.worker import worker
 from rwkvctl.base.errors import UserError
 from rwkvctl.base.files import write_json
@@ -31,9 +32,10 @@ from rwkvctl.models import bundle, members, same_data
 from rwkvctl.registry import measured, references
 from rwkvctl.registry.cases import TABLE
 from rwkvctl.registry.release import SUMMARY, note_scores
-from rwkvctl.reports import evaluation_page
+from rwkvctl.reports import classification_page, evaluation_page
 from rwkvctl.runs import sync
 from rwkvctl.runs.journal import say
+from rwkvctl.training import classification
 from rwkvctl.training.metrics import Choices, tracked
 
 KINDS: dict[str, bundle.Kind] = {"segmentation": "segmentation", "classification": "classifier"}
@@ -57,6 +59,8 @@ def run(spec: EvaluateSpec, run_dir: Path) -> dict[str, Any]:
     if spec.part is None and where.part == "val":
         say(run_dir, f"split {where.split} has no test part: these are scores of its validation cases")
     say_overlap(run_dir, where)
+    if (text := chosen_by_in_words(data_of(spec, run_dir / "model")[0], where)) is not None:
+        say(run_dir, text)
     note_on_versions(spec, run_dir)
     return {"model": spec.model, "part": where.part, **summary}
 
@@ -123,9 +127,15 @@ def score(spec: EvaluateSpec, run_dir: Path) -> None:
         precision = precision_of(info, me.device)
         if manifest.task == "classification":
             data = data_spec(spec, manifest, info, where.split)
-            summary: dict[str, Any] = count_accuracy(
-                model.networks[0], manifest, data, where.part, me, batch=64, precision=precision
-            )
+            answers = answers_of(model.networks[0], manifest, data, where.part, me, precision=precision)
+            summary: dict[str, Any] = classification.summarise(answers, manifest.classes)
+            if me.is_main:
+                folder = run_dir / "artifacts" / where.part
+                write_table(folder, answers, manifest.classes)
+                recorder.artifact(folder / TABLE, where.part)
+                title, facts, warnings = about(spec, run_dir, manifest, info, where)
+                page_file = folder / evaluation_page.PAGE
+                classification_page.write(page_file, title, facts, warnings, summary, answers, manifest.classes)
         else:
             folder = run_dir / "artifacts" / where.part
             gallery = Gallery(folder / "overlays", spec.overlays)
@@ -174,33 +184,14 @@ def page_of(
     scores: Scores,
     gallery: Gallery,
 ) -> evaluation_page.Evaluation:
-    """What the page says."""
-    splits = [where.split] if where.split in manifest.splits else folds_of(where.split, manifest.splits)
-    leaks = max((manifest.splits[split].leak_groups_shared for split in splits), default=0)
-    warnings = [
-        overlap_in_words(where),
-        f"split {where.split}: {leaks} groups (patients, sequences, duplicates) are in several of its parts"
-        if leaks
-        else None,
-    ]
-    names = bundle.member_names(info)
-    facts = {
-        "model": spec.model,
-        "network": info.model.get("name", "") + (f", an ensemble of {len(names)}" if names else ""),
-        "weights": info.weights_sha256[:12],
-        "data": f"{where.dataset}, fingerprint {where.fingerprint[:12]}",
-        "split": f"{where.split}, part {where.part}"
-        + (", every case by the model of the fold that it was held out of" if scores.fold_of else ""),
-        "cases": where.cases,
-        "trained on": "unknown" if where.trained_on is None else f"{where.trained_on} of these cases",
-        "image size": info.image_size,
-        "run": run_dir.name,
-        "program": where.code,
-    }
+    """What the page says of masks."""
+    title, facts, warnings = about(spec, run_dir, manifest, info, where)
+    if scores.fold_of:
+        facts["split"] += ", every case by the model of the fold that it was held out of"
     return evaluation_page.Evaluation(
-        title=f"{where.dataset}, {where.part}: {spec.model}",
+        title=title,
         facts=facts,
-        warnings=[text for text in warnings if text],
+        warnings=warnings,
         classes=scores.classes,
         summary=scores.summary,
         cases=scores.cases,
@@ -214,6 +205,48 @@ def page_of(
         volume=gallery.stack,
         part=where.part,
     )
+
+
+def about(
+    spec: EvaluateSpec, run_dir: Path, manifest: Manifest, info: bundle.BundleInfo, where: measured.Measured
+) -> tuple[str, dict[str, Any], list[str]]:
+    """The title of a page, what was evaluated, and what speaks against the figures."""
+    names = bundle.member_names(info)
+    facts = {
+        "model": spec.model,
+        "network": info.model.get("name", "") + (f", an ensemble of {len(names)}" if names else ""),
+        "weights": info.weights_sha256[:12],
+        "data": f"{where.dataset}, fingerprint {where.fingerprint[:12]}",
+        "split": f"{where.split}, part {where.part}",
+        "cases": where.cases,
+        "trained on": "unknown" if where.trained_on is None else f"{where.trained_on} of these cases",
+        "image size": info.image_size,
+        "run": run_dir.name,
+        "program": where.code,
+    }
+    splits = [where.split] if where.split in manifest.splits else folds_of(where.split, manifest.splits)
+    leaks = max((manifest.splits[split].leak_groups_shared for split in splits), default=0)
+    warnings = [
+        overlap_in_words(where),
+        f"split {where.split}: {leaks} groups (patients, sequences, duplicates) are in several of its parts"
+        if leaks
+        else None,
+        chosen_by_in_words(manifest, where),
+    ]
+    return f"{where.dataset}, {where.part}: {spec.model}", facts, [text for text in warnings if text]
+
+
+def chosen_by_in_words(manifest: Manifest, where: measured.Measured) -> str | None:
+    """Why scores of a test part are too good where its cases have chosen the weights; None where they have not."""
+    if where.part != "test" or where.split not in manifest.splits:
+        return None
+    ids = manifest.split_ids(where.split)
+    if both := len(set(ids["val"]) & set(ids["test"])):
+        return (
+            f"{both} of {where.cases} test cases of split {where.split} are its validation cases too: where a training "
+            "validates, they have chosen its weights, and these scores are too good"
+        )
+    return None
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rwkv_jobs import predict_models
+from rwkv_jobs import predict_classes, predict_models
 from rwkv_jobs.predict_models import class_ids, info_of, load, places
 from rwkv_jobs.predict_progress import Progress
 from rwkvctl.base.errors import JobFailedError, UserError
@@ -43,7 +43,16 @@ sent to an object store."""
 
 def check(spec: PredictSpec, run_dir: Path) -> None:
     """Whether the models make masks of the same kind, the inputs are there, and their masks can be written."""
-    planned(spec, places(spec), run_dir)
+    models = places(spec)
+    if is_of_classes(models):
+        predict_classes.check(spec, [info_of(place) for place in models])
+        return
+    planned(spec, models, run_dir)
+
+
+def is_of_classes(models: list[Path]) -> bool:
+    """Whether classes of images are asked for, not masks."""
+    return info_of(models[0]).kind == "classifier"
 
 
 class Plan(NamedTuple):
@@ -110,6 +119,8 @@ def run(spec: PredictSpec, run_dir: Path) -> dict[str, Any]:
     nothing could be.
     """
     models = places(spec)
+    if is_of_classes(models):
+        return predict_classes.run(spec, models, run_dir)
     try:
         everything = planned(spec, models, run_dir)
         with everything.sources.in_words():

@@ -45,7 +45,9 @@ from rwkvctl.data.store.manifest import Manifest
 from rwkvctl.launch import preflight
 from rwkvctl.models import build as networks
 from rwkvctl.models import bundle
+from rwkvctl.registry import classifier_start, encoder_weights
 from rwkvctl.registry.release import SUMMARY
+from rwkvctl.runs.journal import say
 from rwkvctl.runs.samples_seen import SamplesSeen
 from rwkvctl.training.checkpoint import TrainState
 from rwkvctl.training.optimizer import make_optimizer
@@ -56,10 +58,15 @@ def check(spec: PretrainSpec, run_dir: Path) -> None:
     manifest = Manifest.load(spec.data.path or "")
     networks.check(spec.model, manifest.classes, (manifest.channels, spec.data.image_size, spec.data.image_size))
     preflight.check_options(spec, manifest)
+    if not (run_dir / encoder_weights.FILE_NAME).exists():
+        classifier_start.check(spec)
 
 
 def run(spec: PretrainSpec, run_dir: Path) -> dict[str, Any]:
-    """Train on all workers, then register the encoder."""
+    """Prepare the weights that it starts from, train on all workers, then register the encoder."""
+    loaded = classifier_start.prepare(spec, Manifest.load(spec.data.path or "").classes, run_dir)
+    if loaded is not None:
+        say(run_dir, str(loaded))
     return run_training(train, spec, run_dir)
 
 
@@ -70,7 +77,7 @@ def train(spec: PretrainSpec, run_dir: Path) -> None:
         set_arithmetic(spec.train.deterministic, me.device)
         manifest = Manifest.load(spec.data.path or "")
         loader = train_loader(spec, spec.augment, manifest, me)
-        model = make_model(spec, manifest).to(me.device).to(memory_format=torch.channels_last)
+        model = make_model(spec, manifest, run_dir).to(me.device).to(memory_format=torch.channels_last)
         ema = moving_average(spec, model)
         optimizer = make_optimizer(model, spec.optimizer)
         state = TrainState(
@@ -140,10 +147,13 @@ class Objective:
         return total(losses) / self.spec.train.batch_size
 
 
-def make_model(spec: PretrainSpec, manifest: Manifest) -> nn.Module:
-    """The classifier, initialised from the seed."""
+def make_model(spec: PretrainSpec, manifest: Manifest, run_dir: Path) -> nn.Module:
+    """The classifier, initialised from the seed, with the run's prepared weights if there are any."""
     torch.manual_seed(spec.seed)
-    return networks.classifier(spec.model, manifest.classes)
+    model = networks.classifier(spec.model, manifest.classes)
+    if spec.model.encoder_weights is not None:
+        classifier_start.load(model, run_dir)
+    return model
 
 
 def validate(spec: PretrainSpec, manifest: Manifest, me: Worker, state: TrainState, recorder: Recorder) -> bool:
@@ -185,7 +195,9 @@ def finish(
     weights = load_file(best / f"{chosen}.safetensors")
     recorder.metrics(named(scores[chosen], "best_val"), int(best.name.split("-")[1]))
     description = {"name": spec.model.name, "num_classes": len(manifest.classes), **spec.model.overrides()}
-    own = {"split": spec.data.split or manifest.default_split, "data": spec.data.path}
+    own: dict[str, Any] = {"split": spec.data.split or manifest.default_split, "data": spec.data.path}
+    if source := encoder_weights.source_of(run_dir):
+        own["encoder"] = source
     info = model_info(spec, manifest, description, {"run": run_dir.name, "weights": chosen, **own})
     bundle.save(run_dir / "model", weights, info)
     summary = described | {"checkpoint": best.name, "weights": chosen}

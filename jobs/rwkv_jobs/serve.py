@@ -18,7 +18,9 @@ from rwkvctl.serving.token import TOKEN
 def check(spec: ServeSpec, run_dir: Path) -> None:
     """Whether the model is there and makes masks, before processes are started for it."""
     folder = references.model_folder(spec.model, spec)
-    bundle.require(bundle.read_info(folder), "segmentation", f"model {spec.model}")
+    info = bundle.read_info(folder)
+    bundle.require(info, "segmentation", f"model {spec.model}")
+    bundle.refuse_ensemble(folder, info)
 
 
 def run(spec: ServeSpec, run_dir: Path) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def models(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def untrained(data: Path, folder: Path, seed: int) -> None:
+def untrained(data: Path, folder: Path, seed: int, variant: str = "t") -> None:
     """A model folder of a network of the seed's for a data set."""
     from rwkvctl.config.specs.parts import EncoderSpec, ModelSpec
     from rwkvctl.models.build import classifier, outputs, segmentation_network
@@ -49,8 +49,8 @@ def untrained(data: Path, folder: Path, seed: int) -> None:
     manifest = Manifest.load(data)
     torch.manual_seed(seed)
     if manifest.task == "classification":
-        model = classifier(EncoderSpec(name="rwkv_unet_enc_t"), manifest.classes)
-        described: dict[str, Any] = {"name": "rwkv_unet_enc_t", "num_classes": len(manifest.classes)}
+        model = classifier(EncoderSpec(name=f"rwkv_unet_enc_{variant}"), manifest.classes)
+        described: dict[str, Any] = {"name": f"rwkv_unet_enc_{variant}", "num_classes": len(manifest.classes)}
     else:
         model = segmentation_network(ModelSpec(name="rwkv_unet_t"), manifest.classes)
         described = {"name": "rwkv_unet_t", "num_classes": outputs(manifest.classes)}

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rwkv_jobs import trial
+from rwkv_jobs import serve, trial
 from rwkv_jobs.driver import drive
 from rwkv_jobs.entry import guarded
 from rwkvctl.base.errors import JobFailedError, UserError
 from rwkvctl.cli import assemble
 from rwkvctl.cli import folds as cross_validation
-from rwkvctl.config.specs.jobs import EvaluateSpec, FinetuneSpec, TuneSpec
+from rwkvctl.config.specs.jobs import EvaluateSpec, FinetuneSpec, ServeSpec, TuneSpec
 from rwkvctl.data.convert.resplit import add_folds
 from rwkvctl.data.feed.cases import iter_cases
 from rwkvctl.data.store.manifest import Manifest
@@ -200,6 +200,11 @@ def test_members_must_be_those_of_the_ensemble(data: Path, home: Path, tmp_path:
         UserError, match=r"both: is an ensemble of 2 models, and this takes one: name a member, as .*fold0"
     ):
         bundle.load(tmp_path / "both")
+    spec = ServeSpec(
+        model=str(tmp_path / "both"), storage=str(home / "runs"), tracking={"uri": f"sqlite:///{home / 'mlflow.db'}"}
+    )
+    with pytest.raises(UserError, match=r"both: is an ensemble of 2 models, and this takes one"):
+        serve.check(spec, home)
     shutil.rmtree(tmp_path / "both" / "fold1")
     shutil.copytree(tmp_path / "m1", tmp_path / "both" / "fold1")
     with pytest.raises(UserError, match=r"its members are not those of model.json"):

@@ -74,7 +74,7 @@ def steps_of(spec: FinetuneSpec | PretrainSpec, me: Worker, dtype: torch.dtype, 
     if isinstance(spec, FinetuneSpec):
         model = finetune.make_model(spec, manifest, Path("nowhere"))
     else:
-        model = pretrain.make_model(spec, manifest)
+        model = pretrain.make_model(spec, manifest, Path("nowhere"))
     if dtype == torch.float64:
         model = InDouble(model)
     loader = train_loader(spec, spec.augment, manifest, me)

@@ -39,6 +39,7 @@ def pretrain(
     recipe: Recipe = None,
     variant: Variant = None,
     data: Data = None,
+    encoder: Encoder = None,
     workers: Workers = None,
     nodes: Nodes = None,
     gpus_per_node: GpusPerNode = None,
@@ -59,6 +60,8 @@ def pretrain(
     options = assemble.training_options(
         variant=variant, name=name, workers=workers, nodes=nodes, gpus_per_node=gpus_per_node, address=address
     )
+    if encoder is not None:
+        options.setdefault("model", {})["encoder_weights"] = encoder
     if profile is not None:
         options.setdefault("train", {})["profile_steps"] = profile
     if render is not None:

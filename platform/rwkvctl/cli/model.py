@@ -211,8 +211,9 @@ def export(
 
     machine = settings.load()
     folder = references.find_model_folder(model, machine.storage, machine.tracking_uri)
-    bundle.require(bundle.read_info(folder), "segmentation", f"model {model}")
     network, info = bundle.load(folder)
+    if info.kind == "classifier" and not logits:
+        raise UserError(f"model {model}: is a classifier, which is exported as the network alone: add --logits")
     if logits:
         made = export_network(network, info, out, form, fixed_size=fixed_size)
         lines = [

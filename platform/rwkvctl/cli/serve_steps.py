@@ -51,7 +51,10 @@ def run(spec: ServeSpec, token_file: str | None) -> None:
     check_token(token, spec.host)
     if token is not None:
         os.environ[TOKEN] = token  # for the server's own process, which takes it out again
-    bundle.require(bundle.read_info(references.model_folder(spec.model, spec)), "segmentation", f"model {spec.model}")
+    model = references.model_folder(spec.model, spec)
+    info = bundle.read_info(model)
+    bundle.require(info, "segmentation", f"model {spec.model}")
+    bundle.refuse_ensemble(model, info)
     placed = reached(spec)
     assert isinstance(placed, ServeSpec)
     if is_job_server(placed.cluster.address):

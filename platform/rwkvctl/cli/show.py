@@ -35,6 +35,11 @@ def result(job: str, run_dir: Path, values: dict[str, Any]) -> None:
             folds_table(console, values)
             artifacts = f"{mirror.address(run_dir)}/artifacts/{values['part']}"
             console.print(f"cases and pictures: {artifacts}/evaluation.html", soft_wrap=True)
+        case "evaluate" if "by_class" in values:
+            classification(console, values)
+            console.print(
+                f"images: {mirror.address(run_dir)}/artifacts/{values['part']}/evaluation.html", soft_wrap=True
+            )
         case "evaluate" | "pretrain":
             console.print(f"top-1 {values['top1']:.2f} %  top-5 {values['top5']:.2f} %")
         case "finetune" if "val" in values:
@@ -54,7 +59,7 @@ def result(job: str, run_dir: Path, values: dict[str, Any]) -> None:
         console.print(f"in MLflow: {address}", soft_wrap=True)
     if job in ("pretrain", "finetune"):
         console.print(f"model: {values['model_uri'] or values['model']}")
-        console.print(f"next: rwkvctl evaluate {run_dir.name} --part test")
+        console.print(f"next: rwkvctl evaluate {run_dir.name}")
 
 
 def cross_validation(console: Console, run_dir: Path, values: dict[str, Any]) -> None:
@@ -79,6 +84,30 @@ def folds_table(console: Console, summary: dict[str, Any]) -> None:
         table.add_row(str(one["fold"]), str(one["cases"]), *(number(one[name]) for name in figures))
     for label in ("mean", "deviation"):
         table.add_row(label, "", *(number(found[label][name]) for name in figures))
+    console.print(table)
+
+
+def classification(console: Console, summary: dict[str, Any]) -> None:
+    """The figures of a classifier, by class and over all, below each its interval."""
+    ends = summary.get("intervals") or {"mean": {}, "classes": {}}
+    over = f"; below each figure its {ends['level']:.0%} interval, drawn over {ends['over']}" if ends["mean"] else ""
+
+    def cell(value: float | None, found: list[float] | None) -> str:
+        return f"{number(value)}\n{interval(found)}" if over and found else number(value)
+
+    table = Table(title=f"{summary['cases']} images{over}", title_justify="left")
+    for name in summary["mean"]:
+        table.add_column(name, justify="right")
+    table.add_row(*(cell(value, ends["mean"].get(name)) for name, value in summary["mean"].items()))
+    console.print(table)
+    by_class = summary["by_class"]
+    table = Table(title="classes, each against all others", title_justify="left")
+    names = [name for name in next(iter(by_class.values())) if name != "images"]
+    for heading in ("class", "images", *names):
+        table.add_column(heading, justify="left" if heading == "class" else "right")
+    for label, own in by_class.items():
+        of_class = ends["classes"].get(label, {})
+        table.add_row(label, str(own["images"]), *(cell(own[name], of_class.get(name)) for name in names))
     console.print(table)
 
 

@@ -176,6 +176,15 @@ def member_names(info: BundleInfo) -> list[str]:
     return names
 
 
+def refuse_ensemble(folder: str | os.PathLike[str], info: BundleInfo) -> None:
+    """UserError for a model of several networks, where one is needed."""
+    if names := member_names(info):
+        raise UserError(
+            f"model {folder}: is an ensemble of {len(names)} models, and this takes one: name a member, as "
+            f"{Path(folder) / names[0]}"
+        )
+
+
 def load(
     folder: str | os.PathLike[str], device: str | torch.device = "cpu", *, kind: Kind | None = None
 ) -> tuple[nn.Module, BundleInfo]:
@@ -211,11 +220,7 @@ def read_weights(folder: str | os.PathLike[str], info: BundleInfo) -> dict[str, 
     """The verified weights of a model folder, on the CPU."""
     from safetensors.torch import load_file
 
-    if names := member_names(info):
-        raise UserError(
-            f"model {folder}: is an ensemble of {len(names)} models, and this takes one: name a member, as "
-            f"{Path(folder) / names[0]}"
-        )
+    refuse_ensemble(folder, info)
     path = weights_path(folder)
     if not path.exists():
         raise UserError(f"{path}: no such file: the model folder is incomplete, get it again")

@@ -63,8 +63,9 @@ def export(model: nn.Module, info: BundleInfo, out: Path, form: str, *, fixed_si
 
     fixed_size: for images of the training size alone, which every model can do.
 
-    The input `image` is float32 (B, C, H, W), normalised as in training; the output `logits` (B, num_classes, H, W).
-    What a program needs beside that (classes, image size, mean and deviation) is in the file's metadata.
+    The input `image` is float32 (B, C, H, W), normalised as in training; the output `logits` (B, num_classes, H, W), or
+    (B, num_classes) of a classifier. What a program needs beside that (classes, image size, mean and deviation) is in
+    the file's metadata.
     """
     if form not in WRITERS:
         raise UserError(f"--format {form}: choose onnx or pt2")

@@ -20,7 +20,18 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
-SHOWN = ("dsc_strict", "dsc_official", "hd95_mm_strict", "hd95_vox_strict", "hd95_vox_official", "ece", "ece_raw")
+SHOWN = (
+    "accuracy",
+    "balanced_accuracy",
+    "auroc",
+    "dsc_strict",
+    "dsc_official",
+    "hd95_mm_strict",
+    "hd95_vox_strict",
+    "hd95_vox_official",
+    "ece",
+    "ece_raw",
+)
 LONGEST_DESCRIPTION = 4900
 """Characters; a server on PostgreSQL takes 5,000."""
 CONVENTIONS = (
@@ -29,8 +40,12 @@ CONVENTIONS = (
     "`ece`: the calibration error of its probabilities around the foreground, in 15 bins; `ece_raw` without the "
     "temperature."
 )
+OF_CLASSES = (
+    "`balanced_accuracy`: the mean of the classes' sensitivities. `auroc`: the mean over classes, each against all "
+    "others. `ece`: the calibration error of the chosen class's probability, in 15 bins."
+)
 INTENDED = (
-    "Research: segmentation of images like those of the training data, by people who can judge the result. "
+    "Research: {what} of images like those of the training data, by people who can judge the result. "
     "It is not a medical device, and no clinical decision may rest on it alone."
 )
 
@@ -69,6 +84,7 @@ class Card:
     scores: list[Score]
     limits: list[str]
     origin: Origin
+    kind: str = "segmentation"
 
 
 def card(reference: str, tracking_uri: str) -> Card:
@@ -98,6 +114,7 @@ def of_version(client: MlflowClient, version: ModelVersion) -> Card:
         scores=scores,
         limits=limits_of(version, scores),
         origin=origin(client, version, seen=()),
+        kind=tags.get("kind", "segmentation"),
     )
 
 
@@ -130,6 +147,7 @@ def of_bundle(info: BundleInfo, name: str, parameters: int) -> Card:
             split=measured.split_of(info),
             encoder=encoder,
         ),
+        kind=info.kind,
     )
 
 
@@ -185,10 +203,13 @@ def as_markdown(card: Card, *, spec: bool = True, head: str | None = None, use: 
     head, use: what to say in place of the YAML head and of the command that uses the model.
     """
     name = card.model.removeprefix("models:/")
+    what = "classification" if card.kind == "classifier" else "segmentation"
+    conventions = OF_CLASSES if card.kind == "classifier" else CONVENTIONS
+    answer = "classes" if card.kind == "classifier" else "masks"
     if head is None:
         fields = {
             "library_name": "rwkvctl",
-            "pipeline_tag": "image-segmentation",
+            "pipeline_tag": f"image-{what}",
             "tags": ["rwkv-unet", "medical-imaging", *([card.dataset] if card.dataset else [])],
         }
         head = "".join(f"{key}: {json.dumps(value)}\n" for key, value in fields.items())
@@ -200,13 +221,13 @@ def as_markdown(card: Card, *, spec: bool = True, head: str | None = None, use: 
         f"---\n{head}---",
         f"# {name}",
         f"{card.network.get('name', 'A network')}{registered}: {size}{macs}.",
-        f"## Intended use\n\n{INTENDED}",
-        use or f"    rwkvctl predict {card.model} IMAGES --out masks/",
+        f"## Intended use\n\n{INTENDED.format(what=what)}",
+        use or f"    rwkvctl predict {card.model} IMAGES --out {answer}/",
         "## Data\n\n"
         f"{data}, split `{card.split or 'unknown'}`, fingerprint `{card.fingerprint[:12] or 'unknown'}`. "
         f"Licence of the data: {card.licence or 'not known to rwkvctl; ask its owner'}. "
         f"Images of {card.image_size} px. Classes: {', '.join(card.classes) or 'see model.json'}.",
-        f"## Scores\n\n{table(card.scores)}\n\n{CONVENTIONS}",
+        f"## Scores\n\n{table(card.scores)}\n\n{conventions}",
         "## Limits\n\n" + "\n".join(f"* {line}" for line in card.limits),
         "## Where it comes from\n\n" + "\n".join(f"    {line}" for line in lines(card.origin)),
     ]

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from rwkv_unet import RWKVUNet, RWKVUNetEncoder, load_official_state_dict
 from rwkvctl.base import files
 from rwkvctl.base.errors import UserError
-from rwkvctl.config.specs.jobs import FinetuneSpec
+from rwkvctl.config.specs.jobs import FinetuneSpec, JobSpec
 from rwkvctl.models import build as networks
 from rwkvctl.models import bundle
 from rwkvctl.registry import references, weights_file
@@ -81,7 +81,7 @@ def source_of(run_dir: Path) -> dict[str, str] | None:
         return None
 
 
-def source_sha256(reference: str, spec: FinetuneSpec) -> str:
+def source_sha256(reference: str, spec: JobSpec) -> str:
     """Of a file, or of the weights in a model folder; empty for those that timm publishes."""
     if reference == PRETRAINED:
         return ""
@@ -104,14 +104,14 @@ def _fill(encoder: nn.Module, reference: str, spec: FinetuneSpec) -> Loaded:
     timm_name = networks.timm_encoder(spec.model)
     if reference == PRETRAINED:
         assert timm_name is not None, "references.check_encoder refuses it for an encoder of ours"
-        return _from_classifier(encoder, _published(timm_name).state_dict())
-    state = _source(reference, spec)
+        return _from_classifier(encoder, published(timm_name).state_dict())
+    state = source(reference, spec)
     if timm_name is not None:
         return _fill_timm(encoder, timm_name, state)
     return _fill_ours(encoder, state)
 
 
-def _source(reference: str, spec: FinetuneSpec) -> dict[str, Tensor]:
+def source(reference: str, spec: JobSpec) -> dict[str, Tensor]:
     """The tensors of a file or of a model folder, under whatever names they have there."""
     if is_weights_file(reference):
         return weights_file.read(Path(reference))
@@ -158,7 +158,7 @@ def _matches(state: State, prefix: str | None, own: State) -> int:
     return 0 if prefix is None else sum(f"{prefix}{name}" in state for name in own)
 
 
-def _published(timm_name: str) -> nn.Module:
+def published(timm_name: str) -> nn.Module:
     """The classifier with the weights that timm publishes."""
     try:
         return timm.create_model(timm_name, pretrained=True)

@@ -378,7 +378,13 @@ def tracked(summary: Mapping[str, Any], prefix: str) -> dict[str, float]:
         calibration = summary.get("calibration") or {}
         eces = {name: calibration[name] for name in ("ece", "ece_raw") if calibration.get(name) is not None}
         return flat_metrics(summary, prefix) | {f"{prefix}/{name}/mean": value for name, value in eces.items()}
-    return {f"{prefix}/{key}": summary[key] for key in ("top1", "top5") if key in summary}
+    found = {f"{prefix}/{key}": summary[key] for key in ("top1", "top5") if key in summary}
+    if summary.get("task") == "classification":
+        found |= {f"{prefix}/{name}/mean": value for name, value in summary["mean"].items() if value is not None}
+        for label, own in summary["by_class"].items():
+            figures = {name: value for name, value in own.items() if isinstance(value, float)}
+            found |= {f"{prefix}/{name}/{metric_name_part(label)}": value for name, value in figures.items()}
+    return found
 
 
 def metric_name_part(text: str) -> str:

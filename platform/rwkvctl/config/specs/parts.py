@@ -89,6 +89,9 @@ class EncoderSpec(Spec):
 
     name: str = "rwkv_unet_enc_b"
     drop_path: Share | None = None
+    encoder_weights: Address | None = None
+    """Where all but the head starts: a run, `models:/name@alias`, a model folder or a file; `pretrained` is timm's
+    weights of a timm model; null is random."""
 
     def overrides(self) -> dict[str, Any]:
         """What `timm.create_model` is given beside the name."""

@@ -21,6 +21,8 @@ from rwkvctl.data.convert.suggestion import Suggestion
 from rwkvctl.data.images import deep
 
 _MOST_TABLES = 3
+CLASSES = "classes"
+"""The form of what is folders of images and nothing else: nearly every layout is that, too."""
 APART = 0.3
 """Masks of one image that share less of their area are of different things; those of two people share more."""
 
@@ -57,9 +59,11 @@ def examine(paths: Sequence[Path | str]) -> Diagnosis:
     """Ask every format whether it knows the source, and plan its preparation without reading the samples."""
     with open_sources(paths) as source:
         findings = [finding for form in formats.every() if (finding := _ask(form, source))]
+        classes = [finding for finding in findings if finding.form == CLASSES]
+        findings = [finding for finding in findings if finding not in classes]
         kinds = Counter(file.suffix or "no extension" for file in source.files)
         if not any(map(_is_sure, findings)):
-            findings = _own_pairs(source, findings) or findings
+            findings = _own_pairs(source, findings) or findings or classes
     # A generic format takes nearly everything; a special one without problems is the surest.
     generic = {form.DATASET.name for form in formats.every() if not form.DATASET.expected}
     special = [finding for finding in findings if finding.dataset not in generic]

@@ -239,12 +239,16 @@ def classification_eval(size: Size) -> ClassificationTransform:
     """Shorter side to round(size / 0.875), bicubic with antialiasing, then the centre: the ImageNet convention."""
 
     def transform(photo: Photo, rng: np.random.Generator | None = None) -> torch.Tensor:
-        image = photo.pixels()
-        height, width = size
-        scale = max(round(height / EVAL_CROP) / image.shape[0], round(width / EVAL_CROP) / image.shape[1])
-        large = max(height, round(image.shape[0] * scale)), max(width, round(image.shape[1] * scale))
-        resized = np.asarray(Image.fromarray(image).resize((large[1], large[0]), Image.Resampling.BICUBIC))
-        top, left = (large[0] - height) // 2, (large[1] - width) // 2
-        return to_tensor(resized[top : top + height, left : left + width])
+        return eval_pixels(photo.pixels(), size)
 
     return transform
+
+
+def eval_pixels(image: NDArray[np.uint8], size: Size) -> torch.Tensor:
+    """As `classification_eval`, of the pixels (H, W, 3)."""
+    height, width = size
+    scale = max(round(height / EVAL_CROP) / image.shape[0], round(width / EVAL_CROP) / image.shape[1])
+    large = max(height, round(image.shape[0] * scale)), max(width, round(image.shape[1] * scale))
+    resized = np.asarray(Image.fromarray(image).resize((large[1], large[0]), Image.Resampling.BICUBIC))
+    top, left = (large[0] - height) // 2, (large[1] - width) // 2
+    return to_tensor(resized[top : top + height, left : left + width])

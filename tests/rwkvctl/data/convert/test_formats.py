@@ -556,7 +556,9 @@ def test_imagefolder_refuses(classes: Path, tmp_path: Path):
     (classes / "val" / "texture_00").rename(classes / "val" / "unknown")
     refused(tmp_path, "imagefolder", classes, "train/ has no class 'unknown'")
     shutil.rmtree(classes / "val")
-    refused(tmp_path, "imagefolder", classes, "neither val/ nor test/")
+    for gone in ("texture_01", "texture_02"):
+        shutil.rmtree(classes / "train" / gone)
+    refused(tmp_path, "imagefolder", classes, "1 class folders in all/; at least two are needed")
 
 
 def test_unknown_format(tmp_path: Path, polyps: Path):

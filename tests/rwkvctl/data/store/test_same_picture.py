@@ -57,6 +57,13 @@ def test_a_picture_that_was_changed_a_little_is_the_same(change: str):
         assert same_picture(thumbnail(encoded(pixels)), thumbnail(CHANGES[change](pixels)))
 
 
+@pytest.mark.parametrize("turned", [np.fliplr, np.flipud, np.rot90])
+def test_a_picture_that_was_turned_is_another(turned: Callable[[np.ndarray], np.ndarray]):
+    """As the documentation says."""
+    for pixels in RETINAS[:4]:
+        assert not same_picture(thumbnail(encoded(pixels)), thumbnail(encoded(turned(pixels).copy())))
+
+
 def test_pictures_of_one_kind_are_different():
     thumbnails = [thumbnail(encoded(pixels)) for pixels in RETINAS]
     assert not any(same_picture(a, b) for a, b in itertools.combinations(thumbnails, 2))

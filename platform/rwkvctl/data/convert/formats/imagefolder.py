@@ -1,4 +1,5 @@
-"""Classification: `train/<class>/*` and `val/<class>/*` or `test/<class>/*` (torchvision's ImageFolder).
+"""Classification: `train/<class>/*` and `val/<class>/*` or `test/<class>/*` (torchvision's ImageFolder); or `<class>/*`
+without parts, which are drawn.
 
 A class's number is the rank of its name among the sorted names in `train/`, for ImageNet's wnids as for any other.
 """
@@ -6,16 +7,18 @@ A class's number is the rank of its name among the sorted names in `train/`, for
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from rwkvctl.base.errors import UserError
 from rwkvctl.data.convert import discover, grouping
 from rwkvctl.data.convert.discover import Problems, relative
+from rwkvctl.data.convert.formats import class_folders
 from rwkvctl.data.convert.formats.base import Dataset, Options, Plan
 from rwkvctl.data.convert.formats.photos import LIMITS, Photo, PhotoReader, official_splits, shuffled
 from rwkvctl.data.convert.sources import RawFile, Source
 from rwkvctl.data.images import files as image_files
+from rwkvctl.data.store.splits import Split
 
 DATASET = Dataset(
     name="imagefolder",
@@ -23,10 +26,13 @@ DATASET = Dataset(
     task="classification",
     classes=(),
     expected={},
-    forms={"imagefolder": "train/CLASS/* and val/CLASS/* or test/CLASS/*"},
+    forms={
+        "imagefolder": "train/CLASS/* and val/CLASS/* or test/CLASS/*",
+        "classes": "CLASS/* for every class, or train/CLASS/* alone; the parts are drawn",
+    },
     licence="your own",
     access="your own files",
-    options=("groups", "range"),
+    options=("groups", "range", "ratio", "seeds"),
 )
 
 
@@ -34,7 +40,7 @@ def recognise(source: Source) -> str | None:
     try:
         root = discover.find_root(source, ("train",), "train/ folder")
     except UserError:
-        return None
+        return "classes" if class_folders.are_classes(source) else None
     parts = _parts(source, root)
     classes = source.subfolders(parts["train"])
     images_inside = (
@@ -45,17 +51,15 @@ def recognise(source: Source) -> str | None:
 
 def plan(source: Source, options: Options, problems: Problems) -> Plan:
     """List the images of every part by class; classes must be the same everywhere."""
-    root = discover.find_root(source, ("train",), "train/ folder")
-    folders = _parts(source, root)
-    if len(folders) < 2:
-        raise UserError(f"{source}: has train/ but neither val/ nor test/; add one, with the same class folders")
-    classes = sorted(_name(path) for path in source.subfolders(folders["train"]))
+    root, folders = _layout(source)
+    first = next(iter(folders))
+    if first == "train" and (options.ratio or options.seeds):
+        raise UserError(f"{source}: has parts of its own ({', '.join(folders)}); leave out --ratio and --seed")
+    classes = sorted(_name(path) for path in source.subfolders(folders[first]))
     if len(classes) < 2:
-        raise UserError(f"{source}: {len(classes)} class folders in train/; at least two are needed")
+        raise UserError(f"{source}: {len(classes)} class folders in {folders[first]}/; at least two are needed")
     parts: dict[str, Sequence[Photo]] = {
-        name: shuffled(_list(source, root, name, folders[name], classes, problems))
-        for name in ("train", "val", "test")
-        if name in folders
+        name: shuffled(_list(source, root, name, folders[name], classes, problems)) for name in folders
     }
     every = {photo.key: photo for photos in parts.values() for photo in photos}
     stems = {key: photo.path.rpartition("/")[2].rpartition(".")[0] for key, photo in every.items()}
@@ -66,17 +70,33 @@ def plan(source: Source, options: Options, problems: Problems) -> Plan:
         }
     else:
         found = None
+
+    def drawn(ids: Mapping[str, Sequence[str]], groups: Mapping[str, str]) -> dict[str, Split]:
+        label_of = {key: every[key].label for key in ids["all"]}
+        return class_folders.splits(ids["all"], label_of, groups, options.ratio, options.seeds)
+
     return Plan(
-        form="imagefolder",
+        form="imagefolder" if first == "train" else "classes",
         task="classification",
         classes=classes,
         image_kind="rgb8",
         parts=parts,
         read=PhotoReader(options.dataset, tuple(classes)),
-        make_splits=official_splits,
-        warnings=[found.note(splits=False)] if found else [],
+        make_splits=official_splits if first == "train" else drawn,
+        warnings=[found.note(splits=first != "train")] if found else [],
         limits=dict.fromkeys(parts, LIMITS),
     )
+
+
+def _layout(source: Source) -> tuple[str, dict[str, str]]:
+    """The top, and the folders of the parts; of classes without parts the folder that has them, as `all`."""
+    try:
+        root = discover.find_root(source, ("train",), "train/ folder")
+    except UserError:
+        root = class_folders.root_of(source)
+        return root, {"all": root}
+    folders = _parts(source, root)
+    return root, folders if len(folders) > 1 else {"all": folders["train"]}
 
 
 def _parts(source: Source, root: str) -> dict[str, str]:
@@ -95,10 +115,10 @@ def _list(source: Source, root: str, part: str, folder: str, classes: list[str],
     number_of = {name: number for number, name in enumerate(classes)}
     items: list[Photo] = []
     for file in source.below(folder):
-        name = file.path[len(folder) + 1 :].partition("/")[0]
+        name = relative(file, folder).partition("/")[0]
         if file.suffix in image_files.EXTENSIONS and name in number_of:
             items.append(_photo(file, relative(file, root), part, number_of[name]))
-    if part == "train":
+    if part in ("train", "all"):
         for label in sorted(set(range(len(classes))) - {item.label for item in items}):
             problems.add(f"{source}: {folder}/{classes[label]}: holds no images; add some or remove the class")
     if not items:
