@@ -83,9 +83,11 @@ def add(path: str, folds: Folds) -> None:
 
 def lines(manifest: Manifest, folds: Folds) -> dict[str, str]:
     """What `--dry-run` says of each fold."""
+    from rwkvctl.data.store.case_forms import groups_of
     from rwkvctl.data.store.leaks import leak_groups_of
 
-    groups = folds.groups or leak_groups_of(manifest)
+    listed = (key for ids in folds.splits.values() for part in PARTS for key in ids[part])
+    groups = groups_of(folds.groups or leak_groups_of(manifest), listed)
     found = {"folds": f"{folds.name}, {'to be added to the data set' if folds.are_new else 'in the data set'}"}
     for number, ids in enumerate(folds.splits.values()):
         of = {part: {groups.get(key, key) for key in ids[part]} for part in PARTS}

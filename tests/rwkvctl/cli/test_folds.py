@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from rwkvctl.base.errors import UserError
+from rwkvctl.cli import folds
 from rwkvctl.cli.app import app
 from rwkvctl.data.convert.prepare import prepare
 from rwkvctl.data.convert.resplit import add_folds
@@ -63,3 +65,16 @@ def test_what_folds_cannot_be_trained_with(polyps: Path, options: list[str], sai
     with pytest.raises(UserError, match=f"^{said}"):
         finetune(polyps, *options)
     assert "folds3_s41_fold0" not in Manifest.load(polyps).splits
+
+
+def test_cases_that_are_stored_in_the_other_form_have_their_groups(cardiac: Manifest, tmp_path: Path):
+    """Two frames a patient, as slices or as volumes: new folds and those in the data set are shown alike."""
+    root = Path(shutil.copytree(cardiac.root, tmp_path / "cardiac"))
+    new = folds.lines(cardiac, folds.find(cardiac, "2"))
+    add_folds(root, 2)
+    there = Manifest.load(root)
+    known = folds.lines(there, folds.find(there, "2"))
+    assert known == new | {"folds": "folds2_s41, in the data set"}
+    patients = {key.split("_f")[0] for part in ("train", "val") for key in cardiac.ids(None, part)}
+    counts = [int(re.findall(r"\d+", known["fold 0"])[at]) for at in (1, 3)]
+    assert sum(counts) == len(patients)
