@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from rwkvctl.base.errors import BadFile
-from rwkvctl.data.convert import layouts, part_folders, voxel_files
+from rwkvctl.base.errors import BadFile, UserError
+from rwkvctl.data.convert import layouts, numbered_layouts, part_folders, voxel_files
 from rwkvctl.data.convert.formats import scan_pairs
 from rwkvctl.data.convert.layouts import LEAST
 from rwkvctl.data.convert.sources import RawFile, Source, natural_key
@@ -51,7 +51,8 @@ def suggest(source: Source) -> Suggestion | None:
         return None
     images, masks = found
     beside = voxel_files.Beside(source.files)
-    parts = [Suggestion({"images": images[0].template, "masks": _joined([role.template for role in masks])})]
+    patterns = numbered_layouts.starred(images[0].template, _joined([role.template for role in masks]))
+    parts = [Suggestion(dict(zip(("images", "masks"), patterns, strict=True)))]
     if len(images) > 1:
         others = " or ".join(f"--images {shlex.quote(role.template)}" for role in images[1:_SHOWN])
         parts.append(Suggestion({}, f"one contrast is taken of {len(images)}; another is {others}"))
@@ -59,7 +60,7 @@ def suggest(source: Source) -> Suggestion | None:
         parts.append(_several(images[0], masks, beside))
     else:
         parts.append(classes_of(_values(list(masks[0].files.values()), beside)))
-    if any(map(_part_of_path, (file.path for file in images[0].files.values()))):
+    if _are_in_parts([file.path for file in images[0].files.values()]):
         parts.append(Suggestion({"split_from": "folders"}))
     return joined(parts)
 
@@ -86,7 +87,7 @@ def _best(files: Sequence[RawFile]) -> tuple[list[_Role], list[_Role]] | None:
 
 
 def _hypotheses(files: Sequence[RawFile]) -> Iterator[list[_Role]]:
-    """Roles, for each number of files from which on a word may be no case's."""
+    """Roles, for each number of files from which on a word may be no case's, and by the numbers in the names."""
     for words in _WORDS:
         stems = [f"{file.parent}/{voxel_files.stem(file)}".lstrip("/") for file in files]
         counts = Counter(word for stem in stems for word in set(words.findall(stem)))
@@ -106,6 +107,7 @@ def _hypotheses(files: Sequence[RawFile]) -> Iterator[list[_Role]]:
                 if names not in tried:
                     tried.add(names)
                     yield list(roles.values())
+    yield [_Role("/".join(kind.parts), dict(kind.files)) for kind in numbered_layouts.kinds(files, voxel_files.stem)]
 
 
 def _template(stem: str, words: re.Pattern[str], counts: Mapping[str, int], least: int) -> tuple[str, tuple[str, ...]]:
@@ -166,8 +168,13 @@ def _same_cases(role: _Role, first: _Role) -> bool:
     return len(role.files.keys() & first.files.keys()) >= LEAST * len(first.files)
 
 
-def _part_of_path(path: str) -> bool:
-    return any(map(part_folders.part_of, path.split("/")[:-1]))
+def _are_in_parts(paths: Sequence[str]) -> bool:
+    """Whether folders tell training from test."""
+    try:
+        part_folders.by_folder({path: path for path in paths})
+    except UserError:
+        return False
+    return True
 
 
 def _joined(templates: Sequence[str]) -> str:
@@ -217,9 +224,8 @@ def _several(images: _Role, masks: Sequence[_Role], beside: voxel_files.Beside) 
     """What becomes of several masks an image: classes, where they lie apart, else those of one annotator."""
     templates = [role.template for role in masks]
     joined = _joined(templates)
-    front = len(joined.partition("{")[0])
-    back = len(joined.rpartition("}")[2]) if "{" in joined else 0
-    words = sorted((own[front : len(own) - back] for own in templates), key=natural_key)
+    told = re.search(r"\{([^{}]*,[^{}]*)\}", joined)
+    words = told[1].split(",") if told else sorted(templates, key=natural_key)
     classes = ",".join(["background", *words])
     if _of_one_thing(images, masks, beside):
         question = (
