@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rwkv_jobs import predict_classes, predict_models
+from rwkv_jobs import predict_models
 from rwkv_jobs.predict_models import class_ids, info_of, load, places
 from rwkv_jobs.predict_progress import Progress
 from rwkvctl.base.errors import JobFailedError, UserError
@@ -45,6 +45,8 @@ def check(spec: PredictSpec, run_dir: Path) -> None:
     """Whether the models make masks of the same kind, the inputs are there, and their masks can be written."""
     models = places(spec)
     if is_of_classes(models):
+        from rwkv_jobs import predict_classes  # needs torch, which an exported network does not
+
         predict_classes.check(spec, [info_of(place) for place in models])
         return
     planned(spec, models, run_dir)
@@ -120,6 +122,8 @@ def run(spec: PredictSpec, run_dir: Path) -> dict[str, Any]:
     """
     models = places(spec)
     if is_of_classes(models):
+        from rwkv_jobs import predict_classes
+
         return predict_classes.run(spec, models, run_dir)
     try:
         everything = planned(spec, models, run_dir)

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ import torch
 from PIL import Image
 
 from rwkv_jobs import predict
-from rwkv_jobs.entry import guarded
 from rwkv_unet import create_model
 from rwkvctl.base.errors import JobFailedError, UserError
 from rwkvctl.base.object_store import filesystem
@@ -103,21 +101,6 @@ def test_a_range_for_a_model_of_8_bits(tmp_path: Path, model: str):
         run(tmp_path, model, [str(tmp_path / "x.png")])
     assert not (tmp_path / "masks").exists()
     assert run(tmp_path, model, [str(tmp_path / "x.png")], window="0,899")["written"]
-
-
-def test_a_pretrained_encoder_makes_no_masks(
-    tmp_path: Path, classifier_folder: Callable[[str], Path], capfd: pytest.CaptureFixture[str]
-):
-    folder = classifier_folder("rwkv_unet_enc_t")
-    picture(tmp_path / "image.png")
-    spec = spec_of([str(folder), str(tmp_path / "image.png")], tmp_path / "masks")
-    assert guarded("predict", str(run_folder.create(spec, str(tmp_path / "runs"))), []) == 2
-    [line] = capfd.readouterr().err.splitlines()
-    assert line == (
-        f"error: model {folder}: rwkv_unet_enc_t is a pretrained classifier, which makes no masks; "
-        "train a segmentation model from it first: rwkvctl finetune RECIPE --encoder MODEL"
-    )
-    assert not (tmp_path / "masks").exists()
 
 
 def record_of(tmp_path: Path) -> dict[str, Any]:

@@ -174,12 +174,11 @@ def test_a_wrong_command_line_is_code_2(rwkvctl, home: Path, line: str):
     assert not home.exists()
 
 
-def test_a_classifier_is_not_exported(rwkvctl, classifier_folder: Callable[[str], Path], tmp_path: Path):
+def test_a_classifier_is_exported_alone(rwkvctl, classifier_folder: Callable[[str], Path], tmp_path: Path):
     classifier_folder("resnet10t")
     done = rwkvctl(f"model export {tmp_path}/encoder --out {tmp_path}/model.onnx")
     assert (done.code, done.out) == (2, "")
     assert done.err == (
-        f"error: model {tmp_path}/encoder: resnet10t is a pretrained classifier, which makes no masks; "
-        "train a segmentation model from it first: rwkvctl finetune RECIPE --encoder MODEL\n"
+        f"error: model {tmp_path}/encoder: is a classifier, which is exported as the network alone: add --logits\n"
     )
     assert not (tmp_path / "model.onnx").exists()

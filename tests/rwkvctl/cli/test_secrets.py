@@ -43,7 +43,7 @@ REFUSED = [
     (f"model export {BUCKET} --out {{home}}/a.onnx", "run 's3://ann:***@bucket/x'"),
     (f"sync {SERVER}", "run 'https://ann:***@mlflow.lab'"),
     (f"data verify {BUCKET}", "credentials"),
-    (f"data prepare folder --source {BUCKET} --out {{home}}/x", "s3:/ann:***@bucket/x: does not exist"),
+    (f"data prepare folder --source {BUCKET} --out {{home}}/x", "--source s3://ann:***@bucket/x: must "),
     (f"study show {DATABASE}", "study 'postgresql://ann:***@db.lab/x'"),
 ]  # fmt: skip
 

@@ -384,6 +384,6 @@ def test_predictions_need_none_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_packages_are_named_for_every_mirror() -> None:
-    from rwkvctl.config.specs.parts import MIRRORS
+    from rwkvctl.config.specs.places import MIRRORS
 
     assert set(journal_mirrors.PACKAGES) == set(MIRRORS)

@@ -39,6 +39,9 @@ def guess(source: Source) -> Guess | None:
     files = [file for file in source.files if file.suffix in EXTENSIONS]
     found = [tried for images, masks in layouts.candidates(files) if (tried := _tried(source, images, masks))]
     found = [own if not own.orphans else _of_endings(source, own, files) for own in found]
+    most = max((own.samples for own in found), default=0)
+    numbered = [own for images, masks in layouts.by_numbers(files) if (own := _tried(source, images, masks))]
+    found += [own for own in numbered if own.samples > most]
     if not found:
         return None
     found.sort(key=lambda own: (own.orphans - own.samples, -len(own.used)))

@@ -10,7 +10,7 @@ import itertools
 import re
 import shlex
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -46,7 +46,11 @@ class _Role:
 def suggest(source: Source) -> Suggestion | None:
     """None where the volumes of a source are no images with masks."""
     files = [file for file in source.files if voxel_files.is_volume(file)]
-    found = _best(files)
+    found = _best(_hypotheses(files))
+    paths = (*(file.path for file in source.files), *source.links)
+    if found is None and not any(path.endswith("dataset.json") for path in paths):
+        kinds = numbered_layouts.kinds(files, voxel_files.stem)
+        found = _best([[_Role("/".join(kind.parts), dict(kind.files)) for kind in kinds]])
     if found is None:
         return None
     images, masks = found
@@ -68,10 +72,10 @@ def suggest(source: Source) -> Suggestion | None:
 # Roles by names -----------------------------------------------------------------------------------------------------
 
 
-def _best(files: Sequence[RawFile]) -> tuple[list[_Role], list[_Role]] | None:
+def _best(hypotheses: Iterable[list[_Role]]) -> tuple[list[_Role], list[_Role]] | None:
     """Roles of images and of masks that share most cases, with most masks, in the fewest roles."""
     best: tuple[tuple[float, ...], list[_Role], list[_Role]] | None = None
-    for roles in _hypotheses(files):
+    for roles in hypotheses:
         if len(roles) < 2 or len(roles) > _MOST_ROLES:
             continue
         chosen = _told_apart(roles)
@@ -87,7 +91,7 @@ def _best(files: Sequence[RawFile]) -> tuple[list[_Role], list[_Role]] | None:
 
 
 def _hypotheses(files: Sequence[RawFile]) -> Iterator[list[_Role]]:
-    """Roles, for each number of files from which on a word may be no case's, and by the numbers in the names."""
+    """Roles, for each number of files from which on a word may be no case's."""
     for words in _WORDS:
         stems = [f"{file.parent}/{voxel_files.stem(file)}".lstrip("/") for file in files]
         counts = Counter(word for stem in stems for word in set(words.findall(stem)))
@@ -107,7 +111,6 @@ def _hypotheses(files: Sequence[RawFile]) -> Iterator[list[_Role]]:
                 if names not in tried:
                     tried.add(names)
                     yield list(roles.values())
-    yield [_Role("/".join(kind.parts), dict(kind.files)) for kind in numbered_layouts.kinds(files, voxel_files.stem)]
 
 
 def _template(stem: str, words: re.Pattern[str], counts: Mapping[str, int], least: int) -> tuple[str, tuple[str, ...]]:

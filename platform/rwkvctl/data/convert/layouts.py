@@ -51,8 +51,23 @@ def candidates(files: Sequence[RawFile]) -> Iterator[Patterns]:
         _of_equal_names,
     )
     made = dict.fromkeys(patterns for way in ways for patterns in itertools.islice(way(folders), _MOST_TRIES // 2))
-    by_numbers = itertools.islice(_of_numbers(folders), _MOST_TRIES // 2)
-    yield from dict.fromkeys([*list(made)[:_MOST_TRIES], *by_numbers])
+    yield from list(made)[:_MOST_TRIES]
+
+
+def by_numbers(files: Sequence[RawFile]) -> Iterator[Patterns]:
+    """Patterns of what numbers tell apart, in whatever folders: `Training400/*/*`, `Annotation-Training400/Cup/*/*`."""
+    found = numbered_layouts.kinds(files)
+    if len(found) < 2:
+        return
+    most = {kind: max(map(mask_contents.levels, kind.some[:_LOOKED_AT])) for kind in found}
+    few = mask_contents.MOST_LEVELS
+    masks = [kind for kind in found if most[kind] <= (few if says_mask(kind.words) else 2)]
+    masks = masks or [kind for kind in found if 0 < most[kind] <= few and 2 * most[kind] < max(most.values())]
+    fewest = _LABELS if max(most.values()) > 2 * _LABELS else 2
+    images = [kind for kind in found if kind not in masks and most[kind] > fewest]
+    masks.sort(key=lambda kind: not says_mask(kind.words))
+    told = numbered_layouts.patterns(images, masks, lambda file: mask_contents.levels(file) > 2)
+    yield from itertools.islice(told, _MOST_TRIES // 2)
 
 
 def says_mask(text: str) -> bool:
@@ -64,21 +79,6 @@ def _are_masks(masks: Sequence[RawFile], images: Sequence[RawFile]) -> bool:
     few = [mask_contents.levels(file) for file in masks[:_LOOKED_AT]]
     many = [mask_contents.levels(file) for file in images[:_LOOKED_AT]]
     return 0 < max(few) <= mask_contents.MOST_LEVELS and min(many) > 2 * max(few)
-
-
-def _of_numbers(folders: Folders) -> Iterator[Patterns]:
-    """What numbers tell apart, in whatever folders: `Training400/*/*`, `Annotation-Training400/Disc_Cup_Masks/*/*`."""
-    found = numbered_layouts.kinds([file for own in folders.values() for file in own])
-    if len(found) < 2:
-        return
-    most = {kind: max(map(mask_contents.levels, kind.some[:_LOOKED_AT])) for kind in found}
-    few = mask_contents.MOST_LEVELS
-    masks = [kind for kind in found if most[kind] <= (few if says_mask(kind.words) else 2)]
-    masks = masks or [kind for kind in found if 0 < most[kind] <= few and 2 * most[kind] < max(most.values())]
-    fewest = _LABELS if max(most.values()) > 2 * _LABELS else 2
-    images = [kind for kind in found if kind not in masks and most[kind] > fewest]
-    masks.sort(key=lambda kind: not says_mask(kind.words))
-    yield from numbered_layouts.patterns(images, masks, lambda file: mask_contents.levels(file) > 2)
 
 
 # Folders of their own -----------------------------------------------------------------------------------------------

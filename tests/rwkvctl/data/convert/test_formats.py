@@ -558,7 +558,7 @@ def test_imagefolder_refuses(classes: Path, tmp_path: Path):
     shutil.rmtree(classes / "val")
     for gone in ("texture_01", "texture_02"):
         shutil.rmtree(classes / "train" / gone)
-    refused(tmp_path, "imagefolder", classes, "1 class folders in all/; at least two are needed")
+    refused(tmp_path, "imagefolder", classes, "1 class folders in train/; at least two are needed")
 
 
 def test_unknown_format(tmp_path: Path, polyps: Path):
