@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rwkvctl.base.errors import UserError
@@ -55,6 +56,12 @@ def slug(text: str) -> str:
     """`text` in the alphabet of sample keys: small letters, marks and digits of any script, `_` and `-`."""
     normal = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).lower())
     return re.sub(" +", "_", "".join(c if is_key_letter(c) else " " for c in normal)).strip("_")
+
+
+def common_beginning(texts: Sequence[str]) -> str:
+    """The signs that all of `texts` begin with."""
+    same = itertools.takewhile(lambda signs: len(set(signs)) == 1, zip(*texts, strict=False))
+    return "".join(signs[0] for signs in same)
 
 
 def normal_id(text: str) -> str:

@@ -23,6 +23,8 @@ from rwkvctl.data.images import deep
 _MOST_TABLES = 3
 CLASSES = "classes"
 """The form of what is folders of images and nothing else: nearly every layout is that, too."""
+DESCRIBED = ("nnunet", "decathlon")
+"""Formats whose folder says itself which file is what, so that its faults are told and nothing is guessed."""
 APART = 0.3
 """Masks of one image that share less of their area are of different things; those of two people share more."""
 
@@ -83,7 +85,8 @@ def _is_sure(finding: Finding) -> bool:
 def _own_pairs(source: Source, others: Sequence[Finding]) -> list[Finding]:
     """Images and masks of one's own, by a table or by their names, where that says more than the other findings."""
     folders = [other for other in others if other.dataset == "folder"]
-    found = _of_tables(source, folders) or _volumes(source) or _guessed(source)
+    described = any(other.dataset in DESCRIBED for other in others)
+    found = _of_tables(source, folders) or ([] if described else _volumes(source)) or _guessed(source)
     found = [own for own in found if all(_is_better(own, other) for other in folders)]
     unsure = any(own.masks.startswith(mask_survey.PICTURES) for own in found)
     return [] if unsure and len(others) > len(folders) else found

@@ -82,13 +82,8 @@ def _tried(source: Source, images: str, masks: str) -> Guess | None:
         return None
     if len(found.images) < max(2, layouts.LEAST * len({text for text in problems.found if ": has no mask" in text})):
         return None
-    split_from = None
-    paths = {str(n): discover.relative(own.file, found.root) for n, own in enumerate(found.images.values())}
-    try:
-        part_folders.by_folder(paths)
-        split_from = "folders"
-    except UserError:
-        pass  # most sources have no such folders
+    paths = [discover.relative(own.file, found.root) for own in found.images.values()]
+    split_from = "folders" if part_folders.are_parts(paths) else None
     mask_files = tuple(one.file for own in found.masks.values() for one in own)
     used = [own.file.path for own in found.images.values()] + [file.path for file in mask_files]
     orphans = len(set(problems.found))

@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from rwkvctl.base.errors import BadFile, UserError
+from rwkvctl.base.errors import BadFile
 from rwkvctl.data.convert import layouts, numbered_layouts, part_folders, voxel_files
+from rwkvctl.data.convert.discover import common_beginning
 from rwkvctl.data.convert.formats import scan_pairs
 from rwkvctl.data.convert.layouts import LEAST
 from rwkvctl.data.convert.sources import RawFile, Source, natural_key
@@ -47,8 +48,7 @@ def suggest(source: Source) -> Suggestion | None:
     """None where the volumes of a source are no images with masks."""
     files = [file for file in source.files if voxel_files.is_volume(file)]
     found = _best(_hypotheses(files))
-    paths = (*(file.path for file in source.files), *source.links)
-    if found is None and not any(path.endswith("dataset.json") for path in paths):
+    if found is None:
         kinds = numbered_layouts.kinds(files, voxel_files.stem)
         found = _best([[_Role("/".join(kind.parts), dict(kind.files)) for kind in kinds]])
     if found is None:
@@ -64,7 +64,7 @@ def suggest(source: Source) -> Suggestion | None:
         parts.append(_several(images[0], masks, beside))
     else:
         parts.append(classes_of(_values(list(masks[0].files.values()), beside)))
-    if _are_in_parts([file.path for file in images[0].files.values()]):
+    if part_folders.are_parts(file.path for file in images[0].files.values()):
         parts.append(Suggestion({"split_from": "folders"}))
     return joined(parts)
 
@@ -171,15 +171,6 @@ def _same_cases(role: _Role, first: _Role) -> bool:
     return len(role.files.keys() & first.files.keys()) >= LEAST * len(first.files)
 
 
-def _are_in_parts(paths: Sequence[str]) -> bool:
-    """Whether folders tell training from test."""
-    try:
-        part_folders.by_folder({path: path for path in paths})
-    except UserError:
-        return False
-    return True
-
-
 def _joined(templates: Sequence[str]) -> str:
     """`*/liver` and `*/spleen` as `*/{liver,spleen}`."""
     if len(templates) == 1:
@@ -194,7 +185,7 @@ def _joined(templates: Sequence[str]) -> str:
 
 def _beginning(texts: Sequence[str]) -> str:
     """What all begin with, whole words of it."""
-    same = "".join(signs[0] for signs in itertools.takewhile(lambda s: len(set(s)) == 1, zip(*texts, strict=False)))
+    same = common_beginning(texts)
     return re.sub(r"[^\W_]+$", "", same) if any(len(own) > len(same) for own in texts) else same
 
 

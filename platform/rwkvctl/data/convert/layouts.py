@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 
 from rwkvctl.data.convert import mask_contents, numbered_layouts, part_folders
-from rwkvctl.data.convert.discover import natural_key
+from rwkvctl.data.convert.discover import common_beginning, natural_key
 from rwkvctl.data.convert.sources import RawFile
 
 Folders = dict[str, list[RawFile]]
@@ -208,15 +208,10 @@ def _common(names: Sequence[str]) -> tuple[str, str]:
     """What all names begin and end with, up to a sign that parts words."""
     if len(names) < 2:
         return "", ""
-    front = re.sub(r"[^\W_]+$", "", _beginning(names))
-    back = _beginning([name[len(front) :][::-1] for name in names])[::-1]
+    front = re.sub(r"[^\W_]+$", "", common_beginning(names))
+    back = common_beginning([name[len(front) :][::-1] for name in names])[::-1]
     cut = re.search(r"[\W_]", back)
     return front, back[cut.start() :] if cut else ""
-
-
-def _beginning(names: Sequence[str]) -> str:
-    same = itertools.takewhile(lambda signs: len(set(signs)) == 1, zip(*names, strict=False))
-    return "".join(signs[0] for signs in same)
 
 
 # In one folder ------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from rwkvctl.data.convert.discover import natural_key, normal_id
+from rwkvctl.data.convert.discover import common_beginning, natural_key, normal_id
 from rwkvctl.data.convert.sources import RawFile
 
 _NUMBER = re.compile(r"\d+")
@@ -204,16 +204,11 @@ def _one_of(words: Sequence[str]) -> str:
     different = sorted(set(words), key=natural_key)
     if len(different) < 2:
         return "".join(different)
-    front = re.sub(r"[^\W_]+$", "", _beginning(different))
-    back = _beginning([word[len(front) :][::-1] for word in different])[::-1]
+    front = re.sub(r"[^\W_]+$", "", common_beginning(different))
+    back = common_beginning([word[len(front) :][::-1] for word in different])[::-1]
     back = re.sub(r"^[^\W_]*?(?=[\W_]|[A-Z](?=[a-z])|$)", "", back)
     middle = [word[len(front) : len(word) - len(back)] for word in different]
     return f"{front}{{{','.join(middle)}}}{back}" if all(map(_WORD.fullmatch, middle)) and all(middle) else ""
-
-
-def _beginning(words: Sequence[str]) -> str:
-    same = itertools.takewhile(lambda signs: len(set(signs)) == 1, zip(*words, strict=False))
-    return "".join(signs[0] for signs in same)
 
 
 def starred(images: str, masks: str) -> Patterns:

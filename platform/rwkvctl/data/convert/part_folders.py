@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from rwkvctl.base.errors import UserError
 from rwkvctl.data.store.splits import PARTS, Split, fixed, grouped_split
@@ -54,6 +54,15 @@ def by_folder(paths: Mapping[str, str]) -> tuple[dict[str, str], int]:
         f"--split-from folders: no folder of the images tells {', '.join(PARTS)} (found: {shown}); call them so, or "
         "put {split} for that part of --images"
     )
+
+
+def are_parts(paths: Iterable[str]) -> bool:
+    """Whether folders of these paths tell training from the other parts."""
+    try:
+        by_folder({path: path for path in paths})
+    except UserError:
+        return False
+    return True
 
 
 def by_value(values: Mapping[str, str], what: str = "--split-from folders: {split} in --images") -> dict[str, str]:
