@@ -11,13 +11,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from rwkv_jobs.scoring import lost_loaders, processes_for
+from rwkv_jobs.scoring import images_of_part, lost_loaders
 from rwkv_jobs.worker import Worker, autocast
 from rwkvctl.base.files import write_bytes
 from rwkvctl.config.specs.parts import DataSpec
-from rwkvctl.data.feed.loaders import ClassificationEvalLoader
 from rwkvctl.data.feed.model_input import to_input
-from rwkvctl.data.store.case_reader import reader_for
 from rwkvctl.data.store.manifest import Manifest
 from rwkvctl.launch.heartbeat import mark
 from rwkvctl.registry.cases import TABLE
@@ -35,21 +33,8 @@ def answers_of(
     model: nn.Module, manifest: Manifest, data: DataSpec, part: str, me: Worker, *, precision: str
 ) -> Answers:
     """Of every image once, in the order of the part, on every worker."""
-    me.share_buffers(model)
-    model.eval()
-    split = data.split or manifest.default_split
-    ids = manifest.ids(split, part)
-    own = reader_for(manifest, ids[me.rank :: me.world_size])
-    loader = ClassificationEvalLoader(
-        manifest,
-        split=split,
-        part=part,
-        image_size=data.image_size,
-        batch=BATCH,
-        rank=me.rank,
-        world_size=me.world_size,
-        workers=processes_for(own, data),
-    )
+    ids = manifest.ids(data.split or manifest.default_split, part)
+    own, loader = images_of_part(model, manifest, data, part, me, BATCH)
     found: dict[str, tuple[int, list[float], bool]] = {}
     with closing(loader), lost_loaders():
         for images, targets, keys in loader:

@@ -261,11 +261,10 @@ def has_foreground(manifest: Manifest, data: DataSpec, part: str, me: Worker) ->
     return any(me.gather(any(((mask > 0) & (mask != manifest.ignore_index)).any() for mask in masks)))
 
 
-@torch.no_grad()
-def count_accuracy(
-    model: nn.Module, manifest: Manifest, data: DataSpec, part: str, me: Worker, *, batch: int, precision: str = "auto"
-) -> dict[str, float]:
-    """Top-1 and top-5 in percent over a part of a classification set, every image counted once."""
+def images_of_part(
+    model: nn.Module, manifest: Manifest, data: DataSpec, part: str, me: Worker, batch: int
+) -> tuple[Reader, ClassificationEvalLoader]:
+    """This worker's images of a part of a classification set, and their batches for `model`, which is made ready."""
     me.share_buffers(model)
     model.eval()
     split = data.split or manifest.default_split
@@ -280,6 +279,16 @@ def count_accuracy(
         world_size=me.world_size,
         workers=processes_for(own, data),
     )
+    return own, loader
+
+
+@torch.no_grad()
+def count_accuracy(
+    model: nn.Module, manifest: Manifest, data: DataSpec, part: str, me: Worker, *, batch: int, precision: str = "auto"
+) -> dict[str, float]:
+    """Top-1 and top-5 in percent over a part of a classification set, every image counted once."""
+    _, loader = images_of_part(model, manifest, data, part, me, batch)
+    split = data.split or manifest.default_split
     counts = torch.zeros(3, dtype=torch.float64, device=me.device)
     with closing(loader), lost_loaders():
         for images, targets, _ in loader:
