@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 from PIL import Image
 
 from rwkv_jobs import predict
+from rwkv_jobs.entry import guarded
 from rwkv_unet import create_model
 from rwkvctl.base.errors import JobFailedError, UserError
 from rwkvctl.base.object_store import filesystem
@@ -101,6 +103,15 @@ def test_a_range_for_a_model_of_8_bits(tmp_path: Path, model: str):
         run(tmp_path, model, [str(tmp_path / "x.png")])
     assert not (tmp_path / "masks").exists()
     assert run(tmp_path, model, [str(tmp_path / "x.png")], window="0,899")["written"]
+
+
+def test_a_pretrained_encoder_makes_no_masks(tmp_path: Path, classifier_folder: Callable[[str], Path]):
+    folder = classifier_folder("rwkv_unet_enc_t")
+    picture(tmp_path / "image.png")
+    spec = spec_of([str(folder), str(tmp_path / "image.png")], tmp_path / "out")
+    assert guarded("predict", str(run_folder.create(spec, str(tmp_path / "runs"))), []) == 0
+    assert "classes.csv" in {path.name for path in (tmp_path / "out").iterdir()}
+    assert not list((tmp_path / "out").glob("*.png"))
 
 
 def record_of(tmp_path: Path) -> dict[str, Any]:
