@@ -315,17 +315,11 @@ def test_a_pretrained_timm_classifier_is_scored_starts_a_network_and_makes_no_ma
     tuned = ["model.encoder=resnet10t", "model.encoder_weights=enc", "train.epochs=1"]
     assert jobs.run("finetune", "net", *tuned) == 0
     capsys.readouterr()
-    for job, fields in (
-        ("evaluate", {"data": str(shards / "polyps")}),
-        ("predict", {"inputs": [str(shards / "polyps" / "manifest.json")], "out": str(tmp_path / "out")}),
-    ):
-        spec = {"name": job, "model": "enc", "storage": str(jobs.runs), "cluster": {"launcher": "process"}} | fields
-        tracking = {"tracking": {"uri": f"sqlite:///{jobs.home / 'mlflow.db'}"}}
-        run_dir = run_folder.create(JOBS[job].model_validate(spec | tracking), str(jobs.runs))
-        assert guarded(job, str(run_dir), []) == 2
-        [line] = capsys.readouterr().err.splitlines()
-        assert "model enc: resnet10t is a pretrained classifier, which makes no masks" in line
-        assert not run_dir.exists()
+    run_dir = new(jobs, "masks", jobs.runs / "enc" / "model", data=str(shards / "polyps"))
+    assert guarded("evaluate", str(run_dir), []) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "resnet10t is a pretrained classifier, which makes no masks" in line
+    assert not run_dir.exists()
 
 
 def test_a_model_says_which_data_it_knows(jobs: Jobs, models: Path, tmp_path: Path):
