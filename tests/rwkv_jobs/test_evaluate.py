@@ -17,7 +17,7 @@ from mlflow import MlflowClient
 
 from rwkv_jobs import evaluate
 from rwkv_jobs.entry import guarded
-from rwkvctl.config.specs.jobs import JOBS, EvaluateSpec
+from rwkvctl.config.specs.jobs import EvaluateSpec
 from rwkvctl.data.feed.cases import iter_cases
 from rwkvctl.data.store.manifest import Manifest
 from rwkvctl.models import bundle
