@@ -53,6 +53,17 @@ class Calibrated(Spec):
     """The mean negative log-likelihood, before and after."""
 
 
+class VolumeInput(Spec):
+    """What a network over three axes sees of a volume: patches, after it is brought to one spacing."""
+
+    patch: tuple[int, int, int]
+    """(D, H, W) voxels."""
+    spacing: tuple[float, float, float] | None = None
+    """mm along z, y, x; null where the training data had none, and volumes are taken as they are."""
+    overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Of neighbouring patches of a prediction, as a share of their sides."""
+
+
 class BundleInfo(Spec):
     """What `model.json` says."""
 
@@ -67,7 +78,9 @@ class BundleInfo(Spec):
     classes: list[str]
     """Names by class id; for segmentation the background is first."""
     image_size: int | tuple[int, int]
-    """Side, or height and width, of what the model sees."""
+    """Side, or height and width, of what the model sees; with `volumes` the latter of its patches."""
+    volumes: VolumeInput | None = None
+    """Null for a network that sees images and slices."""
     image_kind: Literal["rgb8", "float"]
     channels: int
     intensity: dict[str, Any] | None = None
