@@ -11,11 +11,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rwkvctl.base.errors import UserError
+from rwkvctl.data.convert import voxel_files
 from rwkvctl.data.convert.sources import RawFile, Source, natural_key
 from rwkvctl.data.images.files import EXTENSIONS
 from rwkvctl.data.store.index import MOST_KEY_BYTES, is_key_letter
 
 _SHOWN = 5
+_VOXELS = (*voxel_files.ENDINGS, ".raw", ".zraw")
 EXAMPLES = 3
 """Of each kind of problem."""
 
@@ -198,11 +200,19 @@ def unused_files(source: Source, known: Iterable[RawFile], ignored: str = "") ->
 
 
 def left_aside(source: Source) -> list[str]:
-    """A note of what is no image and was passed over, counted by kind."""
-    others = Counter(file.suffix or "without an ending" for file in source.files if file.suffix not in EXTENSIONS)
-    kinds = {"files of operating systems": source.junk, "other files that are no images": others}
-    told = [f"{sum(own.values())} {what} ({_counted(own)})" for what, own in kinds.items() if own]
+    """A note of what is neither an image nor a volume and was passed over, counted by kind."""
+    others = Counter(file.suffix or "without an ending" for file in source.files if not _may_be_voxels(file))
+    kinds = {"of operating systems": source.junk, "of other kinds": others}
+    told = [f"{_number(own, what)} ({_counted(own)})" for what, own in kinds.items() if own]
     return [f"passed over: {', '.join(told)}"] if told else []
+
+
+def _may_be_voxels(file: RawFile) -> bool:
+    return file.suffix in EXTENSIONS or file.name.lower().endswith(_VOXELS)
+
+
+def _number(counts: Counter[str], what: str) -> str:
+    return f"{counts.total()} {'file' if counts.total() == 1 else 'files'} {what}"
 
 
 def _counted(own: Counter[str]) -> str:

@@ -26,7 +26,9 @@ CLASSES = "classes"
 DESCRIBED = ("nnunet", "decathlon")
 """Formats whose folder says itself which file is what, so that its faults are told and nothing is guessed."""
 APART = 0.3
-"""Masks of one image that share less of their area are of different things; those of two people share more."""
+"""Masks of one image that share less of their area are of different things."""
+ALIKE = 0.5
+"""Those that share more are of one thing, by two people."""
 
 
 @dataclass
@@ -128,10 +130,7 @@ def _guessed(source: Source) -> list[Finding]:
     if found.words and own.options:
         own = _of_one(found.words, form, source, options) or own
     elif found.words:
-        if _are_apart(found.words, own):
-            own = _planned(form, "patterns", source, replace(options, classes=("background", *found.words)))
-        own.options, asked = _of_several(found.words, own)
-        own.question = "; ".join(filter(None, [asked, own.question]))
+        own = _of_several(found.words, own, form, source, options)
     own.options = " ".join(filter(None, [*told, own.options]))
     own.question = "; ".join(filter(None, [found.question, own.question]))
     return [own]
@@ -150,8 +149,29 @@ def _of_one(words: Sequence[str], form: formats.Format, source: Source, options:
     return min(tried, key=lambda own: (len(own.problems), "colours" in own.masks), default=None)
 
 
-def _are_apart(words: Sequence[str], own: Finding) -> bool:
-    return own.overlap is not None and own.overlap < APART and not any(word.isdigit() for word in words)
+def _of_several(words: Sequence[str], own: Finding, form: formats.Format, source: Source, options: Options) -> Finding:
+    """What becomes of several masks of two classes an image: those that lie apart are of a class each, those that cover
+    each other of one thing, by several people, and the others are joined."""
+    classes = mask_survey.option(",".join(["background", *words]))
+    first = min(words, key=natural_key)
+    annotator = f"--annotator {shlex.quote(first)}"
+    overlap = ALIKE if own.overlap is None else own.overlap
+    if overlap < APART and not any(word.isdigit() for word in words):
+        made = _planned(form, "patterns", source, replace(options, classes=("background", *words)))
+        made.options = classes
+        asked = f"each mask is of a class; are they to be joined, leave out --classes; is one wanted, {annotator}"
+    elif overlap > ALIKE:
+        made = _planned(form, "patterns", source, replace(options, annotator=first))
+        made.options = f"{annotator} {made.options}".rstrip()
+        asked = (
+            f"masks of one thing are by several ({', '.join(words)}), --annotator says whose are taken; are they to be "
+            f"joined, leave it out; is each of a class, {classes} instead"
+        )
+    else:
+        made = own
+        asked = f"several masks an image are joined; is one wanted, add {annotator}; is each of a class, {classes}"
+    made.question = "; ".join(filter(None, [asked, made.question]))
+    return made
 
 
 def _volumes(source: Source) -> list[Finding]:
@@ -169,21 +189,6 @@ def _with(found: Suggestion, form: formats.Format, name: str, source: Source) ->
     own = _planned(form, name, source, options_of(form.DATASET, form.DATASET.name, **given))
     own.options, own.question = found.options, found.question
     return own
-
-
-def _of_several(words: Sequence[str], own: Finding) -> tuple[str, str]:
-    """What becomes of several masks an image, and the question about it: masks that lie apart are of one class each."""
-    classes = mask_survey.option(",".join(["background", *words]))
-    annotator = f"--annotator {shlex.quote(words[0])}"
-    if _are_apart(words, own):
-        return (
-            classes,
-            f"each mask is of a class; are they to be joined, leave out --classes; is one wanted, {annotator}",
-        )
-    return (
-        own.options,
-        f"several masks an image are joined; is one wanted, add {annotator}; is each of a class, {classes}",
-    )
 
 
 def _ask(form: formats.Format, source: Source) -> Finding | None:

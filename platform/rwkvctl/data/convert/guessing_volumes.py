@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from rwkvctl.base.errors import BadFile
-from rwkvctl.data.convert import layouts, numbered_layouts, part_folders, voxel_files
+from rwkvctl.data.convert import name_words, numbered_layouts, part_folders, voxel_files
 from rwkvctl.data.convert.discover import common_beginning
 from rwkvctl.data.convert.formats import scan_pairs
 from rwkvctl.data.convert.layouts import LEAST
@@ -41,7 +41,7 @@ class _Role:
 
     @property
     def says_mask(self) -> bool:
-        return layouts.says_mask(self.template)
+        return name_words.says_mask(self.template)
 
 
 def suggest(source: Source) -> Suggestion | None:
@@ -148,7 +148,7 @@ def _told_apart(roles: Sequence[_Role]) -> tuple[list[_Role], list[_Role]] | Non
     masks = [role for role in roles if role.says_mask]
     images = [role for role in roles if not role.says_mask]
     if not masks or not images:  # `labels/ct` and `labels/seg`, or `a/` and `b/`
-        masks = [role for role in roles if layouts.says_mask(role.template.rpartition("/")[2])]
+        masks = [role for role in roles if name_words.says_mask(role.template.rpartition("/")[2])]
         images = [role for role in roles if role not in masks]
     if not masks or not images:
         masks = [role for role in roles if _holds_labels(next(iter(role.files.values())))]

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from rwkvctl.data.convert import mask_contents, numbered_layouts, part_folders
 from rwkvctl.data.convert.discover import common_beginning, natural_key
+from rwkvctl.data.convert.name_words import says_mask
 from rwkvctl.data.convert.sources import RawFile
 
 Folders = dict[str, list[RawFile]]
@@ -20,13 +21,6 @@ Patterns = tuple[str, str]
 
 LEAST = 0.5
 """What fits a smaller share of the images is no layout."""
-_MASK = re.compile(
-    r"mask|label|lbl|(?<![a-z])gt(?![a-z])|truth|annot|segm|(?<![a-z])seg(?![a-z])|manual|target|beschrift"
-    r"|masque|m[aá]scara|mascher|etiquet|étiquet|etichett|etykiet|etiket|r[oó]tulo|anotac|annotaz|v[eé]rit[eé]|mapa"
-    r"|маск|размет|метк|сегмент|マスク|ラベル|正解|标签|標籤|标注|標註|掩|遮罩|分割|마스크|라벨",
-    re.IGNORECASE,
-)
-"""In what folders of masks, or what stands before or behind the names of masks, are called."""
 _MOST_TRIES, _MOST_FOLDERS = 16, 40
 _LOOKED_AT = 3
 _LABELS = 8
@@ -42,6 +36,7 @@ def candidates(files: Sequence[RawFile]) -> Iterator[Patterns]:
         folders.setdefault(file.parent, []).append(file)
     ways = (
         _of_folders,
+        _of_trees,
         _of_part_names,
         _of_parts,
         _of_suffixes,
@@ -70,8 +65,11 @@ def by_numbers(files: Sequence[RawFile]) -> Iterator[Patterns]:
     yield from itertools.islice(told, _MOST_TRIES // 2)
 
 
-def says_mask(text: str) -> bool:
-    return bool(_MASK.search(text))
+def may_be_masks(masks: Sequence[RawFile], images: Sequence[RawFile]) -> bool:
+    """Whether a few images have more levels than a few masks, as far as they can be read."""
+    few = [mask_contents.levels(file) for file in masks[:_LOOKED_AT]]
+    many = [mask_contents.levels(file) for file in images[:_LOOKED_AT]]
+    return not max(few) or not min(many) or max(many) > max(_LABELS, *few)
 
 
 def _are_masks(masks: Sequence[RawFile], images: Sequence[RawFile]) -> bool:
@@ -87,7 +85,7 @@ def _are_masks(masks: Sequence[RawFile], images: Sequence[RawFile]) -> bool:
 def _of_folders(folders: Folders) -> Iterator[Patterns]:
     """A folder of masks beside one of images, at one place or at many: `*/Fotos/*` and `*/Masken/*`."""
     named = any(says_mask(folder) for folder in folders)
-    for mask, image in itertools.permutations(list(folders)[:_MOST_FOLDERS], 2):
+    for mask, image in itertools.permutations(_some(folders), 2):
         parts, own = mask.split("/"), image.split("/")
         differ = (n for n, pair in enumerate(zip(parts, own, strict=False)) if pair[0] != pair[1])
         depth = next(differ, None)
@@ -110,6 +108,37 @@ def _of_folders(folders: Folders) -> Iterator[Patterns]:
         if not alone:
             top = "*/" * (depth - 1) + "{id}/"
             yield f"{top}{sides[0]}/*", f"{top}{sides[1]}/{{n}}"
+
+
+def _of_trees(folders: Folders) -> Iterator[Patterns]:
+    """A tree of masks beside one of images, in which names of masks go on behind those of images: `photos/**/*_photo`
+    and `fine/**/*_fine_labels`, `fine/**/*_fine_colours`."""
+    trees: dict[str, dict[str, list[str]]] = defaultdict(dict)
+    for folder, files in folders.items():
+        top, _, below = folder.partition("/")
+        trees[top][below] = [file.stem for file in files]
+    for mask, image in itertools.permutations((top for top in trees if _PLAIN.fullmatch(top)), 2):
+        if says_mask(image):
+            continue
+        stems = [stem for own in trees[image].values() for stem in own]
+        back = _common(stems)[1]
+        tails: Counter[str] = Counter()
+        for below, own in trees[mask].items():
+            ids = {stem.removesuffix(back) for stem in trees[image].get(below, ())}
+            for stem in own:
+                cuts = (cut.start() for cut in re.finditer(r"[_\-. ]|$", stem))
+                tails.update(stem[cut:] for cut in cuts if stem[:cut] in ids)
+        below = "**/" if any(trees[image]) else ""
+        for tail, n in tails.most_common(_MOST_TRIES // 2):
+            if tail and n >= max(2, LEAST * len(stems)) and _PLAIN.fullmatch(tail + back + "x"):
+                yield f"{image}/{below}*{back}", f"{mask}/{below}*{tail}"
+
+
+def _some(folders: Folders) -> list[str]:
+    """Some folders, evenly spread, where there are many."""
+    names = list(folders)
+    step = max(1, len(names) // _MOST_FOLDERS)
+    return names[::step][:_MOST_FOLDERS]
 
 
 def _written(folder: str, name: str) -> str:
@@ -237,6 +266,8 @@ def _of_suffixes(folders: Folders) -> Iterator[Patterns]:
     elif everywhere and len({tail[0] for tail in everywhere}) == 1:
         words = ",".join(sorted((tail[1:] for tail in everywhere), key=natural_key))
         yield f"{top}*", f"{top}*{everywhere[0][0]}{{{words}}}"
+        for tail in everywhere:
+            yield f"{top}*", f"{top}*{tail}"
 
 
 def _of_two_suffixes(folders: Folders) -> Iterator[Patterns]:

@@ -80,6 +80,23 @@ def _counts(pixels: NDArray[Any], lossy: bool) -> Counter[Key]:
 
 
 @functools.lru_cache(maxsize=4096)
+def holds_classes(file: RawFile) -> bool:
+    """Whether a mask has more than two values or colours, so that it is none of one class."""
+    try:
+        return len(content_of(file).counts) > 2
+    except (BadFile, ValueError):
+        return False
+
+
+def area(file: RawFile) -> NDArray[np.bool_] | None:
+    """Where a mask of two classes is drawn, (H, W); None for what cannot be read."""
+    try:
+        return np.asarray(masks.read_mask(file.read()).values > 0)
+    except (BadFile, ValueError):
+        return None
+
+
+@functools.lru_cache(maxsize=4096)
 def levels(file: RawFile) -> int:
     """How many values, or steps of 8 of them, make up 95 % of a picture: few in a mask, many in a photograph.
 

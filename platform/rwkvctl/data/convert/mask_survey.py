@@ -42,6 +42,8 @@ MOST_BYTES, MOST_PIXELS = 64 << 20, 256 << 20
 _POINTER_BYTES = 400
 _MOST_HEADS = 5000
 _MOST_EDGE = 0.9
+_WITHIN, _SMALLER, _MOSTLY = 0.98, 0.9, 0.8
+"""A mask lies within another if so much of it does and it is so much smaller; in so many images, they are classes."""
 _ROTATED = (5, 6, 7, 8)
 """EXIF orientations that swap width and height."""
 
@@ -50,7 +52,7 @@ _ROTATED = (5, 6, 7, 8)
 class Survey:
     """found: what the masks hold, in words; classes: what `--classes` must say, "" where nothing; question: what they
     leave open; problems: what `prepare` would refuse; warnings: what a person should look at; overlap: how much of
-    their area masks of one image share, None with one mask an image."""
+    their area masks of one image share, 0 where one kind lies within the other, None with one mask an image."""
 
     found: str = ""
     classes: str = ""
@@ -73,8 +75,7 @@ def survey(source: Source, pairs: Sequence[Pair]) -> Survey:
     contents = [one for masks_of_one in opened for one in masks_of_one]
     if not contents:
         return own
-    shares = [_shared(found[0], found[1]) for found in opened if len(found) > 1]
-    own.overlap = sum(shares) / len(shares) if shares else None
+    own.overlap = _overlap([(found[0], found[1]) for found in opened if len(found) > 1])
     _note_outlines(contents, own)
     if own.resized:
         names = ", ".join(own.resized[:3])
@@ -200,12 +201,22 @@ def _inverted(contents: Sequence[Content]) -> str:
     return "white is around the edges of most masks; is it the background, add --classes background=255,foreground=0"
 
 
-def _shared(first: Content, second: Content) -> float:
-    """The part of the union of two masks that both have."""
-    areas = [np.any(np.atleast_3d(one.pixels) > 0, axis=-1) for one in (first, second)]
-    if areas[0].shape != areas[1].shape:
-        return 0.0
-    return float((areas[0] & areas[1]).sum() / max(1, (areas[0] | areas[1]).sum()))
+def _overlap(pairs: Sequence[tuple[Content, Content]]) -> float | None:
+    """The part of the union of two masks that both have, on average; 0 where those of one kind lie within those of the
+    other nearly everywhere, as a cup within its disc does."""
+    shares: list[float] = []
+    within = [0, 0]
+    for pair in pairs:
+        first, second = (np.any(np.atleast_3d(one.pixels) > 0, axis=-1) for one in pair)
+        if first.shape != second.shape or not (first.any() and second.any()):
+            continue
+        both, areas = int((first & second).sum()), (int(first.sum()), int(second.sum()))
+        shares.append(both / (sum(areas) - both))
+        for n in (0, 1):
+            within[n] += both > _WITHIN * areas[n] and areas[n] < _SMALLER * areas[1 - n]
+    if not shares:
+        return 0.0 if pairs else None
+    return 0.0 if max(within) > _MOSTLY * len(shares) else sum(shares) / len(shares)
 
 
 def _is_read(reader: Any, one: Content) -> bool:

@@ -167,7 +167,7 @@ def _patterns(pairings: Sequence[Pairing]) -> Patterns | None:
     images, masks = _columns([own.images for own in pairings]), _columns([own.masks for own in pairings])
     if images is None or masks is None:
         return None
-    of_images, of_masks = [_one_of(column) for column in images], [_one_of(column) for column in masks]
+    of_images, of_masks = [one_of(column) for column in images], [one_of(column) for column in masks]
     for number, column in enumerate(images):
         follow = {place: around for place, own in enumerate(masks) if (around := _around(column, own))}
         if len(set(column)) > 1 and follow:
@@ -181,7 +181,7 @@ def _patterns(pairings: Sequence[Pairing]) -> Patterns | None:
 def _several(alike: Sequence[Sequence[Pairing]]) -> Patterns | None:
     """As `_patterns` for masks of several kinds for the same images, which differ in one word: `{left,right}Mask`."""
     each = [made for own in alike if (made := _patterns(own))]
-    masks = _one_of([mask for _, mask in each])
+    masks = one_of([mask for _, mask in each])
     return (each[0][0], masks) if len(each) == len(alike) and len({own for own, _ in each}) == 1 and masks else None
 
 
@@ -199,7 +199,7 @@ def _around(images: Sequence[str], masks: Sequence[str]) -> tuple[str, str] | No
     return found.pop() if len(found) == 1 else None
 
 
-def _one_of(words: Sequence[str]) -> str:
+def one_of(words: Sequence[str]) -> str:
     """`{left,right}Mask` for what differs in one place; "" where that is no plain word."""
     different = sorted(set(words), key=natural_key)
     if len(different) < 2:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rwkvctl.base.errors import UserError
-from rwkvctl.data.convert import layouts, part_folders, tables
+from rwkvctl.data.convert import name_words, part_folders, tables
 from rwkvctl.data.convert.sources import RawFile, Source, on_disk
 from rwkvctl.data.images.files import EXTENSIONS
 
@@ -121,7 +121,7 @@ class Tails:
             return []
         common = [_common(parts, own) for own, _ in found]
         best = [file for (_, file), n in zip(found, common, strict=True) if n == max(common)]
-        fitting = [file for file in best if layouts.says_mask(file.path) == masks]
+        fitting = [file for file in best if name_words.says_mask(file.path) == masks]
         return list(dict.fromkeys(fitting if len(best) > 1 and fitting else best))
 
 

@@ -51,7 +51,11 @@ def test_a_root_of_several_data_sets_names_those_and_no_other(tmp_path: Path):
     ("form", "options", "question"),
     [
         ("suffix", "--images 'Augen 2019/Bilder/Größe *' --masks 'Augen 2019/Masken/Größe *_maske'", ""),
-        ("annotators", "--images '*' --masks '*_{1stHO,2ndHO}'", "is one wanted, add --annotator 1stHO;"),
+        (
+            "annotators",
+            "--images '*' --masks '*_{1stHO,2ndHO}' --annotator 1stHO",
+            "masks of one thing are by several (1stHO, 2ndHO), --annotator says whose are taken",
+        ),
         ("instances", "--images '{id}/images/*' --masks '{id}/masks/{n}'", ""),
         (
             "classes",
@@ -84,7 +88,9 @@ def test_two_folders_of_masks_are_asked_about(tmp_path: Path):
     for path in (tree / "masks").iterdir():
         path.unlink()
     (tree / "masks").rmdir()
-    assert "masks could also be --masks 'masks B/*'" in run("doctor", tree)
+    printed = run("doctor", tree)
+    assert "masks of one thing are by several (A, B), --annotator says whose are taken" in printed
+    assert "--images 'photos/*' --masks 'masks {A,B}/*' --annotator A" in printed
 
 
 def test_orphans_of_a_guess_are_problems(tmp_path: Path):

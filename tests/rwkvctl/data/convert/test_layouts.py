@@ -131,7 +131,7 @@ def one_orphan(put: Save) -> None:
     ("layout", "options", "samples", "asked"),
     [
         (drive, "--images '*/images/*{_test,_training}' --masks '*/1st_manual/*_manual1' --split-from folders", 12, ""),
-        (raters, "--images 'Bilder/*' --masks 'Annotationen/*/*'", 8, "--annotator Anna"),
+        (raters, "--images 'Bilder/*' --masks 'Annotationen/*/*' --annotator Anna", 8, "by several (Anna, Ben)"),
         (parts_in_names, "--images 'images_{split}/*' --masks 'Ground Truth_{split}/*' --split-from folders", 8, ""),
         (kinds_before_parts, "--images 'images/**/*' --masks 'labels/**/*' --split-from folders", 8, ""),
         (deep, "--images '**/original' --masks '**/mask'", 12, "images could also be --images '**/overlay'"),

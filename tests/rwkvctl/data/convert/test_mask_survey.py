@@ -137,8 +137,8 @@ def test_masks_in_two_encodings_are_not_joined(tmp_path: Path):
             colours = np.array([[0, 0, 0], [255, 0, 0], [0, 255, 0], [0, 0, 255]], np.uint8)[np.asarray(mask)]
         Image.fromarray(colours).save(path.with_name(path.name.replace("labels", "colour")))
     finding = seen(tree)
-    assert finding.options.endswith("--annotator labels --classes background,class1,class2,class3")
-    assert "of these labels is taken, --annotator takes another one: colour" in finding.question
+    assert finding.options.endswith("--masks '*_labels' --classes background,class1,class2,class3")
+    assert "masks could also be --masks '*_colour'; which of them is meant is yours to say" in finding.question
 
 
 def test_a_palette_whose_first_colour_is_not_black(tmp_path: Path):
@@ -169,4 +169,5 @@ def test_masks_of_one_image_that_lie_apart_are_of_a_class_each(tmp_path: Path):
     assert "one mask a class (heart, lung): 2 images have 1, 6 images have 2" in apart.warnings
     same = seen(synth.write("pairs:annotators", tmp_path / "same", n=8, size=48))
     assert "--classes" not in same.options
-    assert "several masks an image are joined; is one wanted, add --annotator 1stHO" in same.question
+    assert same.options.endswith("--annotator 1stHO")
+    assert "masks of one thing are by several (1stHO, 2ndHO)" in same.question

@@ -15,10 +15,12 @@ from PIL import Image
 
 from rwkvctl.data.convert.doctor import examine
 from rwkvctl.data.store.manifest import Manifest
+from rwkvctl.data.store.reader import Reader
 
 from ...cli.test_data import run
 
-Draw = Callable[[np.random.Generator, Path], None]
+Draw = Callable[[np.random.Generator, Path], np.ndarray | None]
+"""Write a file; class ids (H, W) of a mask."""
 SIZE = 48
 
 
@@ -27,21 +29,61 @@ def photo(rng: np.random.Generator, path: Path) -> None:
     coarse.resize((SIZE, SIZE), Image.Resampling.BICUBIC).save(path)
 
 
-def drawn(rng: np.random.Generator, values: Sequence[int], at: int | None = None) -> np.ndarray:
-    """Boxes of these values on nothing."""
-    mask = np.zeros((SIZE, SIZE), np.uint8)
-    for number, value in enumerate(values):
-        top, left = rng.integers(0, 6, 2) + (12 * number if at is None else at)
-        mask[top : top + 9, left : left + 9] = value
-    return mask
+def depth(rng: np.random.Generator, path: Path) -> None:
+    coarse = Image.fromarray(rng.integers(0, 256, (6, 6), dtype=np.uint8))
+    coarse.resize((SIZE, SIZE), Image.Resampling.BICUBIC).save(path)
 
 
-def mask(rng: np.random.Generator, path: Path) -> None:
-    Image.fromarray(drawn(rng, [255])).save(path)
+def boxes(rng: np.random.Generator, classes: int = 1) -> np.ndarray:
+    """Ids (H, W): boxes of the classes 1, 2, ... on nothing."""
+    ids = np.zeros((SIZE, SIZE), np.uint8)
+    for number in range(classes):
+        top, left = rng.integers(0, 6, 2) + 12 * number
+        ids[top : top + 9, left : left + 9] = number + 1
+    return ids
 
 
-def beside(rng: np.random.Generator, path: Path) -> None:
-    Image.fromarray(drawn(rng, [255], at=24)).save(path)
+def mask(rng: np.random.Generator, path: Path) -> np.ndarray:
+    ids = boxes(rng)
+    Image.fromarray(ids * 255).save(path)
+    return ids
+
+
+def beside(rng: np.random.Generator, path: Path) -> np.ndarray:
+    """Where no box of `mask` is."""
+    ids = np.roll(boxes(rng), 24, axis=(0, 1))
+    Image.fromarray(ids * 255).save(path)
+    return ids
+
+
+def around(rng: np.random.Generator, path: Path) -> np.ndarray:
+    """Around every box of `mask`."""
+    ids = np.zeros((SIZE, SIZE), np.uint8)
+    ids[:30, : 30 + rng.integers(9)] = 1
+    Image.fromarray(ids * 255).save(path)
+    return ids
+
+
+def classes(rng: np.random.Generator, path: Path) -> np.ndarray:
+    ids = boxes(rng, 3)
+    Image.fromarray(np.array([0, 7, 8, 26], np.uint8)[ids]).save(path)
+    return ids
+
+
+def objects(rng: np.random.Generator, path: Path) -> None:
+    Image.fromarray(np.array([0, 7001, 8000, 26012], np.uint16)[boxes(rng, 3)]).save(path)
+
+
+def colours(rng: np.random.Generator, path: Path) -> None:
+    Image.fromarray(np.array([[0, 0, 0], [128, 64, 128], [220, 20, 60]], np.uint8)[boxes(rng, 2)]).save(path)
+
+
+def palette(rng: np.random.Generator, path: Path) -> np.ndarray:
+    ids = boxes(rng, 2)
+    shown = Image.fromarray(ids)
+    shown.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0])
+    shown.save(path)
+    return ids
 
 
 def field(rng: np.random.Generator, path: Path) -> None:
@@ -54,110 +96,190 @@ def text(rng: np.random.Generator, path: Path) -> None:
 
 
 class Files(NamedTuple):
-    """`{n}` of the path is each of the numbers."""
+    """`{n}` of the path is each of the numbers. of: the images whose masks these are; layer: the class of such masks,
+    0 for those that have class ids inside."""
 
     path: str
     numbers: Sequence[int]
     draw: Draw
+    of: str = ""
+    layer: int = 0
 
 
 class Layout(NamedTuple):
     files: list[Files]
     options: str
-    samples: int
     question: str = ""
 
 
+def pair(image: str, mask_path: str, numbers: Sequence[int], draw: Draw = mask) -> list[Files]:
+    return [Files(image, numbers, photo), Files(mask_path, numbers, draw, of=image)]
+
+
 DRIVE = [
-    Files("training/images/{n}_training.tif", range(21, 27), photo),
-    Files("training/1st_manual/{n}_manual1.gif", range(21, 27), mask),
+    *pair("training/images/{n}_training.tif", "training/1st_manual/{n}_manual1.gif", range(21, 27)),
     Files("training/mask/{n}_training_mask.gif", range(21, 27), field),
-    Files("test/images/{n:02d}_test.tif", range(1, 5), photo),
-    Files("test/1st_manual/{n:02d}_manual1.gif", range(1, 5), mask),
+    *pair("test/images/{n:02d}_test.tif", "test/1st_manual/{n:02d}_manual1.gif", range(1, 5)),
     Files("test/2nd_manual/{n:02d}_manual2.gif", range(1, 5), mask),
     Files("test/mask/{n:02d}_test_mask.gif", range(1, 5), field),
 ]
 REFUGE = [
     file
     for name, letter in (("Glaucoma", "g"), ("Non-Glaucoma", "n"))
-    for file in (
-        Files(f"Training400/{name}/{letter}{{n:04d}}.jpg", range(1, 7), photo),
-        Files(f"Annotation-Training400/Disc_Cup_Masks/{name}/{letter}{{n:04d}}.bmp", range(1, 7), mask),
+    for file in pair(
+        f"Training400/{name}/{letter}{{n:04d}}.jpg",
+        f"Annotation-Training400/Disc_Cup_Masks/{name}/{letter}{{n:04d}}.bmp",
+        range(1, 7),
     )
 ]
 COVID = [
     file
     for part in ("Train", "Val", "Test")
     for name in ("COVID-19", "Normal")
+    for top, n in ((f"{part}/{name}", f"{name.lower()}_{{n}}.png"),)
     for file in (
-        Files(f"{part}/{name}/images/{name.lower()}_{{n}}.png", range(1, 5), photo),
-        Files(f"{part}/{name}/lung masks/{name.lower()}_{{n}}.png", range(1, 5), mask),
+        Files(f"{top}/images/{n}", range(1, 5), photo),
+        Files(f"{top}/lung masks/{n}", range(1, 5), around, of=f"{top}/images/{n}", layer=1),
+        Files(f"{top}/infection masks/{n}", range(1, 5), mask, of=f"{top}/images/{n}", layer=2),
     )
 ]
 CAMVID = [
     file
     for part in ("train", "val", "test")
+    for file in pair(f"{part}/0001TP_{part}{{n:03d}}.png", f"{part}annot/0001TP_{part}{{n:03d}}.png", range(4))
+]
+CITYSCAPES = [
+    file
+    for part, city, frame in (("train", "aachen", 19), ("train", "jena", 19), ("val", "munster", 17))
+    for name in (f"{part}/{city}/{city}_{{n:06d}}_{frame:06d}",)
     for file in (
-        Files(f"{part}/0001TP_{part}{{n:03d}}.png", range(4), photo),
-        Files(f"{part}annot/0001TP_{part}{{n:03d}}.png", range(4), mask),
+        *pair(f"leftImg8bit/{name}_leftImg8bit.png", f"gtFine/{name}_gtFine_labelIds.png", range(4), classes),
+        Files(f"gtFine/{name}_gtFine_color.png", range(4), colours),
+        Files(f"gtFine/{name}_gtFine_instanceIds.png", range(4), objects),
+        Files(f"gtFine/{name}_gtFine_polygons.json", range(4), text),
     )
 ]
+PH2 = "PH2 Dataset images/IMD{n:03d}/IMD{n:03d}_"
+
 LAYOUTS = {
     "DRIVE": Layout(
-        DRIVE, "--images '*/images/*{_test,_training}' --masks '*/1st_manual/*_manual1' --split-from folders", 10
+        DRIVE, "--images '*/images/*{_test,_training}' --masks '*/1st_manual/*_manual1' --split-from folders"
+    ),
+    "CHASEDB1": Layout(
+        [
+            *pair("Image_{n:02d}L.jpg", "Image_{n:02d}L_1stHO.png", range(1, 8), around),
+            Files("Image_{n:02d}L_2ndHO.png", range(1, 8), around),
+        ],
+        "--images '*' --masks '*_{1stHO,2ndHO}' --annotator 1stHO",
+        "masks of one thing are by several (1stHO, 2ndHO)",
     ),
     "Montgomery": Layout(
         [
             Files("CXR_png/MCUCXR_{n:04d}_0.png", range(1, 9), photo),
-            Files("ManualMask/leftMask/MCUCXR_{n:04d}_0.png", range(1, 9), mask),
-            Files("ManualMask/rightMask/MCUCXR_{n:04d}_0.png", range(1, 9), beside),
+            Files(
+                "ManualMask/leftMask/MCUCXR_{n:04d}_0.png", range(1, 9), mask, "CXR_png/MCUCXR_{n:04d}_0.png", layer=1
+            ),
+            Files(
+                "ManualMask/rightMask/MCUCXR_{n:04d}_0.png",
+                range(1, 9),
+                beside,
+                "CXR_png/MCUCXR_{n:04d}_0.png",
+                layer=2,
+            ),
             Files("ClinicalReadings/MCUCXR_{n:04d}_0.txt", range(1, 9), text),
         ],
         "--images 'CXR_png/MCUCXR_*_0' --masks 'ManualMask/*/MCUCXR_*_0' --classes background,leftMask,rightMask",
-        8,
         "each mask is of a class",
     ),
     "PH2": Layout(
         [
-            Files("PH2 images/IMD{n:03d}/IMD{n:03d}_Dermoscopic_Image/IMD{n:03d}.bmp", range(2, 9), photo),
-            Files("PH2 images/IMD{n:03d}/IMD{n:03d}_lesion/IMD{n:03d}_lesion.bmp", range(2, 9), mask),
+            *pair(f"{PH2}Dermoscopic_Image/IMD{{n:03d}}.bmp", f"{PH2}lesion/IMD{{n:03d}}_lesion.bmp", range(2, 9)),
+            Files(f"{PH2}roi/IMD{{n:03d}}_R1_Label3.bmp", range(2, 9), mask),
+            Files(f"{PH2}roi/IMD{{n:03d}}_R2_Label4.bmp", range(4, 6), mask),
         ],
-        "--images 'PH2 images/IMD{a}/IMD{a}_Dermoscopic_Image/IMD{a}' "
-        "--masks 'PH2 images/IMD{a}/IMD{a}_lesion/IMD{a}_lesion'",
-        7,
+        "--images 'PH2 Dataset images/IMD{a}/IMD{a}_Dermoscopic_Image/IMD{a}' "
+        "--masks 'PH2 Dataset images/IMD{a}/IMD{a}_lesion/IMD{a}_lesion'",
+        "masks could also be --masks 'PH2 Dataset images/IMD{a}/IMD{a}_roi/",
     ),
-    "REFUGE": Layout(REFUGE, "--images 'Training400/*/*' --masks 'Annotation-Training400/Disc_Cup_Masks/*/*'", 12),
-    "COVID-QU-Ex": Layout(COVID, "--images '*/*/images/*' --masks '*/*/lung masks/*' --split-from folders", 24),
-    "CamVid": Layout(CAMVID, "--images '*/*' --masks '*annot/*' --split-from folders", 12),
+    "REFUGE": Layout(REFUGE, "--images 'Training400/*/*' --masks 'Annotation-Training400/Disc_Cup_Masks/*/*'"),
+    "COVID-QU-Ex": Layout(
+        COVID,
+        "--images '*/*/images/*' --masks '*/*/{infection,lung} masks/*' --split-from folders "
+        "--classes background,lung,infection",
+        "is one wanted, --annotator infection",
+    ),
+    "CamVid": Layout(CAMVID, "--images '*/*' --masks '*annot/*' --split-from folders"),
+    "Cityscapes": Layout(
+        CITYSCAPES,
+        "--images 'leftImg8bit/**/*_leftImg8bit' --masks 'gtFine/**/*_gtFine_labelIds' --split-from folders "
+        "--classes background=0,class1=7,class2=8,class3=26",
+        "masks could also be --masks 'gtFine/**/*_gtFine_color' or --masks 'gtFine/**/*_gtFine_instanceIds'",
+    ),
+    "Pascal VOC": Layout(
+        [
+            *pair("JPEGImages/2007_{n:06d}.jpg", "SegmentationClass/2007_{n:06d}.png", range(8), palette),
+            Files("SegmentationObject/2007_{n:06d}.png", range(8), palette),
+            Files("Annotations/2007_{n:06d}.xml", range(8), text),
+        ],
+        "--images 'JPEGImages/2007_*' --masks 'SegmentationClass/2007_*' --classes background,class1,class2",
+        "masks could also be --masks 'SegmentationObject/2007_*'",
+    ),
     "ISIC 2018": Layout(
         [
-            Files("ISIC2018_Task1-2_Training_Input/ISIC_{n:07d}.jpg", range(8), photo),
-            Files("ISIC2018_Task1_Training_GroundTruth/ISIC_{n:07d}_segmentation.png", range(8), mask),
+            *pair(
+                "ISIC2018_Task1-2_Training_Input/ISIC_{n:07d}.jpg",
+                "ISIC2018_Task1_Training_GroundTruth/ISIC_{n:07d}_segmentation.png",
+                range(8),
+            ),
             Files("ISIC2018_Task1-2_Training_Input/LICENSE{n}.txt", range(1), text),
         ],
         "--images 'ISIC2018_Task1-2_Training_Input/ISIC_*' "
         "--masks 'ISIC2018_Task1_Training_GroundTruth/ISIC_*_segmentation'",
-        8,
+    ),
+    "colour and depth": Layout(
+        [*pair("rgb/{n}.png", "masks/{n}.png", range(8)), Files("depth/{n}.png", range(8), depth)],
+        "--images 'rgb/*' --masks 'masks/*'",
+        "images could also be --images 'depth/*'; added as a second --images, it is further channels",
+    ),
+    "two cameras": Layout(
+        [*pair("front/{n}.png", "labels/{n}.png", range(8)), Files("above/{n}.png", range(8), depth)],
+        "--images 'front/*' --masks 'labels/*'",
+        "images could also be --images 'above/*'",
     ),
 }
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
-def test_a_well_known_layout(name: str, tmp_path: Path):
-    layout, tree, rng = LAYOUTS[name], tmp_path / name, np.random.default_rng(0)
+def drawn(layout: Layout, tree: Path) -> dict[str, np.ndarray]:
+    """Class ids (H, W) by the path of the image that they are of."""
+    rng, truth = np.random.default_rng(0), dict[str, np.ndarray]()
     for file in layout.files:
         for number in file.numbers:
             path = tree / file.path.format(n=number)
             path.parent.mkdir(parents=True, exist_ok=True)
-            file.draw(rng, path)
+            ids = file.draw(rng, path)
+            if file.of and ids is not None:
+                known = truth.setdefault(file.of.format(n=number), np.zeros_like(ids))
+                known[ids > 0] = file.layer or ids[ids > 0]
+    return truth
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_well_known_layout(name: str, tmp_path: Path):
+    layout, tree = LAYOUTS[name], tmp_path / name
+    truth = drawn(layout, tree)
     (finding,) = examine([tree]).findings
     assert (finding.dataset, finding.problems) == ("pairs", [])
-    assert (finding.options, finding.samples) == (layout.options, layout.samples)
+    assert (finding.options, finding.samples) == (layout.options, len(truth))
     assert layout.question in finding.question
     assert bool(layout.question) == bool(finding.question)
     words = shlex.split(run("doctor", tree).partition("  prepare  ")[2])
     run(*words[2:], "--out", tmp_path / "set")
-    assert Manifest.load(tmp_path / "set").content.counts["labeled"] == layout.samples
+    reader = Reader(Manifest.load(tmp_path / "set"))
+    assert len(reader) == len(truth)
+    for row in range(len(reader)):
+        path = str(reader.meta(row)["orig_path"])
+        (expected,) = (ids for name, ids in truth.items() if name.endswith(path))
+        np.testing.assert_array_equal(reader.mask(row), expected, err_msg=path)
 
 
 def test_photographs_in_folders_called_after_masks_stay_classes(tmp_path: Path):

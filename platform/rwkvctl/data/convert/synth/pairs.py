@@ -108,7 +108,7 @@ def write_annotators(folder: Path, n: int, size: int, seed: int) -> Truth:
         save(folder / f"{name}.jpg", image)
         save(folder / f"{name}_1stHO.png", mask)
         save(folder / f"{name}_2ndHO.png", np.roll(mask, 2, axis=1))
-        truth[f"{name}.jpg"] = class_ids([mask | np.roll(mask, 2, axis=1)])
+        truth[f"{name}.jpg"] = class_ids([mask])
     return truth
 
 
