@@ -73,7 +73,7 @@ def examine(paths: Sequence[Path | str]) -> Diagnosis:
     special = [finding for finding in findings if finding.dataset not in generic]
     if len(special) > 1 or any(not finding.problems for finding in special):
         findings = special  # what a generic format would take is theirs
-    findings.sort(key=lambda finding: (finding.dataset in generic, len(finding.problems)))
+    findings.sort(key=lambda own: (not own.samples and bool(own.problems), own.dataset in generic, len(own.problems)))
     return Diagnosis(findings, dict(kinds.most_common(8)))
 
 

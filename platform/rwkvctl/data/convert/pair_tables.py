@@ -52,6 +52,7 @@ def listing(source: Source, options: Options) -> Listing | None:
     if place is None or (not is_table(place) and not options.csv):
         return None
     table, tails = load(source, place, option), Tails(images_of(source))
+    _refuse_unknown_columns(table, options)
     named = {
         "image": options.images,
         "mask": options.masks,
@@ -74,6 +75,16 @@ def listing(source: Source, options: Options) -> Listing | None:
     return Listing(
         table, own, tails, not by_patterns, (own.group is not None and options.groups is None) or bool(chosen.group)
     )
+
+
+def _refuse_unknown_columns(table: Table, options: Options) -> None:
+    """What is neither a column of the table nor a pattern."""
+    for option, text in (("--images", options.images), ("--masks", options.masks)):
+        if text and not is_column(table, text) and not any(sign in text for sign in "*?[{"):
+            raise UserError(
+                f"{option} {text}: is no column of {table.name} and no pattern; there is {', '.join(table.headings)}; "
+                "name one of them, or give a pattern in quotes, as 'masks/*.png'"
+            )
 
 
 # From rows to pairs -------------------------------------------------------------------------------------------------

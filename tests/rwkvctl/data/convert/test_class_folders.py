@@ -68,6 +68,59 @@ def test_the_doctor_knows_classes_from_images_and_masks(tmp_path: Path):
             assert imagefolder.recognise(source) is None, folders
 
 
+def with_masks(folder: Path, images: str, masks: str, parts: tuple[str, ...] = ("",)) -> Path:
+    """`images` and `masks`: names with {n}."""
+    rng = np.random.default_rng(0)
+    for part in parts:
+        for n in range(6):
+            for name, pixels in (
+                (images, rng.integers(0, 256, (32, 40, 3), np.uint8)),
+                (masks, (np.indices((32, 40)).sum(0) > 20 + n).astype(np.uint8) * 255),
+            ):
+                path = folder / part / name.format(n=n)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels).save(path)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("images", "masks", "parts"),
+    [
+        ("images/{n}.png", "masks/{n}.png", ("",)),
+        ("images/{n}.png", "masks/{n}.png", ("train", "val")),
+        ("photos/{n}.jpg", "Ground truth/{n}_gt.png", ("train",)),
+    ],
+)
+def test_images_and_masks_are_refused(images: str, masks: str, parts: tuple[str, ...], tmp_path: Path):
+    tree = with_masks(tmp_path / "my raw", images, masks, parts)
+    with pytest.raises(
+        UserError, match=r"holds images and their masks, not classes \(.* of .*\); rwkvctl data d"
+    ) as told:
+        prepare("imagefolder", [tree], tmp_path / "set")
+    assert f"data doctor '{tree}' prints the line of data prepare pairs" in str(told.value)
+    assert "\n" not in str(told.value)
+    assert not (tmp_path / "set").exists()
+
+
+def test_masks_beside_their_images_in_folders_of_classes_are_refused(tmp_path: Path):
+    for kind in ("benign", "malign"):
+        with_masks(tmp_path / "raw", f"{kind}/{{n}}.png", f"{kind}/{{n}}_mask.png")
+    with pytest.raises(UserError, match=r"not classes \(benign/\d_mask.png of benign/\d.png\)"):
+        prepare("imagefolder", [tmp_path / "raw"], tmp_path / "set")
+
+
+def test_what_only_looks_like_masks_is_a_warning(tmp_path: Path):
+    tree = with_masks(tmp_path / "raw", "full/{n}.png", "empty/{n}.png")
+    notes = prepare("imagefolder", [tree], tmp_path / "set").content.warnings
+    assert any("two classes have files of the same names, as images and masks do (empty/" in note for note in notes)
+
+
+@pytest.mark.parametrize("names", [("with_mask", "without_mask"), ("label_a", "b")])
+def test_photographs_of_classes_that_are_called_after_masks(names: tuple[str, str], tmp_path: Path):
+    tree = write(tmp_path / "raw", dict.fromkeys(names, 6))
+    assert prepare("imagefolder", [tree], tmp_path / "set").content.warnings == []
+
+
 @pytest.mark.parametrize(
     ("classes", "options", "said"),
     [

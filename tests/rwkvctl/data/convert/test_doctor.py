@@ -3,6 +3,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from rwkvctl.data.convert import synth
@@ -107,3 +108,13 @@ def test_photographs_of_two_classes_are_no_pairs(tmp_path: Path):
         path.rename(tree / path.name)
     (tree / "val").rename(tmp_path / "elsewhere")
     assert examine([tree]).findings == []
+
+
+def test_slices_that_are_only_called_like_those_of_synapse(tmp_path: Path):
+    rng = np.random.default_rng(0)
+    for part in ("train", "test"):
+        (tmp_path / part).mkdir()
+        for number in range(4):
+            image, label = rng.random((16, 16), np.float32), (rng.random((16, 16)) > 0.5).astype(np.uint8)
+            np.savez(tmp_path / part / f"case{number:04d}_slice000.npz", image=image, label=label)
+    assert [finding.dataset for finding in examine([tmp_path]).findings] == ["arrays"]

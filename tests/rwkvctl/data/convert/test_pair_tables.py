@@ -67,6 +67,24 @@ def test_columns_by_name(tree: Path):
     )
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            {"images": "nocolumn", "masks": "m"},
+            "--images nocolumn: is no column of --csv list.csv and no pattern; there is",
+        ),
+        (
+            {"images": "x", "masks": "m"},
+            "--masks m: is no column of --csv list.csv and no pattern; there is x, y, z; name",
+        ),
+        ({"masks": "m"}, "--masks m: is no column of --csv list.csv"),
+    ],
+)
+def test_a_column_that_is_not_there(options: dict[str, str], said: str, tree: Path):
+    refused(tree, rows("x,y,z", "a/%.jpg,b/%.png,train"), said, **options)
+
+
 def test_parts_and_patients_of_columns(tree: Path):
     parts = ["train"] * 4 + ["Validation"] * 2 + ["TEST"] * 2
     lines = [f"a/{n}.jpg,b/{n}.png,{part},p{(n + 1) // 2}" for n, part in enumerate(parts, 1)]

@@ -7,13 +7,14 @@ A class's number is the rank of its name among the sorted names in `train/`, for
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from rwkvctl.base.errors import UserError
 from rwkvctl.data.convert import discover, grouping
 from rwkvctl.data.convert.discover import Problems, relative
-from rwkvctl.data.convert.formats import class_folders
+from rwkvctl.data.convert.formats import class_folders, class_masks
 from rwkvctl.data.convert.formats.base import Dataset, Options, Plan
 from rwkvctl.data.convert.formats.photos import LIMITS, Photo, PhotoReader, official_splits, shuffled
 from rwkvctl.data.convert.sources import RawFile, Source
@@ -61,7 +62,16 @@ def plan(source: Source, options: Options, problems: Problems) -> Plan:
     parts: dict[str, Sequence[Photo]] = {
         name: shuffled(_list(source, root, name, folders[name], classes, problems)) for name in folders
     }
+    notes: list[str] = []
     every = {photo.key: photo for photos in parts.values() for photo in photos}
+    masks = class_masks.found((classes[photo.label], photo.file) for photo in every.values())
+    if masks:
+        line = f"rwkvctl data doctor {shlex.quote(str(source))} prints the line of data prepare pairs that pairs them"
+        if masks.sure:
+            raise UserError(f"{source}: holds images and their masks, not classes ({masks.example}); {line}")
+        notes = [
+            f"two classes have files of the same names, as images and masks do ({masks.example}); are they, {line}"
+        ]
     stems = {key: photo.path.rpartition("/")[2].rpartition(".")[0] for key, photo in every.items()}
     found = grouping.proposed(stems, options.groups)
     if found and len(set(found.of.values())) > len(classes):  # else the names tell the class
@@ -83,7 +93,7 @@ def plan(source: Source, options: Options, problems: Problems) -> Plan:
         parts=parts,
         read=PhotoReader(options.dataset, tuple(classes)),
         make_splits=official_splits if first == "train" else drawn,
-        warnings=[found.note(splits=first != "train")] if found else [],
+        warnings=[*notes, *([found.note(splits=first != "train")] if found else [])],
         limits=dict.fromkeys(parts, LIMITS),
     )
 

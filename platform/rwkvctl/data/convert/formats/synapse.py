@@ -62,10 +62,16 @@ LABEL = re.compile(r"label(?P<id>\d{4})\.nii(?:\.gz)?", re.IGNORECASE)
 
 
 def recognise(source: Source) -> str | None:
+    """Files called as TransUNet's are of this data set if some of their cases are: others number theirs so, too."""
     names = [file.name for file in source.files]
-    if any(_SLICE.fullmatch(name) or _VOLUME.fullmatch(name) for name in names):
+    if any(_is_of_transunet(name) for name in names):
         return "transunet"
     return "nifti" if any(map(IMAGE.fullmatch, names)) and any(map(LABEL.fullmatch, names)) else None
+
+
+def _is_of_transunet(name: str) -> bool:
+    piece, volume = _SLICE.fullmatch(name), _VOLUME.fullmatch(name)
+    return int(piece[1]) in SLICES if piece else volume is not None and int(volume[1]) in TEST_CASES
 
 
 def plan(source: Source, options: Options, problems: Problems) -> Plan:
