@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import shlex
-import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import nibabel
 import numpy as np
 import pytest
 from PIL import Image
@@ -290,50 +288,3 @@ def test_photographs_in_folders_called_after_masks_stay_classes(tmp_path: Path):
             for number in range(4):
                 photo(rng, tmp_path / "tree" / part / name / f"{number}.jpg")
     assert [finding.dataset for finding in examine([tmp_path / "tree"]).findings] == ["imagefolder"]
-
-
-def scan(path: Path, labels: Sequence[int] | None) -> None:
-    """Noise, or boxes of these labels in nothing."""
-    rng = np.random.default_rng(zlib.crc32(f"{path.parent.name}/{path.name}".encode()))
-    voxels = np.zeros((16, 18, 6), np.uint8) if labels else rng.normal(100, 40, (16, 18, 6)).astype(np.int16)
-    for number, label in enumerate(labels or ()):
-        voxels[4 * number : 4 * number + 3, 4:12, 1:5] = label
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nibabel.save(nibabel.Nifti1Image(voxels, np.diag([-1.0, -1, 3, 1])), path)
-
-
-VOLUMES: dict[str, tuple[dict[str, Sequence[int] | None], str]] = {
-    "BraTS": (
-        {f"BraTS20_{{n:03d}}/BraTS20_{{n:03d}}_{name}.nii.gz": None for name in ("flair", "t1", "t1ce", "t2")}
-        | {"BraTS20_{n:03d}/BraTS20_{n:03d}_seg.nii.gz": (1, 2, 4)},
-        "--images 'BraTS20_{a}/BraTS20_{a}_flair' --masks 'BraTS20_{a}/BraTS20_{a}_seg' "
-        "--classes background=0,label_1=1,label_2=2,label_4=4",
-    ),
-    "KiTS": (
-        {"data/case_{n:05d}/imaging.nii.gz": None, "data/case_{n:05d}/segmentation.nii.gz": (1, 2)},
-        "--images 'data/case_*/imaging' --masks 'data/case_*/segmentation' --classes background,label_1,label_2",
-    ),
-    "LiTS": (
-        {"volume-{n}.nii": None, "segmentation-{n}.nii": (1, 2)},
-        "--images 'volume-*' --masks 'segmentation-*' --classes background,label_1,label_2",
-    ),
-    "SegTHOR": (
-        {"train/Patient_{n:02d}/Patient_{n:02d}.nii.gz": None, "train/Patient_{n:02d}/GT.nii.gz": (1, 2)},
-        "--images 'train/Patient_{a}/Patient_{a}' --masks 'train/Patient_{a}/GT' --classes background,label_1,label_2",
-    ),
-}
-"""Paths with the labels of each, and the line."""
-
-
-@pytest.mark.parametrize("name", VOLUMES)
-def test_a_well_known_layout_of_volumes(name: str, tmp_path: Path):
-    files, options = VOLUMES[name]
-    for path, labels in files.items():
-        for number in range(1, 6):
-            scan(tmp_path / name / path.format(n=number), labels)
-    (finding,) = examine([tmp_path / name]).findings
-    assert (finding.dataset, finding.form, finding.problems, finding.options) == ("pairs", "volumes", [], options)
-    assert ("one contrast is taken of 4" in finding.question) == (name == "BraTS")
-    words = shlex.split(run("doctor", tmp_path / name).partition("  prepare  ")[2])
-    run(*words[2:], "--out", tmp_path / "set")
-    assert len(Manifest.load(tmp_path / "set").ids(None, "test")) == 1
