@@ -9,7 +9,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from rwkv_jobs.worker import Worker
-from rwkvctl.config.specs.jobs import TrainingSpec
+from rwkvctl.config.specs.jobs import FinetuneSpec, TrainingSpec
 from rwkvctl.data.feed.loaders import TrainLoader
 from rwkvctl.data.store.manifest import Manifest
 from rwkvctl.launch.heartbeat import mark
@@ -31,6 +31,7 @@ def train_loader(spec: TrainingSpec, augment: Any, manifest: Manifest, me: Worke
         tail=spec.train.tail,
         epoch_steps=spec.train.epoch_steps,
         micro_batch=spec.train.micro_batch,
+        volumes=spec.volumes if isinstance(spec, FinetuneSpec) else None,
     )
 
 
@@ -40,9 +41,11 @@ def parts_read(spec: TrainingSpec) -> list[str]:
 
 
 def read_decoded(spec: TrainingSpec, loader: TrainLoader, say: Callable[[str], None]) -> None:
-    """Have the samples of segmentation decoded once, if the training passes over them again or is one of several."""
+    """Have the samples of segmentation decoded once, if the training passes over them again or is one of several;
+    volumes, of which a pass takes several patches each, in any case."""
     steps = spec.train.epochs * loader.steps_per_epoch
-    if steps > loader.schedule.steps_per_pass or spec.tracking.parent is not None:
+    of_volumes = isinstance(spec, FinetuneSpec) and spec.volumes is not None
+    if steps > loader.schedule.steps_per_pass or spec.tracking.parent is not None or of_volumes:
         said = loader.keep_decoded(lambda: mark("data"))
         if said:
             say(said)

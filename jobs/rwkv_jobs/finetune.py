@@ -6,6 +6,7 @@ python -m rwkv_jobs.finetune RUN_FOLDER_OR_RECIPE [--set FIELD=VALUE ...]
 from __future__ import annotations
 
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ from rwkvctl.launch import preflight
 from rwkvctl.models import build as networks
 from rwkvctl.models import bundle
 from rwkvctl.models.calibrate import calibrated
+from rwkvctl.models.plan_volumes import planned
 from rwkvctl.registry import encoder_weights, references
 from rwkvctl.registry.cases import TABLE
 from rwkvctl.registry.release import SUMMARY
@@ -68,9 +70,8 @@ NO_FOREGROUND = (
 def check(spec: FinetuneSpec, run_dir: Path) -> None:
     """Whether the model can be built, and its encoder can be found."""
     manifest = Manifest.load(spec.data.path or "")
-    networks.check(
-        networks.trained(spec), manifest.classes, (manifest.channels, spec.data.image_size, spec.data.image_size)
-    )
+    spec = planned(spec, manifest)
+    networks.check(networks.trained(spec), manifest.classes, networks.input_shape(spec, manifest.channels))
     preflight.check_options(spec, manifest)
     if not (run_dir / encoder_weights.FILE_NAME).exists():
         references.check_encoder(spec)
@@ -93,12 +94,12 @@ def prepare(spec: FinetuneSpec, run_dir: Path) -> None:
 def train(spec: FinetuneSpec, run_dir: Path) -> None:
     """What every worker runs: continue from the run's latest checkpoint, if there is one, to the last epoch."""
     with worker(spec.cluster) as me, Recorder(me, run_dir) as recorder:
-        spec = recorder.settle(spec)
-        set_arithmetic(spec.train.deterministic, me.device)
         manifest = Manifest.load(spec.data.path or "")
+        spec = recorder.settle(spec, partial(planned, manifest=manifest))
+        set_arithmetic(spec.train.deterministic, me.device)
         loader = train_loader(spec, spec.augment, manifest, me)
         read_decoded(spec, loader, recorder.say)
-        model = make_model(spec, manifest, run_dir).to(me.device).to(memory_format=torch.channels_last)
+        model = make_model(spec, manifest, run_dir).to(me.device).to(memory_format=memory_format(spec))
         ema = moving_average(spec, model)
         state = TrainState(
             model,
@@ -109,7 +110,7 @@ def train(spec: FinetuneSpec, run_dir: Path) -> None:
         )
         recorder.restore(state)
         recorder.reads(manifest, spec.data.split, *parts_read(spec))
-        recorder.params(described := describe(model, manifest, spec.data.image_size))
+        recorder.params(described := describe(model, manifest, networks.input_shape(spec, manifest.channels)))
         recorder.event(
             "plan", epochs=spec.train.epochs, steps_per_epoch=loader.steps_per_epoch, step=state.position.step
         )
@@ -186,10 +187,16 @@ class Objective:
         maps = [output] if isinstance(output, Tensor) else output
         target = batch.targets.to(self.me.device, non_blocking=True)
         weights = {"alpha": self.spec.loss.alpha, "beta": self.spec.loss.beta}
-        supervised = deep_supervision.supervised([x[:labeled] for x in maps], self.spec.deep_supervision)
-        loss = torch.stack(
-            [segmentation_loss(x, target, **weights, ignore_index=self.ignore_index, total=total) for x in supervised]
-        ).sum()
+        how = self.spec.deep_supervision
+        if how == "scales":
+            supervised = deep_supervision.at_scales(maps, target)
+        else:
+            supervised = [(x, target, 1.0) for x in deep_supervision.supervised([x[:labeled] for x in maps], how)]
+        losses = [
+            share * segmentation_loss(x, truth, **weights, ignore_index=self.ignore_index, total=total)
+            for x, truth, share in supervised
+        ]
+        loss = torch.stack(losses).sum()
         if self.unlabeled and views is not None:
             logits = output if isinstance(output, Tensor) else self.form.model.combined(output)  # type: ignore[operator]
             loss = loss + self.unlabeled.loss(logits[labeled:], views.targets, step, total)
@@ -217,6 +224,11 @@ def make_model(spec: FinetuneSpec, manifest: Manifest, run_dir: Path) -> nn.Modu
     if spec.model.encoder_weights is not None:
         encoder_weights.load(model, run_dir)
     return model
+
+
+def memory_format(spec: FinetuneSpec) -> torch.memory_format:
+    """How weights lie in memory: channels last for images, as batches do."""
+    return torch.channels_last if spec.volumes is None else torch.contiguous_format
 
 
 def validate(spec: FinetuneSpec, scorer: CaseScorer, state: TrainState, recorder: Recorder) -> bool:
@@ -270,13 +282,7 @@ def finish(
         write_cases(run_dir / "artifacts" / "val", scores)
         recorder.artifact(run_dir / "artifacts" / "val" / TABLE, "val")
         recorder.metrics(scores.metrics("best_val"), int(best.name.split("-")[1]))
-    trained = networks.trained(spec)
-    description = {
-        "name": trained.name,
-        "num_classes": networks.outputs(manifest.classes),
-        **networks.inputs(manifest.channels),
-        **trained.overrides(),
-    }
+    description = networks.described(networks.trained(spec), networks.outputs(manifest.classes), manifest.channels)
     split = spec.data.split or manifest.default_split
     extra: dict[str, Any] = {"run": run_dir.name, "split": split, "data": spec.data.path}
     if source := encoder_weights.source_of(run_dir):

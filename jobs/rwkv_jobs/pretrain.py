@@ -85,7 +85,7 @@ def train(spec: PretrainSpec, run_dir: Path) -> None:
         )
         recorder.restore(state)
         recorder.reads(manifest, spec.data.split, *parts_read(spec))
-        recorder.params(described := describe(model, manifest, spec.data.image_size))
+        recorder.params(described := describe(model, manifest, (manifest.channels, *[spec.data.image_size] * 2)))
         recorder.event(
             "plan", epochs=spec.train.epochs, steps_per_epoch=loader.steps_per_epoch, step=state.position.step
         )

@@ -261,10 +261,10 @@ class Recorder:
             raise problems[0]
         return result  # type: ignore[return-value]
 
-    def settle(self, spec: AnyTraining) -> AnyTraining:
+    def settle(self, spec: AnyTraining, plan: Callable[[AnyTraining], AnyTraining] = lambda spec: spec) -> AnyTraining:
         """The spec with `auto` of `train.precision` and `train.batch_norm` resolved at the first start, by rank 0's
-        device and the number of workers, and kept in the run: a run that goes on elsewhere must not change its
-        arithmetic. All ranks get the same."""
+        device and the number of workers, and what `plan` settles; kept in the run: one that goes on elsewhere must not
+        change its arithmetic. All ranks get the same."""
         resolved: dict[str, str] = {}
         if self.active:
             stored = run_folder.read_spec(self.run_dir)
@@ -273,11 +273,11 @@ class Recorder:
                 "precision": resolved_precision(stored.train.precision, self.worker.device),
                 "batch_norm": resolved_batch_norm(stored.train, self.worker.world_size),
             }
-            if (settled := with_train(stored, resolved)) != stored:
+            if (settled := plan(with_train(stored, resolved))) != stored:  # type: ignore[arg-type]
                 run_folder.write_spec(self.run_dir, settled)
                 self.journal.artifact(self.run_dir / run_folder.SPEC)
             self.journal.params({f"train.{name}": value for name, value in resolved.items()})
-        return with_train(spec, self.worker.gather(resolved)[0])
+        return plan(with_train(spec, self.worker.gather(resolved)[0]))
 
     def __enter__(self) -> Recorder:
         return self

@@ -22,7 +22,9 @@ from rwkvctl.config.specs.jobs import FinetuneSpec
 from rwkvctl.config.specs.load import build
 from rwkvctl.config.specs.objectives import LATENCY, MORE_SCORES, SCORES, SIZES
 from rwkvctl.data.store.manifest import Manifest
+from rwkvctl.models import build as networks
 from rwkvctl.models.latency import median_ms
+from rwkvctl.models.plan_volumes import planned
 from rwkvctl.registry.release import SUMMARY
 from rwkvctl.runs import folder as run_folder
 from rwkvctl.runs import job_record, stop
@@ -117,8 +119,9 @@ def measure(spec: FinetuneSpec, run_dir: Path) -> None:
     if (run_dir / SPEED).exists():
         return
     device, manifest = pick_device(), Manifest.load(spec.data.path or "")
+    spec = planned(spec, manifest)
     model = finetune.make_model(spec, manifest, run_dir).eval().to(device)
-    image = torch.zeros(1, manifest.channels, spec.data.image_size, spec.data.image_size, device=device)
+    image = torch.zeros(1, *networks.input_shape(spec, manifest.channels), device=device)
     write_json(run_dir / SPEED, {LATENCY: round(median_ms(model, image, TIMED_RUNS, warm_up=1), 3)})
 
 

@@ -175,16 +175,24 @@ def plan_of(spec: TrainingSpec) -> dict[str, Any]:
 
     assert isinstance(spec, FinetuneSpec | PretrainSpec)
     manifest = preflight.check_training(spec)
+    if isinstance(spec, FinetuneSpec):
+        from rwkvctl.models.plan_volumes import planned
+
+        spec = planned(spec, manifest)
     preflight.check_options(spec, manifest)
     split = spec.data.split or manifest.default_split
-    samples = len(manifest.ids(split, "train"))
+    samples = preflight.training_samples(spec, manifest)
     model = network(spec, manifest.classes, manifest.channels)
-    macs = networks.macs(model, spec.model.name, (manifest.channels, spec.data.image_size, spec.data.image_size))
+    shape: tuple[int, ...] = (manifest.channels, spec.data.image_size, spec.data.image_size)
+    if isinstance(spec, FinetuneSpec):
+        shape = networks.input_shape(spec, manifest.channels)
+    macs = networks.macs(model, spec.model.name, shape)
     batch = spec.train.batch_size
     steps = spec.train.epoch_steps or (samples // batch if spec.train.tail == "drop" else -(-samples // batch))
     return {
         "data": f"{manifest.location}, split {split}, fingerprint {manifest.fingerprint[:12]}, "
         + (f"{manifest.quarantined} samples in quarantine" if manifest.quarantined else "shards as in the manifest"),
+        **(volumes_planned(spec) if isinstance(spec, FinetuneSpec) and spec.volumes else {}),
         "parameters": count_parameters(model),
         "macs_paper": macs.paper,
         "macs_true": macs.true,
@@ -199,6 +207,15 @@ def plan_of(spec: TrainingSpec) -> dict[str, Any]:
         "steps_per_epoch": steps,
         "steps": steps * spec.train.epochs,
     }
+
+
+def volumes_planned(spec: FinetuneSpec) -> dict[str, str]:
+    """What a training on volumes was settled to."""
+    assert spec.volumes is not None
+    patch, spacing = spec.volumes.patch, spec.volumes.spacing
+    at = "as the volumes are" if isinstance(spacing, str) else f"{' x '.join(f'{mm:g}' for mm in spacing)} mm"
+    levels = ", ".join(f"{name} {value}" for name, value in spec.model.options.items())
+    return {"patch": f"{' x '.join(map(str, patch))} voxels, {at}", "network": levels or "as it is"}
 
 
 def batch_arithmetic(spec: TrainingSpec) -> str:

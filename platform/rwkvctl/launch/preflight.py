@@ -13,6 +13,7 @@ from rwkvctl.config.specs.augment import COLOUR
 from rwkvctl.config.specs.jobs import FinetuneSpec, JobSpec, PredictSpec, PretrainSpec, TrainingSpec, TuneSpec
 from rwkvctl.config.specs.parts import ClusterSpec
 from rwkvctl.config.specs.sweep import check_space, trial_spec
+from rwkvctl.data.store.case_ids import cases_of
 from rwkvctl.data.store.splits import folds_of
 from rwkvctl.registry.release import registered_name
 from rwkvctl.runs import journal_mirrors
@@ -68,7 +69,11 @@ def check_training(spec: TrainingSpec, *, shards: bool = True) -> Manifest:
     if manifest.task != task:
         raise UserError(f"data {manifest.location}: is for {manifest.task}, and {spec.job} needs {task}")
     split = spec.data.split or manifest.default_split
-    samples = len(manifest.ids(split, "train"))
+    if isinstance(spec, FinetuneSpec) and spec.volumes is not None:
+        from rwkvctl.models.plan_volumes import planned
+
+        spec = planned(spec, manifest)
+    samples = training_samples(spec, manifest)
     if spec.train.tail == "drop" and samples < spec.train.batch_size:
         raise UserError(
             f"train.batch_size {spec.train.batch_size} is more than the {samples} training samples of split {split}: "
@@ -88,6 +93,14 @@ def check_training(spec: TrainingSpec, *, shards: bool = True) -> Manifest:
     check_augment(spec, manifest)
     check_batch(spec, manifest)
     return manifest
+
+
+def training_samples(spec: TrainingSpec, manifest: Manifest) -> int:
+    """Images and slices in a pass over the training part, or patches of volumes."""
+    ids = manifest.ids(spec.data.split, "train")
+    if isinstance(spec, FinetuneSpec) and spec.volumes is not None:
+        return len(cases_of(ids)) * spec.volumes.patches_per_case
+    return len(ids)
 
 
 def check_augment(spec: TrainingSpec, manifest: Manifest) -> None:
@@ -124,6 +137,9 @@ def check_batch(spec: TrainingSpec, manifest: Manifest) -> None:
     unlabeled = isinstance(spec, FinetuneSpec) and spec.consistency is not None
     if each > 1 or unlabeled:
         return
+    if isinstance(spec, FinetuneSpec) and spec.volumes is not None:
+        check_patches(spec, manifest, each)
+        return
     size, channels = spec.data.image_size, manifest.channels
     if trains(spec, manifest, (each, channels, size, size)):
         return
@@ -133,6 +149,19 @@ def check_batch(spec: TrainingSpec, manifest: Manifest) -> None:
         f"one value per channel; use train.batch_size={2 * workers}"
         + (f" or data.image_size={larger}" if larger else "")
     )
+
+
+def check_patches(spec: FinetuneSpec, manifest: Manifest, each: int) -> None:
+    """The same of patches."""
+    from rwkvctl.models import build
+
+    shape = build.input_shape(spec, manifest.channels)
+    if not trains(spec, manifest, (each, *shape)):
+        raise UserError(
+            f"train.batch_size {spec.train.batch_size}: one patch of {build.sides(shape[1:])} voxels at a time gives "
+            f"batch norm one value per channel; use train.batch_size={2 * (spec.cluster.workers or 1)} or a larger "
+            "volumes.patch"
+        )
 
 
 def check_options(spec: TrainingSpec, manifest: Manifest) -> None:
@@ -162,8 +191,8 @@ def weightless(spec: TrainingSpec, manifest: Manifest) -> nn.Module:
         return build.classifier(spec.model, manifest.classes)
 
 
-def trains(spec: TrainingSpec, manifest: Manifest, shape: tuple[int, int, int, int]) -> bool:
-    """Whether the network takes a batch (B, C, H, W) in training mode; run on the meta device."""
+def trains(spec: TrainingSpec, manifest: Manifest, shape: tuple[int, ...]) -> bool:
+    """Whether the network takes a batch (B, C, [D,] H, W) in training mode; run on the meta device."""
     import torch
 
     model = weightless(spec, manifest)
@@ -242,14 +271,16 @@ def check_trial_workers(spec: TuneSpec) -> None:
 def check_networks(spec: TuneSpec, trials: list[FinetuneSpec], manifest: Manifest) -> None:
     """Every network of a sweep can be built, and takes the images."""
     from rwkvctl.models import build
+    from rwkvctl.models.plan_volumes import planned
 
     by_network = {
-        (trial.model.model_dump_json(), trial.deep_supervision, trial.data.image_size): trial for trial in trials
+        (trial.model.model_dump_json(), trial.deep_supervision, trial.data.image_size, trial.volumes): trial
+        for trial in trials
     }
     for trial in by_network.values():
         try:
-            size = trial.data.image_size
-            build.check(build.trained(trial), manifest.classes, (manifest.channels, size, size))
+            trial = planned(trial, manifest)
+            build.check(build.trained(trial), manifest.classes, build.input_shape(trial, manifest.channels))
         except UserError as error:
             raise UserError(f"space {spec.space_name}: {error}") from None
 

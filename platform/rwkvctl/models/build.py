@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import timm
 import torch
 from torch import nn
 
-from rwkv_unet import RWKVUNet3D, baselines, create_model
+from rwkv_unet import baselines, create_model
 from rwkv_unet.flops import Macs, dry_run
 from rwkvctl.base.errors import UserError
 from rwkvctl.config.specs.jobs import FinetuneSpec
@@ -34,16 +34,29 @@ def inputs(channels: int) -> dict[str, int]:
 
 
 def segmentation_network(spec: ModelSpec, classes: list[str], channels: int = 3) -> nn.Module:
-    """A segmentation network with random weights; (B, channels, H, W) -> logits (B, `outputs(classes)`, H, W)."""
-    model = network(spec, outputs(classes), channels)
-    if isinstance(model, RWKVUNet3D):
-        raise UserError(f"model.name {spec.name}: takes volumes, and jobs train on slices: use rwkv_unet.create_model")
-    return model
+    """A segmentation network with random weights; (B, channels, H, W) -> logits (B, `outputs(classes)`, H, W), or over
+    three axes (B, channels, D, H, W)."""
+    return network(spec, outputs(classes), channels)
 
 
 def network(spec: ModelSpec, num_classes: int, channels: int = 3) -> nn.Module:
     """The same by the number of output channels."""
-    return _build(create_model, spec.name, num_classes=num_classes, **inputs(channels), **spec.overrides())
+    arguments = described(spec, num_classes, channels)
+    return _build(create_model, arguments.pop("name"), **arguments)
+
+
+def described(spec: ModelSpec, num_classes: int, channels: int) -> dict[str, Any]:
+    """What `create_model` is given, and a model folder keeps."""
+    seen = {"in_channels": channels} if spec.takes_volumes else inputs(channels)
+    return {"name": spec.name, "num_classes": num_classes, **seen, **spec.overrides()}
+
+
+def input_shape(spec: FinetuneSpec, channels: int) -> tuple[int, ...]:
+    """(C, H, W) of what a run's network is trained on, or (C, D, H, W), which has been planned."""
+    if spec.volumes is None:
+        return channels, spec.data.image_size, spec.data.image_size
+    assert spec.volumes.patch != "auto", "planned before"
+    return channels, *spec.volumes.patch
 
 
 def trained(spec: FinetuneSpec) -> ModelSpec:
@@ -54,6 +67,8 @@ def trained(spec: FinetuneSpec) -> ModelSpec:
         raise UserError("model.options.deep_supervision: leave it out, and set deep_supervision to sum or mutation")
     if spec.deep_supervision == "none":
         return model
+    if spec.deep_supervision == "scales":
+        return model.model_copy(update={"options": model.options | {"deep_supervision": True}})
     if model.name not in supervised:
         raise UserError(
             f"deep_supervision: {model.name} has logits at one scale only; set it to none, "
@@ -72,10 +87,10 @@ def classifier(spec: EncoderSpec, classes: list[str]) -> nn.Module:
     return _build(timm.create_model, spec.name, num_classes=len(classes), **spec.overrides())
 
 
-def check(spec: ModelSpec | EncoderSpec, classes: list[str], image: tuple[int, int, int]) -> None:
+def check(spec: ModelSpec | EncoderSpec, classes: list[str], image: tuple[int, ...]) -> None:
     """Build the network and run it, both without memory, to know before a job is launched whether it works.
 
-    `image` is (C, H, W) of what it will be given.
+    `image` is (C, H, W) of what it will be given, or (C, D, H, W).
     """
     with torch.device("meta"):
         if isinstance(spec, ModelSpec):
@@ -85,20 +100,25 @@ def check(spec: ModelSpec | EncoderSpec, classes: list[str], image: tuple[int, i
     macs(model, spec.name, image)
 
 
-def macs(model: nn.Module, name: str, image: tuple[int, int, int]) -> Macs:
-    """Multiply-accumulates for an image (C, H, W); UserError where the network does not take such an image, or its
-    logits are not of the image's size."""
+def macs(model: nn.Module, name: str, image: tuple[int, ...]) -> Macs:
+    """Multiply-accumulates for an image (C, H, W) or a patch (C, D, H, W); UserError where the network does not take
+    such a one, or its logits are not of its size."""
+    field = f"data.image_size {image[1]}" if len(image) == 3 else f"volumes.patch {list(image[1:])}"
     try:
         macs, output = dry_run(model, image)
     except (ValueError, RuntimeError, AssertionError, IndexError, TypeError) as error:
-        raise UserError(f"data.image_size {image[1]}: model {name}: {_line(error)}") from None
-    size = output.shape[2:]
-    if output.ndim == 4 and tuple(size) != image[1:]:
+        raise UserError(f"{field}: model {name}: {_line(error)}") from None
+    if output.ndim == len(image) + 1 and tuple(output.shape[2:]) != image[1:]:
         raise UserError(
-            f"model {name}: its logits are {size[0]} x {size[1]} for images of {image[1]} x {image[2]}, and must be of "
+            f"model {name}: its logits are {sides(output.shape[2:])} for images of {sides(image[1:])}, and must be of "
             "the same size; see model.options (smp's are upsampling and encoder_depth)"
         )
     return macs
+
+
+def sides(shape: Sequence[int]) -> str:
+    """`224 x 224`"""
+    return " x ".join(map(str, shape))
 
 
 def _build(create: Callable[..., nn.Module], name: str, **arguments: Any) -> nn.Module:

@@ -8,15 +8,19 @@ from rwkvctl.config.specs.jobs import FinetuneSpec
 from rwkvctl.config.specs.parts import ModelSpec
 from rwkvctl.data.store.manifest import Manifest
 from rwkvctl.models import build
+from rwkvctl.models.plan_volumes import planned
 
 
 def sizes_of(spec: FinetuneSpec) -> dict[str, float]:
-    """`parameters`, `macs_paper` and `macs_true` of its network at its image size."""
-    return _sizes(build.trained(spec).model_dump_json(), spec.data.image_size, spec.data.path or "")
+    """`parameters`, `macs_paper` and `macs_true` of its network at the size of its images or patches."""
+    manifest = Manifest.load(spec.data.path or "")
+    spec = planned(spec, manifest)
+    shape = build.input_shape(spec, manifest.channels)
+    return _sizes(build.trained(spec).model_dump_json(), shape, spec.data.path or "")
 
 
 @cache
-def _sizes(model: str, image_size: int, data: str) -> dict[str, float]:
+def _sizes(model: str, shape: tuple[int, ...], data: str) -> dict[str, float]:
     import torch
 
     from rwkv_unet.flops import count_parameters
@@ -24,5 +28,5 @@ def _sizes(model: str, image_size: int, data: str) -> dict[str, float]:
     spec, manifest = ModelSpec.model_validate_json(model), Manifest.load(data)
     with torch.device("meta"):
         network = build.segmentation_network(spec, manifest.classes, manifest.channels)
-    macs = build.macs(network, spec.name, (manifest.channels, image_size, image_size))
+    macs = build.macs(network, spec.name, shape)
     return {"parameters": count_parameters(network), "macs_paper": macs.paper, "macs_true": macs.true}

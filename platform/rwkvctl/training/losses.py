@@ -28,8 +28,9 @@ def segmentation_loss(
     with little of a class, like any other; so the sums are added up over all workers before they are divided.
 
     Args:
-        logits: (B, C, H, W) for C classes, or (B, 1, H, W) for one foreground class against the background.
-        target: (B, H, W) class ids, any integer dtype; pixels of `ignore_index` count in neither term.
+        logits: (B, C, H, W) for C classes, or (B, 1, H, W) for one foreground class against the background; of volumes
+            (B, C, D, H, W).
+        target: (B, [D,] H, W) class ids, any integer dtype; pixels of `ignore_index` count in neither term.
         total: adds up a vector over all workers, differentiably; by default there is one.
     """
     valid = torch.ones_like(target, dtype=torch.bool) if ignore_index is None else target != ignore_index
@@ -40,7 +41,7 @@ def segmentation_loss(
         pixelwise = F.binary_cross_entropy_with_logits(logits, truth, reduction="none").squeeze(1)
         probabilities = logits.sigmoid()
     else:
-        classes = torch.arange(logits.shape[1], device=logits.device).view(1, -1, 1, 1)
+        classes = torch.arange(logits.shape[1], device=logits.device).view(1, -1, *[1] * (logits.ndim - 2))
         truth = (target.unsqueeze(1) == classes).to(logits.dtype)  # one_hot reads its input on the host
         pixelwise = F.cross_entropy(logits, target, reduction="none")
         probabilities = logits.softmax(dim=1)
@@ -53,8 +54,8 @@ def segmentation_loss(
 
 
 def dice_sums(probabilities: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
-    """Per class (C,), over all pixels of (B, C, H, W): the sum of p * y, and the sum of p^2 + y^2."""
-    pixels = (0, 2, 3)
+    """Per class (C,), over all pixels of (B, C, [D,] H, W): the sum of p * y, and the sum of p^2 + y^2."""
+    pixels = (0, *range(2, truth.ndim))
     return (probabilities * truth).sum(pixels), probabilities.square().sum(pixels) + truth.square().sum(pixels)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from rwkvctl.training.deep_supervision import at_scales
 from rwkvctl.training.losses import segmentation_loss
 
 GOLDENS = np.load(Path(__file__).parents[2] / "goldens" / "training.npz", allow_pickle=False)
@@ -84,3 +85,24 @@ def test_bfloat16_logits_are_reduced_in_float32(batch: tuple[torch.Tensor, torch
     loss = segmentation_loss(batch[0].bfloat16(), batch[1], alpha=0.5, beta=0.5)
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(segmentation_loss(*batch, alpha=0.5, beta=0.5).item(), rel=5e-3)
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_volumes_have_the_loss_of_their_slices_beside_each_other(classes: int):
+    rng = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, classes, 4, 6, 5, generator=rng)
+    target = torch.randint(0, max(2, classes), (2, 4, 6, 5), generator=rng)
+    target[0, 1] = 255
+    flat = segmentation_loss(logits.flatten(2, 3), target.flatten(1, 2), alpha=0.5, beta=1)
+    torch.testing.assert_close(segmentation_loss(logits, target, alpha=0.5, beta=1), flat)
+
+
+def test_every_scale_has_the_mask_at_its_size_and_half_the_weight_of_the_one_above():
+    target = torch.zeros(1, 4, 8, 8, dtype=torch.uint8)
+    target[0, 2:, :4, 4:] = 2
+    maps = [torch.zeros(1, 3, *size) for size in ((4, 8, 8), (4, 4, 4), (2, 2, 2))]
+    found = at_scales(maps, target)
+    assert [share for _, _, share in found] == pytest.approx([4 / 7, 2 / 7, 1 / 7])
+    assert [tuple(mask.shape[1:]) for _, mask, _ in found] == [(4, 8, 8), (4, 4, 4), (2, 2, 2)]
+    assert found[2][1].dtype == torch.uint8
+    assert found[2][1][0, 1].tolist() == [[0, 2], [0, 0]]

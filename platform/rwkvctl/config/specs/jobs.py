@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -10,6 +10,7 @@ from rwkvctl.config.specs.augment import ClassificationAugment, SegmentationAugm
 from rwkvctl.config.specs.base import Address, Spec
 from rwkvctl.config.specs.objectives import LATENCY, SIZES, Bound, Objective
 from rwkvctl.config.specs.parts import (
+    VOLUMETRIC,
     ClusterSpec,
     ConsistencySpec,
     DataSpec,
@@ -20,10 +21,12 @@ from rwkvctl.config.specs.parts import (
     Positive,
     TrackingSpec,
     TrainSpec,
+    takes_volumes,
 )
 from rwkvctl.config.specs.places import check_storage
 from rwkvctl.config.specs.segments import SegmentCode
 from rwkvctl.config.specs.space import SpaceSpec
+from rwkvctl.config.specs.volumes import VolumesSpec
 
 
 class JobSpec(Spec):
@@ -121,13 +124,43 @@ class FinetuneSpec(TrainingSpec):
     consistency: ConsistencySpec | None = None
     """Use the data set's unlabeled images too; null trains on the labeled ones alone."""
 
-    deep_supervision: Literal["none", "sum", "mutation"] = "none"
+    volumes: VolumesSpec | None = None
+    """Train on patches of volumes; null trains on images and slices. Left out, it is what the network takes."""
+
+    deep_supervision: Literal["none", "sum", "mutation", "scales"] = "none"
     """Loss at every scale of pvt_cascade, trans_cascade or emcad: the sum of the scales' losses (CASCADE), or of those
-    of every non-empty subset of the scales, its logits added up (MUTATION, as EMCAD). none: of the logits that are
-    evaluated."""
+    of every non-empty subset of the scales, its logits added up (MUTATION, as EMCAD). scales: of networks over three
+    axes, every scale beside the mask at its size, half as much as the one above it (nnU-Net). none: of the logits that
+    are evaluated."""
 
     freeze_encoder: Annotated[int, Field(ge=0)] = 0
     """First epochs in which the encoder keeps its weights and batch-norm statistics."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _network_takes_volumes(cls, fields: Any) -> Any:
+        if isinstance(fields, dict) and "volumes" not in fields and takes_volumes(fields.get("model")):
+            return fields | {"volumes": {}}
+        return fields
+
+    @model_validator(mode="after")
+    def _network_fits_data(self) -> FinetuneSpec:
+        if self.volumes is None:
+            if self.model.takes_volumes:
+                raise ValueError(f"model.name {self.model.name}: takes volumes, and volumes is null: leave it out")
+            if self.deep_supervision == "scales":
+                raise ValueError("deep_supervision scales is for networks over three axes: set it to sum or mutation")
+            return self
+        if not self.model.takes_volumes:
+            raise ValueError(
+                f"volumes: {self.model.name} takes images: set it to null, or model.name to one over three axes, as "
+                f"{VOLUMETRIC}t or monai:DynUNet with model.options.spatial_dims=3"
+            )
+        if self.deep_supervision not in ("none", "scales"):
+            raise ValueError("deep_supervision: of networks over three axes it is none or scales")
+        if self.consistency is not None:
+            raise ValueError("consistency: is for images and slices: set it to null")
+        return self
 
     @model_validator(mode="after")
     def _unlabeled_batch_fits(self) -> FinetuneSpec:

@@ -37,6 +37,10 @@ def check_image_size(value: int) -> int:
     return value
 
 
+VOLUMETRIC = "rwkv_unet_3d_"
+"""How the names of our networks over three axes begin; those of MONAI are told to be by `options.spatial_dims`."""
+
+
 class ModelSpec(Spec):
     """A segmentation model by its name, with the ablations of the paper; null or default leaves it as published."""
 
@@ -79,9 +83,26 @@ class ModelSpec(Spec):
             raise ValueError("must be odd")
         return value
 
+    @property
+    def takes_volumes(self) -> bool:
+        """Whether it is a network over three axes."""
+        return takes_volumes({"name": self.name, "options": self.options})
+
     def overrides(self) -> dict[str, Any]:
         """What `rwkv_unet.create_model` is given beside the name: only what differs from the default."""
         return self.model_dump(exclude={"name", "encoder_weights", "options"}, exclude_defaults=True) | self.options
+
+
+def takes_volumes(model: Any) -> bool:
+    """Whether a model's fields, which need not be valid, name a network over three axes."""
+    if isinstance(model, ModelSpec):
+        return model.takes_volumes
+    if not isinstance(model, dict):
+        return False
+    options = model.get("options")
+    return str(model.get("name")).startswith(VOLUMETRIC) or (
+        isinstance(options, dict) and options.get("spatial_dims") == 3
+    )
 
 
 class EncoderSpec(Spec):

@@ -17,6 +17,9 @@ from torchvision.transforms.v2 import functional
 
 from rwkvctl.config.specs.augment import COLOUR, SegmentationAugment
 
+MOST_CHANNELS = 64
+"""That OpenCV is given at once: slices of a volume."""
+
 Step = Callable[[torch.Tensor, SegmentationAugment, np.random.Generator], torch.Tensor]
 
 
@@ -39,6 +42,19 @@ def change_appearance(image: torch.Tensor, augment: SegmentationAugment, rng: np
     return pixels.mul_(255).round_().to(image.dtype)
 
 
+def change_volume(image: torch.Tensor, augment: SegmentationAugment, rng: np.random.Generator) -> torch.Tensor:
+    """The same of a volume, float32 (C, D, H, W): every channel by itself, its slices alike. Blur and resolution are
+    those of the slices."""
+    depth, height, width = image.shape[1:]
+    for name, step in STEPS.items():
+        probability = getattr(augment, name)
+        if not probability or name in COLOUR or rng.random() >= probability:
+            continue
+        shape = (depth, height, width) if name in WITHIN_SLICES else (1, depth * height, width)
+        image = torch.stack([step(x.reshape(shape), augment, rng).reshape(x.shape) for x in image]).clamp(0, 1)
+    return image
+
+
 def noise(pixels: torch.Tensor, augment: SegmentationAugment, rng: np.random.Generator) -> torch.Tensor:
     """nnU-Net's images have a deviation of 1; what it calls the variance of the noise it uses as the deviation."""
     deviation = rng.uniform(*augment.noise_deviation) * float(pixels.std())
@@ -50,9 +66,12 @@ def blur(pixels: torch.Tensor, augment: SegmentationAugment, rng: np.random.Gene
     sigma = rng.uniform(*augment.blur_sigma)
     if not sigma:
         return pixels
-    rows = pixels.permute(1, 2, 0).contiguous().numpy()
-    blurred = cv2.GaussianBlur(rows, (0, 0), sigma, borderType=cv2.BORDER_REFLECT_101)
-    return torch.from_numpy(blurred.reshape(rows.shape)).permute(2, 0, 1)
+    parts = []
+    for some in pixels.split(MOST_CHANNELS):
+        rows = some.permute(1, 2, 0).contiguous().numpy()
+        blurred = cv2.GaussianBlur(rows, (0, 0), sigma, borderType=cv2.BORDER_REFLECT_101)
+        parts.append(torch.from_numpy(blurred.reshape(rows.shape)).permute(2, 0, 1))
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
 def brightness(pixels: torch.Tensor, augment: SegmentationAugment, rng: np.random.Generator) -> torch.Tensor:
@@ -111,3 +130,5 @@ STEPS: dict[str, Step] = {
     "hue": hue,
 }
 """By the field that holds its probability."""
+WITHIN_SLICES = ("blur", "low_resolution")
+"""Steps that look at a pixel's neighbours."""

@@ -11,6 +11,7 @@ from typing import Literal
 
 from rwkvctl.base.errors import UserError
 from rwkvctl.config.specs.augment import SegmentationAugment
+from rwkvctl.config.specs.volumes import VolumesSpec
 from rwkvctl.data.feed import decoded, order
 from rwkvctl.data.feed.loader_processes import data_loader, plain_errors, shut_down
 from rwkvctl.data.feed.samples import (
@@ -24,6 +25,9 @@ from rwkvctl.data.feed.samples import (
     size_of,
 )
 from rwkvctl.data.feed.schedule import Schedule
+from rwkvctl.data.feed.volume_cache import Volumes
+from rwkvctl.data.feed.volume_patches import VolumePatches
+from rwkvctl.data.store.case_ids import cases_of
 from rwkvctl.data.store.case_reader import reader_for
 from rwkvctl.data.store.manifest import Manifest
 from rwkvctl.data.store.shards import fetched_ahead
@@ -38,7 +42,8 @@ class TrainLoader:
     image_size: side of a square, or (height, width). augment: None for none. workers: 0 loads in this process.
     epoch_steps: steps that count as an epoch, in place of one pass. micro_batch: images of a forward pass, see
     `Schedule`; a rank's come one after the other in its batch. unlabeled: of the samples without a mask, two
-    views each, images (B, 2C, H, H) and targets (B,) as `views.two_views` makes them.
+    views each, images (B, 2C, H, H) and targets (B,) as `views.two_views` makes them. volumes: patches of the volumes
+    that the part's samples are of, in the place of their slices; it has been planned, and image_size does not matter.
     """
 
     def __init__(
@@ -57,16 +62,25 @@ class TrainLoader:
         epoch_steps: int | None = None,
         micro_batch: int | None = None,
         unlabeled: bool = False,
+        volumes: VolumesSpec | None = None,
     ):
         ids = manifest.unlabeled_ids() if unlabeled else manifest.ids(split, "train")
+        if volumes is not None:
+            ids = cases_of(ids)
         self._reader = reader = reader_for(manifest, ids)
         self._files = manifest.shard_files
         self._files.check_room(order.SHARDS_A_GROUP)
-        self.schedule = Schedule(reader.shards(), seed, global_batch, rank, world_size, tail, epoch_steps, micro_batch)
+        shards = reader.shards() if volumes is None else reader.shards().repeat(volumes.patches_per_case)
+        self.schedule = Schedule(shards, seed, global_batch, rank, world_size, tail, epoch_steps, micro_batch)
         self._batches = _Batches(self.schedule)
-        if unlabeled:
+        dataset: Samples
+        if volumes is not None:
+            assert isinstance(augment, SegmentationAugment | None)
+            spacing = None if isinstance(volumes.spacing, str) else volumes.spacing
+            dataset = VolumePatches(Volumes(manifest, reader, spacing), seed, volumes, augment)
+        elif unlabeled:
             assert isinstance(augment, SegmentationAugment)
-            dataset: Samples = UnlabeledSamples(reader, seed, size_of(image_size), augment)
+            dataset = UnlabeledSamples(reader, seed, size_of(image_size), augment)
         else:
             dataset = dataset_for(manifest, reader, size_of(image_size), augment, seed)
         self._dataset = dataset
@@ -74,8 +88,11 @@ class TrainLoader:
         self._loader = data_loader(dataset, self._batches, workers)
 
     def keep_decoded(self, progress: Callable[[], None] = lambda: None) -> str:
-        """Read segmentation's samples from the decoded ones that this machine keeps, see `decoded.keep`; before the
-        first epoch. No batch is another. Returns a line for the log, perhaps empty."""
+        """Read segmentation's samples from the decoded ones that this machine keeps, see `decoded.keep`, and volumes
+        from the resampled ones; before the first epoch. No batch is another. Returns a line for the log, perhaps
+        empty."""
+        if isinstance(self._dataset, VolumePatches):
+            return self._dataset.volumes.keep(progress)
         if not isinstance(self._dataset, SegmentationSamples):
             return ""
         self._dataset.decoded, said = decoded.keep(
@@ -100,7 +117,7 @@ class TrainLoader:
         """Ids of all ranks' samples of the next batch, in the order of its micro-batches."""
         sequence = self.schedule.sequence(epoch, consumed)
         batch = sequence[consumed : consumed + self.schedule.global_batch]
-        return [self._reader.key(int(position)) for _, position in batch]
+        return [self._dataset.key(int(position)) for _, position in batch]
 
     def close(self) -> None:
         """End the worker processes (they end with the process anyhow)."""

@@ -13,7 +13,9 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 def to_input(images: torch.Tensor, device: torch.device | str) -> torch.Tensor:
     """The model's input, float32 (B, C, H, W) on `device`: uint8 normalised by ImageNet's mean and deviation there
     (a quarter of the bytes to copy), float32 as it is. Channels stay last in memory, and nothing is copied that is
-    there already."""
+    there already. Patches of volumes, float32 (B, C, D, H, W), are as they are."""
+    if images.ndim == 5:
+        return images.to(device, non_blocking=True).float()
     images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
     if images.dtype != torch.uint8:
         return images.float()

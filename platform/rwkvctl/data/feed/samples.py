@@ -23,7 +23,8 @@ Augment = ClassificationAugment | SegmentationAugment
 
 class Batch(NamedTuple):
     """images uint8 (B, 3, H, W) for rgb8 or float32 (B, C, H, W) for float, channels last in memory;
-    targets uint8 (B, H, W) masks or int64 (B,) labels; keys: the samples' ids.
+    targets uint8 (B, H, W) masks or int64 (B,) labels; keys: the samples' ids. Of patches of volumes images are float32
+    (B, C, D, H, W), targets (B, D, H, W), keys their cases.
 
     Of unlabeled samples: images (B, 2C, H, W) of two views each, targets int64 (B,) the turn of the second."""
 
@@ -50,6 +51,10 @@ class Samples(Dataset[Item]):
 
     def __len__(self) -> int:
         return len(self.reader)
+
+    def key(self, position: int) -> str:
+        """The id of a sample."""
+        return self.reader.key(position)
 
     def __getitem__(self, place: tuple[int, int]) -> Item:
         epoch, position = place
@@ -136,8 +141,11 @@ def size_of(image_size: int | tuple[int, int]) -> tuple[int, int]:
 
 
 def collate(samples: Sequence[Item]) -> Batch:
-    """Samples (C, H, W) whose channels lie last in memory, as they do in the batch: copies of whole rows."""
+    """Samples (C, H, W) whose channels lie last in memory, as they do in the batch: copies of whole rows. Patches
+    (C, D, H, W) of volumes lie as they are."""
     images, targets, keys = zip(*samples, strict=True)
     with one_thread():
+        if images[0].ndim == 4:
+            return Batch(torch.stack(images), torch.stack(targets), list(keys))
         channels_last = torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
         return Batch(channels_last, torch.stack(targets), list(keys))

@@ -126,13 +126,9 @@ def _move(pair: Pair, augment: SegmentationAugment, rng: np.random.Generator) ->
     if rng.random() < augment.rotate90 and square:
         quarters = int(rng.integers(1, 4))
         pair = _both(lambda x: tv_tensors.wrap(torch.rot90(x, quarters, (-2, -1)), like=x), pair)
-    both = rng.random() < augment.affine
-    angle, scale = (_angle(augment, rng), float(rng.uniform(*augment.scale))) if both else (0.0, 1.0)
-    if augment.rotation and rng.random() < augment.rotation:
-        angle += _angle(augment, rng)
-    if augment.scaling and rng.random() < augment.scaling:
-        scale *= float(rng.uniform(*augment.scale))
-    if both or (angle, scale) != (0.0, 1.0):
+    found = drawn_affine(augment, rng)
+    if found is not None:
+        angle, scale = found
         pair = _both(
             lambda x: functional.affine(
                 x, angle, translate=[0, 0], scale=scale, shear=[0, 0], interpolation=InterpolationMode.BILINEAR
@@ -141,16 +137,27 @@ def _move(pair: Pair, augment: SegmentationAugment, rng: np.random.Generator) ->
         )
     if augment.elastic and rng.random() < augment.elastic:
         height, width = pair[1].shape[-2:]
-        shifts = _smooth_shifts((height, width), augment, rng)
+        shifts = smooth_shifts((height, width), augment, rng)
         pair = _both(lambda x: functional.elastic(x, shifts, InterpolationMode.BILINEAR), pair)
     return pair
+
+
+def drawn_affine(augment: SegmentationAugment, rng: np.random.Generator) -> tuple[float, float] | None:
+    """Angle in degrees and factor of an affine map; None for none."""
+    both = rng.random() < augment.affine
+    angle, scale = (_angle(augment, rng), float(rng.uniform(*augment.scale))) if both else (0.0, 1.0)
+    if augment.rotation and rng.random() < augment.rotation:
+        angle += _angle(augment, rng)
+    if augment.scaling and rng.random() < augment.scaling:
+        scale *= float(rng.uniform(*augment.scale))
+    return (angle, scale) if both or (angle, scale) != (0.0, 1.0) else None
 
 
 def _angle(augment: SegmentationAugment, rng: np.random.Generator) -> float:
     return float(rng.uniform(-augment.degrees, augment.degrees))
 
 
-def _smooth_shifts(size: Size, augment: SegmentationAugment, rng: np.random.Generator) -> torch.Tensor:
+def smooth_shifts(size: Size, augment: SegmentationAugment, rng: np.random.Generator) -> torch.Tensor:
     """(1, H, W, 2) shifts in x and y for `functional.elastic`, which counts from -1 to 1 over a side: noise made smooth
     by a Gaussian, and scaled so that the farthest shift is as long as drawn. The noise is coarse where the Gaussian is
     wide, which takes a tenth of the time and looks the same."""

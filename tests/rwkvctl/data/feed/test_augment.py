@@ -98,7 +98,7 @@ def test_geometry_keeps_image_and_mask_in_register(preset: str, kind: str):
 def test_a_deformation_is_smooth_as_far_as_drawn_and_never_folds():
     augment = only(elastic=1, elastic_shift=(0.04, 0.04))
     for seed, size in enumerate([(64, 64), (224, 224), (96, 160)]):
-        shifts = transforms._smooth_shifts(size, augment, generator(seed))[0].numpy() * np.array(size[::-1]) / 2
+        shifts = transforms.smooth_shifts(size, augment, generator(seed))[0].numpy() * np.array(size[::-1]) / 2
         assert np.hypot(shifts[..., 0], shifts[..., 1]).max() == pytest.approx(0.04 * min(size), rel=1e-5)
         (x_y, x_x), (y_y, y_x) = (np.gradient(shifts[..., axis]) for axis in (0, 1))
         assert ((1 + x_x) * (1 + y_y) - x_y * y_x).min() > 0.1

@@ -1,0 +1,34 @@
+"""Training on patches of volumes, by a network over three axes."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from rwkvctl.config.specs.base import Spec
+
+Positive = Annotated[int, Field(ge=1)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Millimetres = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class VolumesSpec(Spec):
+    """What a network over three axes is shown of volumes; `auto` is planned from the training cases, as nnU-Net does,
+    when the run first starts."""
+
+    patch: tuple[Positive, Positive, Positive] | Literal["auto"] = "auto"
+    """(D, H, W) voxels."""
+    patch_voxels: Positive = 2**20
+    """The most voxels of a patch that is planned."""
+    spacing: tuple[Millimetres, Millimetres, Millimetres] | Literal["auto", "native"] = "auto"
+    """mm along z, y, x that volumes are brought to; native leaves them as they are. auto: the median of the training
+    cases, native where they have none."""
+    foreground: Probability = 1 / 3
+    """Share of patches around a voxel of a class that is drawn first, so that small ones are seen as often."""
+    patches_per_case: Positive = 8
+    """Patches of every case in one pass over the training part."""
+    overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Of neighbouring patches when a whole volume is segmented, as a share of their sides."""
+    depth_flip: Probability = 0.5
+    """First and last slice exchanged, beside what `augment` does within slices."""
