@@ -89,8 +89,17 @@ def prepare(
         str | None, typer.Option(help="Of pairs: which one of several masks, by the further part of its name.")
     ] = None,
     csv: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE",
+            help="A table with a row an image: its mask, class, part or patient. imagetable takes several.",
+        ),
+    ] = None,
+    labels: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="Of pairs: a table with a row an image: its mask, part or patient."),
+        typer.Option(
+            metavar="COLUMN", help="Of imagetable: the column of classes, or a column a class: A,B,... [default: found]"
+        ),
     ] = None,
     split_from: Annotated[
         str | None,
@@ -145,7 +154,9 @@ def prepare(
         "annotator": annotator,
         "split_from": split_from,
         "intensity": intensity,
-        "csv": csv,
+        "csv": csv[0] if csv else None,
+        "more_csv": tuple(csv[1:]) if csv and csv[1:] else None,
+        "labels": labels,
         "inside": inside,
         "axes": axes,
         "allow_partial": allow_partial,
@@ -402,8 +413,9 @@ def synth(
     """Write a small synthetic copy of a data set's download, to try its path before access is granted.
 
     The forms, the usual one first: acdc:h5|nifti, busi:kaggle, clinicdb:tif|png|jpg, colondb:png|bmp, folder:pairs,
-    fugc:zenodo, glas:bmp, goals:full|public, imagefolder:textures, imagenet:tars|folder|kaggle|parquet|timm,
-    isic2017:official, kvasir:jpg, nnunet:volumes|slices|slice_channels|channels|ct,
+    fugc:zenodo, glas:bmp, goals:full|public, imagefolder:textures, imagetable:column|onehot,
+    imagenet:tars|folder|kaggle|parquet|timm, isic2017:official,
+    kvasir:jpg, nnunet:volumes|slices|slice_channels|channels|ct,
     pairs:suffix|annotators|instances|classes|parts|grey|colour|palette|ids|objects|jpegmasks|languages|endings|beside|beginnings|cases|junk|csv|metadata|volume_suffix|volume_folders|volume_cases|volume_organs|volume_annotators|volume_contrasts|volume_tiff,
     decathlon:task|channels, dicom:seg|labelmap|rtstruct, bids:lesions|contrasts, arrays:volumes|slices|npz, psvfm:png,
     synapse:transunet|samed|cascade|nifti.

@@ -64,10 +64,11 @@ def examine(paths: Sequence[Path | str]) -> Diagnosis:
     with open_sources(paths) as source:
         findings = [finding for form in formats.every() if (finding := _ask(form, source))]
         classes = [finding for finding in findings if finding.form == CLASSES]
-        findings = [finding for finding in findings if finding not in classes]
+        labelled = [finding for finding in findings if finding.dataset == "imagetable"]
+        findings = [finding for finding in findings if finding not in [*classes, *labelled]]
         kinds = Counter(file.suffix or "no extension" for file in source.files)
         if not any(map(_is_sure, findings)):
-            findings = _own_pairs(source, findings) or findings or classes
+            findings = (_own_pairs(source, findings) or findings or ([] if labelled else classes)) + labelled
     # A generic format takes nearly everything; a special one without problems is the surest.
     generic = {form.DATASET.name for form in formats.every() if not form.DATASET.expected}
     special = [finding for finding in findings if finding.dataset not in generic]

@@ -59,6 +59,8 @@ def prepare(
     split_from: str | None = None,
     intensity: str | None = None,
     csv: str | None = None,
+    more_csv: tuple[str, ...] | None = None,
+    labels: str | None = None,
     inside: str | None = None,
     axes: str | None = None,
     allow_partial: bool = False,
@@ -73,7 +75,7 @@ def prepare(
     for small sources), interrupted or not: finished shards wait in `.<name>.partial` beside `out` for the next run.
     Options that a format does not know are refused; `ratio` and `seeds` are for formats with random splits, `split` for
     those with several published ones; elsewhere it is the ratio, which was called so once. `images`, `masks` and what
-    they are told apart by are for the format `pairs`.
+    they are told apart by are for the format `pairs`, `labels` for `imagetable`.
     """
     form = formats.get(format_name)
     out = Path(out).expanduser().absolute()
@@ -98,6 +100,8 @@ def prepare(
         split_from=split_from,
         intensity=intensity,
         csv=csv,
+        more_csv=more_csv,
+        labels=labels,
         inside=inside,
         axes=axes,
     )
@@ -188,7 +192,10 @@ def _check_options(options: Options, dataset: Dataset) -> None:
     for field in (own.name for own in dataclasses.fields(Options) if own.name not in ("dataset", "allow_partial")):
         if getattr(options, field) is not None and field not in dataset.options:
             flag = "--" + field.replace("seeds", "seed").removeprefix("more_").replace("_", "-")
-            raise UserError(f"{flag}: {dataset.name} has no such choice; leave it out")
+            again = (
+                " a second time" if field.startswith("more_") and field.removeprefix("more_") in dataset.options else ""
+            )
+            raise UserError(f"{flag}{again}: {dataset.name} has no such choice; leave it out")
     if options.seeds is not None and (not options.seeds or any(not 0 <= seed < 2**32 for seed in options.seeds)):
         raise UserError(f"--seed {list(options.seeds)}: give whole numbers from 0 to 4294967295")
     names = options.classes or ()

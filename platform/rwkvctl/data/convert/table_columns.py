@@ -21,12 +21,13 @@ ENDINGS = (".csv", ".tsv", ".tab")
 GROUP, SPLIT = "group", "split"
 _HEADINGS = {
     "image": """image img image_path img_path imagepath imgpath image_file img_file image_name img_name image_filename
-        image_id filename file_name filepath file path photo picture images bild imagen foto input name id 图像""",
+        image_id filename file_name filepath file path photo picture images bild imagen foto input name id
+        img_id isic_id id_code image_index 图像""",
     "mask": """mask mask_path maskpath mask_file mask_name mask_filename masks label label_path segmentation
         segmentation_path seg annotation gt ground_truth target maske mascara máscara output 标签""",
     SPLIT: """split set subset part partition phase usage group_split dataset_split data_split mode satz fold""",
     GROUP: """patient patient_id patientid subject subject_id case case_id pid group person participant study study_id
-        sequence video eye_id animal mouse slide slide_id paciente paziente""",
+        lesion_id lesion sequence video eye_id animal mouse slide slide_id paciente paziente""",
 }
 """What columns are usually called, the surest first."""
 LEAST = 0.5
@@ -172,25 +173,31 @@ def _looks_like_paths(table: Table, column: int) -> bool:
 def _chosen(table: Table, name: str, kind: str) -> int | None:
     if not name:
         return None
-    number = next((n for n, heading in enumerate(table.headings) if _word(heading) == _word(name)), None)
+    number = number_of(table, name)
     if number is None:
         raise UserError(f"{table.name}: has no column {name!r} for {kind}; there is {', '.join(table.headings)}")
     return number
 
 
+def number_of(table: Table, name: str) -> int | None:
+    """Which column is called so, whatever the case and the signs between the words."""
+    return next((n for n, heading in enumerate(table.headings) if word(heading) == word(name)), None)
+
+
 def is_column(table: Table, name: str | None) -> bool:
-    return name is not None and any(_word(heading) == _word(name) for heading in table.headings)
+    return name is not None and number_of(table, name) is not None
 
 
 def _usual(table: Table, kind: str, files: Sequence[int]) -> int | None:
     words = _HEADINGS[kind].split()
-    found = [n for n, heading in enumerate(table.headings) if _word(heading) in words]
+    found = [n for n, heading in enumerate(table.headings) if word(heading) in words]
     if kind in ("image", "mask"):
         found = [n for n in found if n in files]
-    return min(found, key=lambda n: words.index(_word(table.headings[n])), default=None)
+    return min(found, key=lambda n: words.index(word(table.headings[n])), default=None)
 
 
-def _word(heading: str) -> str:
+def word(heading: str) -> str:
+    """`Image Path` and `imagePath` -> `image_path`."""
     split = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", unicodedata.normalize("NFC", heading))
     return re.sub(r"[\W_]+", "_", split.lower()).strip("_")
 

@@ -67,6 +67,8 @@ class Options:
     split_from: str | None = None
     intensity: str | None = None
     csv: str | None = None
+    more_csv: tuple[str, ...] | None = None
+    labels: str | None = None
     inside: str | None = None
     axes: str | None = None
 

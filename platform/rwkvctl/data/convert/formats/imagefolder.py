@@ -127,7 +127,7 @@ def _list(source: Source, root: str, part: str, folder: str, classes: list[str],
     for file in source.below(folder):
         name = relative(file, folder).partition("/")[0]
         if file.suffix in image_files.EXTENSIONS and name in number_of:
-            items.append(_photo(file, relative(file, root), part, number_of[name]))
+            items.append(photo(file, relative(file, root), part, number_of[name]))
     if part in ("train", "all"):
         for label in sorted(set(range(len(classes))) - {item.label for item in items}):
             problems.add(f"{source}: {folder}/{classes[label]}: holds no images; add some or remove the class")
@@ -136,6 +136,6 @@ def _list(source: Source, root: str, part: str, folder: str, classes: list[str],
     return items
 
 
-def _photo(file: RawFile, path: str, part: str, label: int) -> Photo:
+def photo(file: RawFile, path: str, part: str, label: int) -> Photo:
     path_hash = hashlib.sha256(path.encode()).hexdigest()[:10]  # equal names in two folders, odd characters
     return Photo(f"{part}_c{label:04d}_{discover.slug(file.stem)[:40]}_{path_hash}", file, path, label)

@@ -24,6 +24,7 @@ FORMS = {
     "glas": ("bmp",),
     "goals": ("full", "public"),
     "imagefolder": ("textures",),
+    "imagetable": ("column", "onehot"),
     "imagenet": ("tars", "folder", "kaggle", "parquet", "timm"),
     "isic2017": ("official",),
     "kvasir": ("jpg",),
