@@ -417,7 +417,8 @@ def synth(
     imagenet:tars|folder|kaggle|parquet|timm, isic2017:official,
     kvasir:jpg, nnunet:volumes|slices|slice_channels|channels|ct,
     pairs:suffix|annotators|instances|classes|parts|grey|colour|palette|ids|objects|jpegmasks|languages|endings|beside|beginnings|cases|junk|csv|metadata|volume_suffix|volume_folders|volume_cases|volume_organs|volume_annotators|volume_contrasts|volume_tiff,
-    decathlon:task|channels, dicom:seg|labelmap|rtstruct, bids:lesions|contrasts, arrays:volumes|slices|npz, psvfm:png,
+    decathlon:task|channels, dicom:seg|labelmap|rtstruct, bids:lesions|contrasts,
+    arrays:volumes|slices|npz|channels|onehot|parts, psvfm:png,
     synapse:transunet|samed|cascade|nifti.
     """
     from rwkvctl.data.convert import synth as trees

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -18,6 +19,8 @@ _IMAGE = re.compile(
 )
 _EXACT = re.compile(r"labels?|masks?|seg(?:mentation)?|gt|y|ground_?truth|target", re.IGNORECASE)
 _SHOWN = 6
+MOST_CHANNELS = 32
+"""More are slices."""
 AXES = ("zyx", "zxy", "yxz", "xyz", "yzx", "xzy")
 """What the axes of a volume may be: z is the one that is sliced, and a slice has its rows along y."""
 
@@ -37,7 +40,8 @@ def plain(shape: Sequence[int]) -> tuple[int, ...]:
 
 def roles(entries: Sequence[Entry]) -> Roles | None:
     """None where no two arrays fit one another."""
-    fitting = [(a, b) for a in entries for b in entries if a is not b and _fit(a, b)]
+    pairs = list(itertools.permutations(entries, 2))
+    fitting = [pair for pair in pairs if _fit(*pair) and _has_plain_label(*pair)] or [p for p in pairs if _fit(*p)]
     if not fitting:
         return None
     named = [pair for pair in fitting if _is_label(pair[1]) and not _is_label(pair[0])]
@@ -63,18 +67,38 @@ def roles(entries: Sequence[Entry]) -> Roles | None:
 
 
 def _fit(image: Entry, label: Entry) -> bool:
-    """Of one shape, or the image has one axis more, of channels."""
-    one, other = plain(image.shape), plain(label.shape)
-    if len(other) not in (2, 3) or label.dtype.itemsize > 8:
-        return False
-    return one == other or (len(one) == len(other) + 1 and channel_axis(one, other) is not None)
+    return label.dtype.itemsize <= 8 and channels(plain(image.shape), plain(label.shape)) is not None
 
 
-def channel_axis(image: Sequence[int], label: Sequence[int]) -> int | None:
-    """Which axis an image has and its label has not: the first or the last."""
-    if tuple(image[1:]) == tuple(label):
-        return 0
-    return len(image) - 1 if tuple(image[:-1]) == tuple(label) else None
+def _has_plain_label(image: Entry, label: Entry) -> bool:
+    found = channels(plain(image.shape), plain(label.shape))
+    return found is not None and found.label is None
+
+
+class Channels(NamedTuple):
+    """Where an image has its channels, and a label a plane a class: the first or the last axis, or None."""
+
+    image: int | None
+    label: int | None
+
+
+def channels(image: tuple[int, ...], label: tuple[int, ...]) -> Channels | None:
+    """Of shapes without axes of one element: the same, or with an axis more for channels, for classes, or for both;
+    None where they do not fit."""
+    for own, other in itertools.product((None, 0, len(label) - 1), (None, 0, len(image) - 1)):
+        found = Channels(other, own)
+        place = without(image, found.image)
+        if place == without(label, found.label) and len(place) in (2, 3) and _are_few(image, label, found):
+            return found
+    return None
+
+
+def without(shape: tuple[int, ...], axis: int | None) -> tuple[int, ...]:
+    return shape if axis is None else shape[:axis] + shape[axis + 1 :]
+
+
+def _are_few(image: tuple[int, ...], label: tuple[int, ...], found: Channels) -> bool:
+    return all(axis is None or own[axis] <= MOST_CHANNELS for own, axis in zip((image, label), found, strict=True))
 
 
 def _is_label(entry: Entry) -> bool:

@@ -39,7 +39,7 @@ def read_grid(files: Sequence[RawFile], name: str, axes: str) -> Grid:
     if len(shape) != len(axes):
         raise BadFile(f"{files[0]}: {own.name or 'its array'} has shape {own.shape}; {len(axes)} axes were expected")
     size = {axis: shape[n] for n, axis in enumerate(axes)} | ({} if "z" in axes else {"z": len(files)})
-    spacing, notes = _spacing(own, axes)
+    spacing, notes = _spacing(own, axes.replace("c", ""))
     steps = [spacing.get(axis, 1.0) for axis in "xyz"]
     affine = np.diag([-steps[0], -steps[1], steps[2], 1.0])
     measured = all(axis in spacing for axis in "xyz")
@@ -61,21 +61,26 @@ def _spacing(own: Entry, axes: str) -> tuple[dict[str, float], tuple[str, ...]]:
     return stored, ()
 
 
-def read(files: Sequence[RawFile], name: str, axes: str) -> Stored:
-    """BadFile for what is damaged, or slices of several sizes."""
+def read(files: Sequence[RawFile], name: str, axes: str, channel: int = 0) -> Stored:
+    """One channel of an array that has `c` among its axes. BadFile for what is damaged, or slices of several sizes."""
     grid = read_grid(files, name, axes)
     name = name or entry(files[0], name).name
+    first, all_axes, axes = _channel(files[0], name, axes, channel), axes, axes.replace("c", "")
     if "z" in axes:
-        voxels = _whole(arrays.read(files[0], name)).transpose([axes.index(axis) for axis in "xyz"])
-        return Stored(voxels, grid, None, None, None)
-    first = _whole(arrays.read(files[0], name))
+        return Stored(first.transpose([axes.index(axis) for axis in "xyz"]), grid, None, None, None)
     voxels = np.empty((*first.shape, len(files)), first.dtype)
     for z, file in enumerate(files):
-        own = first if z == 0 else _whole(arrays.read(file, name))
+        own = first if z == 0 else _channel(file, name, all_axes, channel)
         if own.shape != first.shape:
             raise BadFile(f"{file}: has shape {own.shape}, {files[0].name} has {first.shape}; give slices one size")
         voxels[..., z] = own
     return Stored(voxels.transpose([axes.index("x"), axes.index("y"), 2]), grid, None, None, None)
+
+
+def _channel(file: RawFile, name: str, axes: str, channel: int) -> NDArray[Any]:
+    """The array without its axis `c`, if it has one."""
+    own = _whole(arrays.read(file, name))
+    return own.take(channel, axes.index("c")) if "c" in axes and own.ndim == len(axes) else own
 
 
 def _whole(array: NDArray[Any]) -> NDArray[Any]:

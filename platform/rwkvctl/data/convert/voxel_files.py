@@ -25,9 +25,9 @@ class VoxelFile:
     """A file with the voxels of one image or mask.
 
     voxels: the file that holds them, where `file` is their header; array, axes: of a file of arrays which one, and what
-    its axes are (`zyx`, or `yx` of a slice), those of one element left out; slices: all files of a volume of slices;
-    channel: which of several along the fourth axis; dicom: a series, or the kind of a mask on one, of which `segments`
-    are (number, class id).
+    its axes are (`zyx`, or `yx` of a slice, and `c` for channels), those of one element left out; slices: all files of
+    a volume of slices; channel: which of several along the fourth axis, or along `c`; dicom: a series, or the kind of a
+    mask on one, of which `segments` are (number, class id).
     """
 
     file: RawFile
@@ -105,7 +105,7 @@ def read(own: VoxelFile) -> Stored:
     if own.name.lower().endswith(itk_files.ENDINGS):
         return itk_files.read(own.file, own.voxels)
     if own.name.lower().endswith(arrays.ENDINGS):
-        return array_volumes.read(own.slices or (own.file,), own.array, own.axes)
+        return array_volumes.read(own.slices or (own.file,), own.array, own.axes, own.channel)
     if own.name.lower().endswith(tiff_volumes.ENDINGS):
         return tiff_volumes.read(own.file)
     if own.channels > 1:

@@ -83,7 +83,19 @@ FORMS = {
     "arrays:volumes": Form(NAMED),
     "arrays:slices": Form(NAMED, question="are kept by --range", image=unit, measured=False),
     "arrays:npz": Form(NAMED, image=lambda image: np.round(unit(image) * 255) / 255, measured=False),
+    "arrays:channels": Form(
+        NAMED, image=lambda image: np.stack([unit(image), 1 - unit(image)], axis=-1), measured=False
+    ),
+    "arrays:onehot": Form(
+        NAMED, image=lambda image: np.stack([deviations(image), -deviations(image)], axis=-1), measured=False
+    ),
+    "arrays:parts": Form(NAMED, image=unit, measured=False, parts=(3, 1, 2)),
 }
+
+
+def deviations(image: np.ndarray) -> np.ndarray:
+    values = image.astype(np.float64)
+    return (values - values.mean()) / values.std()
 
 
 def number_of(key: str) -> int:
@@ -91,7 +103,7 @@ def number_of(key: str) -> int:
     name = re.sub(r"_z\d+$", "", key)
     if match := re.search(r"sub-(\d+)_ses-(\d)", name):
         return 2 * int(match[1]) + int(match[2]) - 2
-    return int(re.findall(r"\d+", name.partition("_")[2])[-1 if "la_" not in name else 0])
+    return int(re.findall(r"\d+", name.partition("_")[2])[-1 if "la_" not in name else 0]) % 900
 
 
 def prepared_as_doctor_says(source: Path, out: Path) -> tuple[Manifest, str]:
@@ -251,7 +263,7 @@ def test_a_damaged_image_is_named(ending: str, data: bytes, match: str, tmp_path
     [
         ("decathlon:task", "channels", r"la_001.nii.gz: has 1 channels along its fourth axis, 2 were expected"),
         ("decathlon:task", "gone", r"dataset.json: lists ./labelsTr/la_002.nii.gz, which is not there"),
-        ("arrays:npz", "channels", r"1.npz: x has 3 channels \(3, 5, 28, 32\); one is taken"),
+        ("arrays:npz", "channels", r"1.npz: x has 3 channels \(3, 5, 28, 32\), the others have 1; give all"),
         ("arrays:npz", "pickled", r"1.npz: holds Python objects in 'image'"),
         ("arrays:npz", "truncated", r"6.npz: is damaged, or no NumPy file"),
         ("arrays:slices", "truncated", r"p06_slice_4.h5: is damaged, or no HDF5 file"),
@@ -335,6 +347,56 @@ def test_axes_that_shapes_do_not_tell_are_asked_about(tmp_path: Path):
     assert Reader(other).image(0).shape == (50, 40)
     with pytest.raises(UserError, match="--axes abc: give one of zyx, "):
         prepare("arrays", [tree], tmp_path / "third", axes="abc")
+
+
+def write_coloured(folder: Path, shape: tuple[int, ...] = (20, 24, 3), planes: int = 3, scale: float = 1) -> Path:
+    """An image and a plane a class of one shape, which could be three slices."""
+    folder.mkdir()
+    for number in range(6):
+        rng = np.random.default_rng(number)
+        label = rng.integers(0, planes + 1, shape[:2])
+        masks = np.stack([label == own for own in range(1, planes + 1)], -1).astype(np.uint8)
+        image = rng.integers(0, 256, shape, np.uint8)
+        np.savez(folder / f"{number}.npz", image=image if scale == 1 else image * np.float32(scale), mask=masks)
+    return folder
+
+
+def test_colours_and_classes_that_could_be_slices(tmp_path: Path):
+    tree = write_coloured(tmp_path / "tree")
+    made, printed = prepared_as_doctor_says(tree, tmp_path / "set")
+    assert "3 of (20, 24, 3) are taken for colours and classes; are they slices, --axes yxz" in printed
+    assert made.content.channel_names == ["image 1", "image 2", "image 3"]
+    reader = Reader(made)
+    for row in range(len(reader)):
+        with np.load(tree / reader.meta(row)["orig_path"]) as file:
+            np.testing.assert_allclose(reader.image(row).squeeze(), file["image"] / 255, atol=1e-6)
+            np.testing.assert_array_equal(reader.mask(row).squeeze(), (file["mask"] * [1, 2, 3]).sum(-1))
+
+
+def test_floats_of_three_slices_that_could_be_channels(tmp_path: Path):
+    made, printed = prepared_as_doctor_says(write_coloured(tmp_path / "tree", scale=7.5), tmp_path / "set")
+    assert "3 of (20, 24, 3) are taken for slices; are they channels and classes, --axes yxc" in printed
+    assert Reader(made).meta(0)["n_slices"] == 3
+
+
+def test_channels_and_classes_that_are_wrong(tmp_path: Path):
+    tree = write_coloured(tmp_path / "tree", planes=2)
+    for options, match in (
+        ({}, "--classes: mask has a plane a class, 2; name 3 with the background"),
+        ({"axes": "zyxc"}, "6 problems, nothing was written"),
+        ({"axes": "ycx"}, "--axes ycx: give one of zyx, .*; z is across slices; c in front or behind are channels"),
+        (
+            {"split_from": "names", "classes": NAMED[:3]},
+            "--split-from names: give folders, for files in train/ and test/",
+        ),
+        ({"split_from": "folders", "classes": NAMED[:3]}, "--split-from folders: no folder of the images tells train"),
+    ):
+        with pytest.raises(UserError, match=match):
+            prepare("arrays", [tree], tmp_path / "set", **options)  # type: ignore[arg-type]
+    with np.load(tree / "4.npz") as file:
+        np.savez(tree / "4.npz", image=file["image"], mask=np.concatenate([file["mask"], file["mask"]], -1))
+    with pytest.raises(UserError, match=r"4.npz: mask has 4 planes \(20, 24, 4\), the others have 2; give all as many"):
+        prepare("arrays", [tree], tmp_path / "set", classes=NAMED[:3])
 
 
 def test_arrays_that_names_do_not_tell_are_asked_about(tmp_path: Path):

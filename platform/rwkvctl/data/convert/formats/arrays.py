@@ -1,30 +1,30 @@
 """Files with image and label inside: HDF5 (`.h5`) and `.npz`, of volumes, or of slices.
 
 Which arrays they are is told by names, shapes and types; `--inside IMAGE,LABEL` says it. Slices whose names count them
-(`case1_slice_07.h5`) are put together to the volume that they are of. Such files mostly know no spacing.
+(`case1_slice_07.h5`) are put together to the volume that they are of. An image may have an axis of channels, a label
+one with a plane a class. Such files mostly know no spacing.
 """
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Mapping, Sequence
 
 from rwkvctl.base.errors import BadFile, UserError
-from rwkvctl.data.convert import array_roles, discover
+from rwkvctl.data.convert import array_pairs, array_roles, discover, part_folders
+from rwkvctl.data.convert.array_pairs import ArrayPair
 from rwkvctl.data.convert.array_roles import Roles
 from rwkvctl.data.convert.discover import Problems
-from rwkvctl.data.convert.formats import scan_pairs, volume_pairs, volume_sets
+from rwkvctl.data.convert.formats import array_suggestion, nnunet_rules, volume_pairs, volume_sets
+from rwkvctl.data.convert.formats.array_suggestion import folder_of, spread
 from rwkvctl.data.convert.formats.base import Dataset, Options, Plan
 from rwkvctl.data.convert.formats.volume_sets import Scans
 from rwkvctl.data.convert.name_patterns import parse
 from rwkvctl.data.convert.sources import RawFile, Source, natural_key
-from rwkvctl.data.convert.suggestion import Suggestion, classes_of, joined
-from rwkvctl.data.convert.voxel_files import VoxelFile
+from rwkvctl.data.convert.suggestion import Suggestion
 from rwkvctl.data.images import arrays
-from rwkvctl.data.images.arrays import Entry
+from rwkvctl.data.images.normalise import Rule
 
 DATASET = Dataset(
     name="arrays",
@@ -34,77 +34,103 @@ DATASET = Dataset(
     expected={},
     forms={
         "volumes": "NAME.h5 or NAME.npz, each with an image (D, H, W) and a label",
-        "slices": "NAME_slice_07.h5 or .npz, each with an image (H, W) and a label",
+        "slices": "NAME_slice_07.h5 or .npz, each with an image (H, W) and a label; either may have channels",
     },
     licence="your own",
     access="your own files",
-    options=("ratio", "groups", "seeds", "classes", "class_table", "range", "images", "inside", "axes"),
+    options=("ratio", "groups", "seeds", "classes", "class_table", "range", "images", "inside", "axes", "split_from"),
 )
 ENDINGS = (".npz", *arrays.HDF5)
 _SLICE = re.compile(r"(?P<case>.*?)[ _.-]*(?:slices?|sl|z|plane)[ _.-]*(?P<z>\d+)", re.IGNORECASE)
-_T = TypeVar("_T")
-_READ = 3
-"""Files of which a suggestion is made."""
-
-
-@dataclass(frozen=True)
-class _Own:
-    """A file and what its headers say of its image and label."""
-
-    file: RawFile
-    image: Entry
-    label: Entry
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return array_roles.plain(self.label.shape)
+FOLDERS = "folders"
 
 
 def recognise(source: Source) -> str | None:
     """By the arrays of the first files."""
-    for file in _spread(_files(source)):
+    for file in spread(_files(source)):
         try:
             entries = arrays.listed(file)
         except BadFile:
             continue
         if found := array_roles.roles(entries):
-            own = next(entry for entry in entries if entry.name == found.label)
-            return "volumes" if len(array_roles.plain(own.shape)) == 3 else "slices"
+            return "volumes" if len(array_pairs.read_header(file, found).shape) == 3 else "slices"
     return None
 
 
 def plan(source: Source, options: Options, problems: Problems) -> Plan:
     classes = options.classes or DATASET.classes
+    _check_axes(options.axes)
     files = _files(source, options.images)
     discover.refuse_empty(source, files, DATASET.name, DATASET.forms)
     roles = _roles(source, files, options.inside)
-    found: list[_Own] = []
-    for file in files:
-        try:
-            found.append(_own(file, roles))
-        except BadFile as error:
-            problems.leave_out(file, str(error).removeprefix(f"{file}: "))
+    found = _headers(files, roles, options.axes, problems)
     volumes = [own for own in found if len(own.shape) == 3]
     if volumes and len(volumes) < len(found):
-        slices = next(own for own in found if len(own.shape) == 2)
+        slices = next(own.file for own in found if len(own.shape) == 2)
         raise UserError(
             f"{source}: has {len(volumes)} volumes ({volumes[0].file.path}) and {len(found) - len(volumes)} slices "
-            f"({slices.file.path}); say which by --images, for example --images '{_folder_of(volumes[0].file)}*'"
+            f"({slices.path}); say which by --images, for example --images '{folder_of(volumes[0].file)}*'"
         )
-    warnings = [] if any(own.image.spacing for own in found) else ["the files have no spacing; HD95 is in voxels alone"]
-    cases = _of_volumes(found, _axes(source, volumes, options.axes)) if volumes else _of_slices(found, warnings)
+    layers = array_pairs.layers(spread(found))
+    if layers and len(classes) <= max(layers):
+        raise UserError(
+            f"--classes: {roles.label} has a plane a class, {len(layers)}; name {max(layers) + 1} with the background"
+        )
+    warnings = [f"image and label are the arrays {roles.image} and {roles.label}"]
+    if not any(own.image.spacing for own in found):
+        warnings.append("the files have no spacing; HD95 is in voxels alone")
+    if volumes:
+        cases = _of_volumes(found, layers, _axes(source, volumes, options.axes))
+    else:
+        cases = _of_slices(found, layers, warnings)
     keys = discover.sample_keys(options.dataset, cases)
+    ordered = {keys[name]: cases[name] for name in sorted(cases, key=natural_key)}
     made = volume_sets.volumes_plan(
         "volumes" if volumes else "slices",
-        {keys[name]: cases[name] for name in sorted(cases, key=natural_key)},
-        volume_pairs.labels(options, classes),
+        ordered,
+        volume_pairs.labels(options, classes, bool(layers)),
         options,
         problems,
+        parts=_parts(ordered, options.split_from),
         root="",
         advice=volume_pairs.advice(options),
     )
-    made.warnings += [f"image and label are the arrays {roles.image} and {roles.label}", *warnings]
-    return made
+    made.warnings += warnings
+    channels = array_pairs.usual_counts(found)[0]
+    return _with_channels(made, roles.image, channels, options) if channels > 1 else made
+
+
+def _headers(files: Sequence[RawFile], roles: Roles, axes: str | None, problems: Problems) -> list[ArrayPair]:
+    """Of all files that can be read and have as many channels and classes as most."""
+    found: list[ArrayPair] = []
+    for file in files:
+        try:
+            found.append(array_pairs.read_header(file, roles, axes))
+        except BadFile as error:
+            problems.leave_out(file, str(error).removeprefix(f"{file}: "))
+    usual = array_pairs.usual_counts(found)
+    for pair in found:
+        if other := array_pairs.difference(pair, usual):
+            problems.leave_out(pair.file, other)
+    return [pair for pair in found if pair.counts == usual]
+
+
+def _parts(cases: Mapping[str, Scans], told: str | None) -> dict[str, str] | None:
+    """The part of each case by its folders, with `--split-from folders`."""
+    if told is None:
+        return None
+    if told != FOLDERS:
+        raise UserError(f"--split-from {told}: give {FOLDERS}, for files in train/ and test/")
+    return part_folders.by_folder({key: case.path for key, case in cases.items()})[0]
+
+
+def _with_channels(made: Plan, name: str, count: int, options: Options) -> Plan:
+    """Each channel by its own mean and deviation, or all by `--range`."""
+    names = [f"{name.rpartition('/')[2]} {number}" for number in range(1, count + 1)]
+    if options.range is None:
+        return nnunet_rules.planned(made, names, options)
+    made.channel_names = names
+    return nnunet_rules.with_rules(made, [Rule(clip=options.range)] * count)
 
 
 def _files(source: Source, pattern: str | None = None) -> list[RawFile]:
@@ -125,7 +151,7 @@ def _roles(source: Source, files: Sequence[RawFile], inside: str | None) -> Role
         if len(names) != 2 or not all(names):
             raise UserError(f"--inside {inside}: give the names of two arrays, the image's first: image,label")
         return Roles(*names)
-    for file in _spread(files):
+    for file in spread(files):
         try:
             entries = arrays.listed(file)
         except BadFile:
@@ -138,30 +164,18 @@ def _roles(source: Source, files: Sequence[RawFile], inside: str | None) -> Role
     raise UserError(f"{source}: no image with a label in {files[0].path}; name them: --inside image,label")
 
 
-def _own(file: RawFile, roles: Roles) -> _Own:
-    """BadFile where the file lacks one of the arrays, or they do not fit."""
-    entries = {entry.name: entry for entry in arrays.listed(file)}
-    missing = [name for name in (roles.image, roles.label) if name not in entries]
-    if missing:
-        there = ", ".join(entries) or "none"
-        raise BadFile(f"{file}: has no array {missing[0]!r} (there is {there}); --inside names those that it has")
-    own = _Own(file, entries[roles.image], entries[roles.label])
-    image, label = array_roles.plain(own.image.shape), own.shape
-    if len(label) not in (2, 3):
-        raise BadFile(f"{file}: {roles.label} has shape {own.label.shape}; labels are (H, W) or (D, H, W)")
-    if image == label:
-        return own
-    axis = array_roles.channel_axis(image, label)
-    if axis is not None:
-        raise BadFile(f"{file}: {roles.image} has {image[axis]} channels {own.image.shape}; one is taken")
-    raise BadFile(f"{file}: {roles.image} has shape {own.image.shape}, {roles.label} {own.label.shape}; give them one")
+def _check_axes(given: str | None) -> None:
+    """One of the orders of space, with c in front or behind where there are channels."""
+    if given is None or given.removeprefix("c") in array_roles.AXES or given.removesuffix("c") in array_roles.AXES:
+        return
+    if given not in ("cyx", "yxc"):
+        known = ", ".join(array_roles.AXES)
+        raise UserError(f"--axes {given}: give one of {known}; z is across slices; c in front or behind are channels")
 
 
-def _axes(source: Source, volumes: Sequence[_Own], given: str | None) -> str:
+def _axes(source: Source, volumes: Sequence[ArrayPair], given: str | None) -> str:
     if given is not None:
-        if given not in array_roles.AXES:
-            raise UserError(f"--axes {given}: give one of {', '.join(array_roles.AXES)}; z is across slices")
-        return given
+        return given.replace("c", "")
     found, told = array_roles.axes_of(own.shape for own in volumes)
     if not told:
         raise UserError(
@@ -171,18 +185,18 @@ def _axes(source: Source, volumes: Sequence[_Own], given: str | None) -> str:
     return found
 
 
-def _of_volumes(found: Sequence[_Own], axes: str) -> dict[str, Scans]:
-    cases = {}
-    for own in found:
-        path = own.file.path.rpartition(".")[0]
-        image = VoxelFile(own.file, array=own.image.name, axes=axes)
-        cases[path] = Scans(path, image, (VoxelFile(own.file, array=own.label.name, axes=axes),))
-    return cases
+def _of_volumes(found: Sequence[ArrayPair], layers: Sequence[int], axes: str) -> dict[str, Scans]:
+    return {(path := own.file.path.rpartition(".")[0]): _scans(path, own, axes, layers) for own in found}
 
 
-def _of_slices(found: Sequence[_Own], warnings: list[str]) -> dict[str, Scans]:
+def _scans(path: str, own: ArrayPair, axes: str, layers: Sequence[int], slices: tuple[RawFile, ...] = ()) -> Scans:
+    made = array_pairs.scans(own, axes, layers, slices)
+    return Scans(path, made.image, made.masks, made.layers, made.others)
+
+
+def _of_slices(found: Sequence[ArrayPair], layers: Sequence[int], warnings: list[str]) -> dict[str, Scans]:
     """Put together where their names count them, else each for itself."""
-    stacks: dict[str, list[tuple[int, _Own]]] = defaultdict(list)
+    stacks: dict[str, list[tuple[int, ArrayPair]]] = defaultdict(list)
     for own in found:
         match = _SLICE.fullmatch(own.file.path.rpartition(".")[0])
         name = match["case"] if match and match["case"].rpartition("/")[2] else own.file.path.rpartition(".")[0]
@@ -193,9 +207,7 @@ def _of_slices(found: Sequence[_Own], warnings: list[str]) -> dict[str, Scans]:
         numbers, files = [z for z, _ in members], tuple(own.file for _, own in members)
         if numbers != list(range(numbers[0], numbers[0] + len(numbers))):
             gaps.append(f"{name} ({len(numbers)} slices, {numbers[0]} to {numbers[-1]})")
-        first = members[0][1]
-        image = VoxelFile(first.file, array=first.image.name, axes="yx", slices=files)
-        cases[name] = Scans(name, image, (VoxelFile(first.file, array=first.label.name, axes="yx", slices=files),))
+        cases[name] = _scans(name, members[0][1], "yx", layers, files)
     if len(cases) < len(found):
         warnings.append(f"{len(found)} slices were put together to {len(cases)} volumes by the numbers in their names")
     if gaps:
@@ -207,63 +219,5 @@ def _of_slices(found: Sequence[_Own], warnings: list[str]) -> dict[str, Scans]:
 
 
 def suggest(source: Source) -> Suggestion | None:
-    """Options for what names and shapes leave open; None where they leave nothing to be planned."""
-    parts, files = [], _files(source)
-    roles = next((one for file in _spread(files) if (one := _roles_or_none(file))), None)
-    if roles is None:
-        return None
-    if roles.question:
-        parts.append(Suggestion({"inside": f"{roles.image},{roles.label}"}, roles.question))
-    found = [own for file in files if (own := _own_or_none(file, roles))]
-    volumes = [own for own in found if len(own.shape) == 3]
-    if volumes and len(volumes) < len(found):
-        slices = [own for own in found if len(own.shape) == 2]
-        patterns = [f"{_folder_of(some[0].file)}*" for some in (volumes, slices)]
-        question = f"{len(volumes)} volumes are taken and not {len(slices)} slices, which are --images '{patterns[1]}'"
-        parts.append(Suggestion({"images": patterns[0]}, question))
-        found = volumes
-    if volumes:
-        axes, told = array_roles.axes_of(own.shape for own in volumes)
-        if not told:
-            question = f"z of --axes {axes} is taken to be across the slices of {volumes[0].shape}; it may be another"
-            parts.append(Suggestion({"axes": axes}, question))
-    labels, span = set[float](), set[tuple[float, float]]()
-    for own in _spread(found):
-        labels |= set(scan_pairs.label_values(own.file, arrays.read(own.file, own.label.name)))
-        span.add(_span(own))
-    parts.append(classes_of(labels))
-    if len(span) == 1 and (bounds := span.pop()) != (0.0, 0.0):
-        text = f"{bounds[0]:g},{bounds[1]:g}"
-        parts.append(Suggestion({"range": text}, f"values lie in {text} already, and are kept by --range"))
-    return joined(parts)
-
-
-def _roles_or_none(file: RawFile) -> Roles | None:
-    try:
-        return array_roles.roles(arrays.listed(file))
-    except BadFile:
-        return None
-
-
-def _own_or_none(file: RawFile, roles: Roles) -> _Own | None:
-    try:
-        return _own(file, roles)
-    except BadFile:
-        return None
-
-
-def _span(own: _Own) -> tuple[float, float]:
-    """0 to 1 of floats that fill it, 0 to 255 of bytes; (0, 0) of other values."""
-    if own.image.dtype == "uint8":
-        return 0.0, 255.0
-    values = arrays.read(own.file, own.image.name)
-    unit = own.image.dtype.kind == "f" and values.min() >= 0 and 0.5 < values.max() <= 1
-    return (0.0, 1.0) if unit else (0.0, 0.0)
-
-
-def _spread(files: Sequence[_T]) -> Sequence[_T]:
-    return files[:: max(1, len(files) // _READ)][:_READ]
-
-
-def _folder_of(file: RawFile) -> str:
-    return f"{file.parent}/".lstrip("/")
+    """Options for what names, shapes and a few files leave open; None where they leave nothing to be planned."""
+    return array_suggestion.of(_files(source))

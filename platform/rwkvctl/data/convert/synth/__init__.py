@@ -36,7 +36,7 @@ FORMS = {
         "volume_suffix", "volume_folders", "volume_cases", "volume_organs", "volume_annotators", "volume_contrasts",
         "volume_tiff",
     ),
-    "arrays": ("volumes", "slices", "npz"),
+    "arrays": ("volumes", "slices", "npz", "channels", "onehot", "parts"),
     "bids": ("lesions", "contrasts"),
     "decathlon": ("task", "channels"),
     "dicom": ("seg", "labelmap", "rtstruct"),
