@@ -99,7 +99,7 @@ def train(spec: FinetuneSpec, run_dir: Path) -> None:
         set_arithmetic(spec.train.deterministic, me.device)
         loader = train_loader(spec, spec.augment, manifest, me)
         read_decoded(spec, loader, recorder.say)
-        model = make_model(spec, manifest, run_dir).to(me.device).to(memory_format=memory_format(spec))
+        model = networks.channels_last(make_model(spec, manifest, run_dir).to(me.device))
         ema = moving_average(spec, model)
         state = TrainState(
             model,
@@ -224,11 +224,6 @@ def make_model(spec: FinetuneSpec, manifest: Manifest, run_dir: Path) -> nn.Modu
     if spec.model.encoder_weights is not None:
         encoder_weights.load(model, run_dir)
     return model
-
-
-def memory_format(spec: FinetuneSpec) -> torch.memory_format:
-    """How weights lie in memory: channels last for images, as batches do."""
-    return torch.channels_last if spec.volumes is None else torch.contiguous_format
 
 
 def validate(spec: FinetuneSpec, scorer: CaseScorer, state: TrainState, recorder: Recorder) -> bool:

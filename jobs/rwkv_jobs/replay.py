@@ -55,7 +55,7 @@ def replay(run_dir: Path) -> list[str]:
     batch = next(iter(loader.epoch(failed["epoch"], failed["consumed"])))
     if batch.keys != failed["samples"]:
         raise UserError(f"run {run_dir.name}: the data at {spec.data.path} are not those of the step; restore them")
-    model = network(spec, manifest).to(me.device).to(memory_format=torch.channels_last)
+    model = networks.channels_last(network(spec, manifest).to(me.device))
     model.load_state_dict(load_file(run_dir / FOLDER / "model.safetensors"))
     form = TrainingForm(model, spec, me)
     stepper = Stepper(

@@ -27,6 +27,11 @@ TINY = {
     # 12 polyps, 24 slices of hearts or 24 textures to train on: three steps an epoch.
     "finetune": ["model.name=rwkv_unet_xt", "train.epochs=2", "train.batch_size=4"],
     "hearts": ["model.name=rwkv_unet_xt", "train.epochs=1", "train.batch_size=4"],
+    # Four patches of each of 4 volumes: four steps an epoch.
+    "volumes": [
+        "model.name=rwkv_unet_3d_t", "train.epochs=2", "train.batch_size=4", "volumes.patch=[8, 32, 32]",
+        "volumes.patches_per_case=4", "train.validate_every=0",
+    ],
     # 12 labeled and 24 unlabeled images.
     "cervix": [
         "model.name=rwkv_unet_xt", "train.epochs=2", "train.batch_size=4", "train.epoch_steps=4",
@@ -41,7 +46,7 @@ COMMON = ["data.image_size=32", "data.workers=0", "train.log_steps=1", "train.ch
 
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Prepared data sets `polyps`, `hearts` and `textures`. Tests must not change them."""
+    """Prepared data sets `polyps`, `hearts`, `chests` (thicker volumes) and `textures`. Tests must not change them."""
     from rwkvctl.data.convert import synth
     from rwkvctl.data.convert.prepare import prepare
     from rwkvctl.data.convert.synth import phantom
@@ -52,6 +57,8 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     phantom.write_textures(raw / "textures", classes=3, per_class=8, size=32)
     prepare("folder", [raw / "polyps"], out / "polyps", seeds=[41])
     prepare("acdc", [raw / "hearts"], out / "hearts")
+    phantom.write_volumes(raw / "chests", n_patients=4, size=36, depth=10)
+    prepare("acdc", [raw / "chests"], out / "chests")
     prepare("imagefolder", [raw / "textures"], out / "textures")
     synth.write("fugc", raw / "cervix")
     prepare("fugc", [raw / "cervix"], out / "cervix", allow_partial=True)
@@ -77,10 +84,10 @@ class Jobs:
         self.shards, self.home, self.runs = shards, home, home / "runs"
 
     def settings(self, kind: str, *assignments: str, data: Path | None = None) -> tuple[str, list[str]]:
-        """The recipe and its overrides for a tiny job of a kind: finetune, hearts or pretrain."""
+        """The recipe and its overrides for a tiny job of a kind of TINY."""
         recipe, folder = {
             "finetune": ("binary", "polyps"), "hearts": ("acdc", "hearts"), "cervix": ("fugc", "cervix"),
-            "pretrain": ("imagefolder", "textures"),
+            "volumes": ("acdc", "chests"), "pretrain": ("imagefolder", "textures"),
         }[kind]  # fmt: skip
         own = [f"data.path={data or self.shards / folder}", f"data.dataset={folder}", "cluster.launcher=process"]
         return recipe, [*own, *COMMON, *TINY[kind], *assignments]
@@ -174,7 +181,7 @@ def uninterrupted(
 
 
 def job_of(kind: str) -> str:
-    return "finetune" if kind in ("hearts", "cervix") else kind
+    return "finetune" if kind in ("hearts", "cervix", "volumes") else kind
 
 
 # What a run leaves --------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from rwkvctl.config.specs.load import build, merge, parse_assignments, read_reci
 from rwkvctl.config.specs.parts import ClusterSpec
 from rwkvctl.data.feed.samples import Batch
 from rwkvctl.data.store.manifest import Manifest
+from rwkvctl.models.plan_volumes import planned
 from rwkvctl.training.checkpoint import Position
 from rwkvctl.training.losses import segmentation_loss
 from rwkvctl.training.optimizer import make_optimizer
@@ -32,7 +33,7 @@ from .test_interruptions import free_port
 STEPS = 20
 FEW = 5
 """Steps where many would only repeat what they show."""
-KINDS = ["finetune", "cervix", "pretrain"]  # cervix is semi-supervised
+KINDS = ["finetune", "cervix", "pretrain", "volumes"]  # cervix is semi-supervised
 FIELDS = ["train.batch_size=8", "train.precision=fp32", "optimizer.lr=1e-5", "optimizer.warmup_epochs=0"]
 IGNORED = 255
 Found = dict[str, Tensor]
@@ -116,7 +117,8 @@ def specs(shards: Path) -> Callable[..., dict[str, Any]]:
             recipe, own = jobs.settings(kind, "model.drop_path=0", *FIELDS, *fields)
             semi = ["consistency.batch_size=8"] if kind == "cervix" else []
             assignments = parse_assignments([*own, *semi])
-            found[kind] = build(JOBS[job_of(kind)], merge(read_recipe(recipe), assignments), recipe)
+            spec = build(JOBS[job_of(kind)], merge(read_recipe(recipe), assignments), recipe)
+            found[kind] = planned(spec, Manifest.load(spec.data.path)) if isinstance(spec, FinetuneSpec) else spec
         return found
 
     return make

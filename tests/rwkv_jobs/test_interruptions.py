@@ -116,7 +116,7 @@ def kill_at(jobs: Jobs, kind: str, run_dir: Path, step: int, before: str = "") -
 
 @pytest.mark.parametrize(
     ("kind", "step"),  # in mid-epoch, one step behind a checkpoint; and before the first checkpoint
-    [("finetune", 5), ("pretrain", 5), ("cervix", 5), ("finetune", 1)],
+    [("finetune", 5), ("pretrain", 5), ("cervix", 5), ("volumes", 5), ("finetune", 1)],
 )
 def test_a_killed_run_ends_with_the_weights_of_an_uninterrupted_one(
     jobs: Jobs, uninterrupted: Callable[[str], Path], kind: str, step: int

@@ -17,6 +17,7 @@ from rwkv_jobs import finetune
 from rwkv_jobs.progress import Progress
 from rwkv_jobs.worker import named_if_not_deterministic
 from rwkvctl.base.errors import UserError
+from rwkvctl.config.specs.jobs import FinetuneSpec
 from rwkvctl.data.convert.prepare import prepare
 from rwkvctl.data.convert.synth import phantom
 from rwkvctl.data.store.manifest import Manifest
@@ -116,6 +117,17 @@ def profiled(run_dir: Path, result: dict[str, Any]) -> None:
     assert "aten::" in (folder / "operators.txt").read_text()
 
 
+def patches(run_dir: Path, result: dict[str, Any]) -> None:
+    """What was planned stands in the run's spec, and in the model's folder."""
+    spec = run_folder.read_spec(run_dir)
+    assert isinstance(spec, FinetuneSpec)
+    assert spec.volumes is not None
+    assert (spec.volumes.patch, spec.volumes.spacing) == ((8, 32, 32), "native")
+    model, info = bundle.load(run_dir / "model")
+    assert info.volumes == bundle.VolumeInput(patch=(8, 32, 32))
+    assert model(torch.zeros(1, 1, 16, 32, 48)).shape == (1, 4, 16, 32, 48)
+
+
 ONE_STEP = ["train.epochs=1", "train.epoch_steps=1"]
 """Enough for a choice that the loop does not see."""
 
@@ -174,6 +186,7 @@ TABLE: list[tuple[str, str, list[str], list[Check]]] = [
     ("patience", "finetune", ["train.epochs=9", "train.epoch_steps=1", "train.patience=1", "optimizer.lr=1e-12"],
      [trained(2, 2)]),
     ("loader processes", "finetune", ["train.epochs=1", "data.workers=1"], [trained(3, 1)]),
+    ("patches of volumes", "volumes", [], [trained(8, 2), output_channels(4), patches]),
     ("classes", "pretrain", [], [trained(6, 2), averaged]),
     ("no average", "pretrain", ["ema_decay=null", "train.epochs=1", "optimizer.warmup_epochs=0"],
      [trained(3, 1), not_averaged]),

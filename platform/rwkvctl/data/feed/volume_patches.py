@@ -55,7 +55,7 @@ class VolumePatches(Samples):
         if self.augment is None:
             pixels, mask = whole_box(volume, start, self.patch)
             return torch.from_numpy(pixels), torch.from_numpy(mask), self.key(position)
-        spacing = self.volumes.spacing or (1.0, 1.0, 1.0)
+        spacing = self.volumes.spacing or (self.spec.thickness, 1.0, 1.0)
         image, ids = geometry(volume, start, self.patch, spacing, self.augment, self.spec.depth_flip, rng)
         return appearance(image, self.augment, rng), ids, self.key(position)
 
