@@ -76,6 +76,7 @@ def planned(spec: PredictSpec, models: list[Path], run_dir: Path) -> Plan:
     if spec.tta == "rotations":
         check_square(infos)
     if spec.tile:
+        tiles.check_sees_images([info for info in infos if info.volumes is not None])
         tiles.check(models)
     class_ids(spec, infos[0])
     outbox = outbox_of(spec.out, run_dir / MASKS)

@@ -6,7 +6,7 @@ so that borders come out smooth. The authors resize the finished mask with neare
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -171,6 +171,13 @@ def best_of(
 
 NATIVE_LOGITS = 2**25
 """Logits that are resized at once: 128 MB, the 9 classes of 14 slices of 512 x 512."""
+
+
+def chunks(slices: int, classes: int, native: Sequence[int]) -> Iterator[slice]:
+    """Slices of a volume that are held at once with their logits: eight, or fewer where they are large."""
+    at_once = min(8, max(1, NATIVE_LOGITS // (classes * native[0] * native[1])))
+    for start in range(0, slices, at_once):
+        yield slice(start, start + at_once)
 
 
 def at_native_size(logits: Tensor, native: tuple[int, int]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from typing import TypeVar
@@ -14,6 +15,8 @@ from rwkvctl.base.errors import JobFailedError
 T = TypeVar("T")
 ON_GPU, ON_CPU = 16, 8
 """Images that a network takes at once, at most."""
+GPU_VOXELS = 1 << 22
+"""Of the windows of volumes that a network takes at once on a GPU: two of 128 x 128 x 128."""
 CPU_PIXELS = 224 * 224
 """Of the images that a network takes at once on a CPU. More leave its caches: eight images of 224 px take 1.7 times as
 long as eight single ones (T, two threads). Of small ones several are worth the calls that they save."""
@@ -26,10 +29,13 @@ class Memory:
         self.at_once = at_once
 
     @classmethod
-    def of(cls, model: nn.Module, image_size: int | tuple[int, int]) -> Memory:
-        """For the device that a model is on, and images of the size that it sees."""
-        on_gpu = any(parameter.is_cuda for parameter in model.parameters())
-        return cls(ON_GPU if on_gpu else at_once_on_cpu(image_size))
+    def of(cls, model: nn.Module, size: int | tuple[int, ...]) -> Memory:
+        """For the device that a model is on, and images (H, W) or windows (D, H, W) of the size that it sees."""
+        if not any(parameter.is_cuda for parameter in model.parameters()):
+            return cls(at_once_on_cpu(size))
+        if isinstance(size, int) or len(size) == 2:
+            return cls(ON_GPU)
+        return cls(min(ON_GPU, max(1, GPU_VOXELS // math.prod(size))))
 
     def run(self, model: nn.Module, work: Callable[[int], T]) -> T:
         """What `work(at_once)` gives, with half as many images each time that memory does not suffice; where it does
@@ -67,9 +73,9 @@ class Memory:
         self.at_once = 1
 
 
-def at_once_on_cpu(image_size: int | tuple[int, int]) -> int:
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    return min(ON_CPU, max(1, CPU_PIXELS // (height * width)))
+def at_once_on_cpu(size: int | tuple[int, ...]) -> int:
+    pixels = size * size if isinstance(size, int) else math.prod(size)
+    return min(ON_CPU, max(1, CPU_PIXELS // pixels))
 
 
 def is_short_of_memory(error: RuntimeError) -> bool:

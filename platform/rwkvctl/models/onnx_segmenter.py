@@ -55,6 +55,7 @@ class OnnxSegmenter:
         self,
         image: Volume,
         *,
+        spacing: Sequence[float] | None = None,
         seen: Callable[[int], None] = not_seen,
         kept: Callable[[tuple[int, ...]], NDArray[np.float16]] = float16_in_memory,
     ) -> Segmented:

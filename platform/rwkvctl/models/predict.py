@@ -71,6 +71,11 @@ class Opened(NamedTuple):
     """Of what is a volume: 3, or 4 of several channels."""
 
     @property
+    def spacing(self) -> tuple[float, float, float] | None:
+        """mm along z, y, x of the volumes; None for what is no scan, or has none."""
+        return None if self.scan is None else self.scan.spacing
+
+    @property
     def write(self) -> Callable[[Path, NDArray[np.uint8]], object]:
         """Writes the mask."""
         if self.scan is not None:
@@ -173,7 +178,7 @@ def segment(
     """
     kept = partial(float16_somewhere, opened.target.parent)
     with one_line(opened.path):
-        found = [segmenter.segment(each, seen=seen, kept=kept) for each in opened.volumes]
+        found = [segmenter.segment(each, spacing=opened.spacing, seen=seen, kept=kept) for each in opened.volumes]
     picture = preview_png(*most_of(opened.volumes[0], found[0].mask)) if preview else None
     masks = [each.mask for each in found]
     every = [each.probabilities for each in found if each.probabilities is not None]

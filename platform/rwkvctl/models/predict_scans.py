@@ -40,6 +40,12 @@ class OpenScan(NamedTuple):
     write: Callable[[Path, Ids], None]
     """Write ids [x, y, z], or [x, y, z, t], on the scan's grid, atomically, in the form of a path's ending."""
 
+    @property
+    def spacing(self) -> tuple[float, float, float] | None:
+        """mm along z, y, x of the volumes; None where nothing tells it."""
+        found = self.geometry.get("spacing_mm")
+        return None if found is None else (found[0], found[1], found[2])
+
     def joined(self, volumes: Sequence[NDArray[Any]], made: Callable[..., NDArray[Any]]) -> NDArray[Any]:
         """What was made of each of the volumes in the file's axes, [x, y, z] or [x, y, z, t], after a class where there
         is one; `made` gives the array that several are put into."""
@@ -230,5 +236,5 @@ def segment_scan(segmenter: MakesMasks, path: Path, target: Path) -> None:
     """Read a scan, segment it and write its mask."""
     scan = open_scan(path, segmenter.info)
     with one_line(path):
-        masks = [segmenter.segment(volume).mask for volume in scan.volumes]
+        masks = [segmenter.segment(volume, spacing=scan.spacing).mask for volume in scan.volumes]
     scan.write(target, scan.joined(masks, partial(np.empty, dtype=np.uint8)))

@@ -24,7 +24,8 @@ class Options:
     """How a mask is made of logits."""
 
     tta: Views = "none"
-    """Test-time augmentation: the mean over the four flips, or over the four rotations by 90 degrees."""
+    """Test-time augmentation: the mean over the four flips, eight of a network over three axes, or over the four
+    rotations of slices by 90 degrees."""
     thresholds: Mapping[int, float] | None = None
     """By class id: below this probability a pixel is not of the class, but of the next most probable that may be."""
     probabilities: bool = False
@@ -92,11 +93,13 @@ class MakesMasks(Protocol):
         self,
         image: Volume,
         *,
+        spacing: Sequence[float] | None = None,
         seen: Callable[[int], None] = not_seen,
         kept: Callable[[tuple[int, ...]], NDArray[np.float16]] = float16_in_memory,
     ) -> Segmented:
         """Of uint8 (H, W, 3), or float32 (H, W[, C]) or (D, H, W[, C]) as the model's rule makes them.
 
+        spacing: mm along z, y, x of a volume, which networks over three axes need.
         seen: is told how many slices were segmented, each time.
         kept: makes the array that is filled with the probabilities (classes, D, H, W), in memory or elsewhere.
         """
@@ -110,6 +113,11 @@ def check_values(images: NDArray[Any]) -> None:
 def is_volume(info: BundleInfo, image: Volume) -> bool:
     """Whether the first axis of a model's input are slices: of (D, H, W), or (D, H, W, C) of several channels."""
     return info.image_kind == "float" and image.ndim == (4 if info.channels > 1 else 3)
+
+
+def size_seen(info: BundleInfo) -> int | tuple[int, ...]:
+    """Of the images, or of the windows (D, H, W) of volumes, that a network is given."""
+    return info.image_size if info.volumes is None else info.volumes.patch
 
 
 def number_of_classes(info: BundleInfo) -> int:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from rwkvctl.base.errors import UserError
 from rwkvctl.models import onnx_model
+from rwkvctl.models.bundle import BundleInfo
 
 if TYPE_CHECKING:  # files that were exported are predicted without torch
     from torch import Tensor
@@ -19,6 +20,12 @@ def check(models: Sequence[Path]) -> None:
         if onnx_model.is_file(model):
             raise UserError(f"--tile: {model} resizes images itself; give the run or the model that it was made of")
     check_installed()
+
+
+def check_sees_images(of_volumes: Sequence[BundleInfo]) -> None:
+    """UserError where some models see volumes."""
+    if of_volumes:
+        raise UserError("--tile: the model sees volumes, always through a window; leave it out")
 
 
 def check_installed() -> None:
