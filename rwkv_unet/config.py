@@ -122,7 +122,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "b": {"stem_dim": 24, "depths": (3, 3, 6, 3), "dims": (48, 72, 144, 240), "expansions": (2.0, 2.5, 4.0, 4.0)},
 }
 MODELS = {f"rwkv_unet_{size}": sizes for size, sizes in SIZES.items()}
-VOLUMETRIC_MODELS = {"rwkv_unet_3d_t": SIZES["t"]}
+VOLUMETRIC_MODELS = {f"rwkv_unet_3d_{size}": sizes for size, sizes in SIZES.items()}
 
 
 def model_config(name: str, *, num_classes: int, **overrides: Any) -> ModelConfig:

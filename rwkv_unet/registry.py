@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
-from rwkv_unet.baselines import BASELINES, create_baseline, libraries
+from rwkv_unet.baselines import BASELINES, create_baseline, has_deep_supervision, libraries, monai_networks
 from rwkv_unet.config import MODELS as RWKV_UNETS
 from rwkv_unet.config import VOLUMETRIC_MODELS, suggest
 from rwkv_unet.model import create_rwkv_unet
@@ -22,7 +22,7 @@ MODELS: dict[str, Create] = {
     **{name: partial(create_rwkv_unet_3d, name) for name in VOLUMETRIC_MODELS},
     **{name: partial(create_baseline, name) for name in BASELINES},
 }
-FAMILIES: dict[str, Create] = {"smp": libraries.smp_network, "monai": libraries.monai_network}
+FAMILIES: dict[str, Create] = {"smp": libraries.smp_network, "monai": monai_networks.monai_network}
 """Models of other libraries, "family:member": the member is the first argument."""
 
 
@@ -34,18 +34,45 @@ def list_models(*, examples: bool = False) -> list[str]:
 def create_model(name: str, *, num_classes: int, in_channels: int = 3, **overrides: Any) -> nn.Module:
     """A segmentation model with random weights: (B, in_channels, H, W) -> logits (B, num_classes, H, W).
 
-    "rwkv_unet_3d_t" has a depth axis, (B, in_channels, D, H, W).
+    Networks for volumes (see `dimensions`) take (B, in_channels, D, H, W) to (B, num_classes, D, H, W), and their
+    `divisor` has three numbers, of what D, H and W must be multiples of.
 
     Args:
-        name: one of `list_models()`, "smp:ARCH-ENCODER" or "monai:CLASS" (see `rwkv_unet.baselines.libraries`).
+        name: one of `list_models()`, "smp:ARCH-ENCODER" (see `rwkv_unet.baselines.libraries`) or "monai:CLASS"
+            (see `rwkv_unet.baselines.monai_networks`).
         num_classes: output channels, the background included.
-        in_channels: input channels.
+        in_channels: input channels; a network for images of 3 also takes grey ones.
         overrides: for an RWKV-UNet any other field of `ModelConfig`, for the others the arguments of their class.
 
     Raises:
         ValueError: for an unknown name or field (with near matches), a bad value, or a library that is missing.
     """
     return _find(name)(num_classes=num_classes, in_channels=in_channels, **overrides)
+
+
+def dimensions(name: str, **overrides: Any) -> int:
+    """Spatial axes of what `create_model(name, **overrides)` segments, without making it: 2 of images, 3 of volumes.
+
+    Raises:
+        ValueError: for an unknown name, or a number of axes that the model cannot have.
+    """
+    _find(name)
+    family, _, member = name.partition(":")
+    if family == "monai":
+        return monai_networks.axes_of(member, overrides)
+    return 3 if name in VOLUMETRIC_MODELS else 2
+
+
+def deep_supervision(name: str) -> Literal["full_size", "scales"] | None:
+    """What the option `deep_supervision=True` makes a model return in training mode; None if it has no such option.
+
+    "full_size": logits of every scale, all resized to the image, the deepest first. "scales": logits of every scale but
+    the coarsest, each of its own size, the finest first, as nnU-Net compares them. In evaluation mode both return the
+    logits (B, num_classes, *spatial) alone.
+    """
+    if has_deep_supervision(name):
+        return "full_size"
+    return "scales" if name in VOLUMETRIC_MODELS or name == "monai:DynUNet" else None
 
 
 def _find(name: str) -> Create:

@@ -2,7 +2,8 @@
 
 All of them take (B, in_channels, H, W) and give logits (B, num_classes, H, W), those with `deep_supervision` a list of
 such logits in training mode; `divisor` is what H and W have to be
-divisible by. They are made by `rwkv_unet.create_model`, as those of other libraries are (`libraries`).
+divisible by. They are made by `rwkv_unet.create_model`, as those of other libraries are (`libraries`,
+`monai_networks`).
 """
 
 from __future__ import annotations

@@ -1,18 +1,17 @@
-"""Networks of segmentation_models_pytorch and MONAI by name, with random weights; both libraries are optional.
+"""Networks of other libraries, and those of segmentation_models_pytorch by name; the library is optional.
 
     smp:ARCH-ENCODER    smp:unet-resnet50, smp:unet-tu-pvt_v2_b2 (tu- and any timm name), smp:deeplabv3plus-resnet50
-    monai:CLASS         monai:SwinUNETR, monai:BasicUNet: 2-D, about as wide as the paper's U-Net
 
-Options are handed to the library's class: decoder_channels for smp's Unet, img_size for MONAI's UNETR.
+Weights are random. Options are handed to the library's class, as decoder_channels to smp's Unet. MONAI's networks are
+in `monai_networks`.
 """
 
 from __future__ import annotations
 
 import inspect
 import math
-import re
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import timm
 import torch
@@ -29,20 +28,39 @@ INSTALL = "pip install 'rwkvctl[baselines]'"
 
 
 class LibraryNetwork(nn.Module):
-    """A library's network (B, in_channels, H, W) -> (B, num_classes, H, W) that refuses images as ours do."""
+    """A library's network (B, in_channels, H, W) -> (B, num_classes, H, W), or of volumes (B, C, D, H, W), that refuses
+    images as ours do.
 
-    def __init__(self, network: nn.Module, in_channels: int, divisor: int, side: int | None = None) -> None:
+    Args:
+        divisor: what H and W must be divisible by, or D, H and W one by one.
+        size: (H, W) or (D, H, W) if the network is built for images of one size alone.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        in_channels: int,
+        divisor: int | tuple[int, ...],
+        size: Sequence[int] | None = None,
+    ) -> None:
         super().__init__()
-        self.in_channels, self.divisor, self.side = in_channels, divisor, side
+        self.in_channels, self.divisor = in_channels, divisor
+        self.size = None if size is None else tuple(size)
         self.network = network
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits (B, num_classes, H, W); ValueError for an image of the wrong shape."""
-        x = check_images(x, in_channels=self.in_channels, divisor=self.divisor)
-        if self.side and x.shape[2:] != (self.side, self.side):
-            raise ValueError(f"the model is built for images of {self.side} x {self.side}; its option img_size says so")
-        y = self.network(x)
+    def forward(self, x: Tensor) -> Any:
+        """Logits (B, num_classes, *spatial); ValueError for an image of the wrong shape."""
+        y = self.network(self.checked(x))
         return y[-1] if isinstance(y, list) else y  # the outputs of BasicUNetPlusPlus end with the final one
+
+    def checked(self, x: Tensor) -> Tensor:
+        """Images as the network takes them; ValueError where it does not."""
+        x = check_images(x, in_channels=self.in_channels, divisor=self.divisor)
+        if self.size and x.shape[2:] != self.size:
+            kind = "images" if len(self.size) == 2 else "volumes"
+            size = " x ".join(map(str, self.size))
+            raise ValueError(f"the model is built for {kind} of {size}; its option img_size says so")
+        return x
 
 
 def smp_network(rest: str, *, num_classes: int, in_channels: int, **options: Any) -> nn.Module:
@@ -51,7 +69,7 @@ def smp_network(rest: str, *, num_classes: int, in_channels: int, **options: Any
     try:
         import segmentation_models_pytorch as smp
     except ImportError as error:
-        raise _missing(name, "segmentation-models-pytorch", error) from None
+        raise missing(name, "segmentation-models-pytorch", error) from None
     arch, _, encoder = rest.partition("-")
     architectures = smp.MODEL_ARCHITECTURES_MAPPING
     if arch not in architectures:
@@ -61,7 +79,7 @@ def smp_network(rest: str, *, num_classes: int, in_channels: int, **options: Any
     create = architectures[arch]
     check_options(name, create, options, taken=("encoder_name", "encoder_weights", *channels))
     options = {**_smp_defaults(create, encoder, options), **options}
-    network = _build(name, create, encoder, encoder_weights=None, **channels, **options)
+    network = build(name, create, encoder, encoder_weights=None, **channels, **options)
     return LibraryNetwork(network, in_channels, network.encoder.output_stride)
 
 
@@ -113,53 +131,7 @@ def _check_smp_encoder(name: str, encoder: str, own: list[str]) -> None:
         raise ValueError(f"{name}: unknown encoder {encoder!r}; {near if near.startswith('did you') else where}")
 
 
-class MonaiNetwork(NamedTuple):
-    """How a MONAI class is made and used."""
-
-    arguments: dict[str, Any]
-    """Beside the channels."""
-    divisor: int
-    unused: str = "(?!)"
-    """Pattern for the parameters that it has and never uses; the default matches none."""
-
-
-WIDTHS = (32, 64, 128, 256, 512)
-FIVE_LEVELS = {"channels": WIDTHS, "strides": (2, 2, 2, 2)}
-MONAI: dict[str, MonaiNetwork] = {
-    "AttentionUnet": MonaiNetwork(FIVE_LEVELS, 16),
-    "BasicUNet": MonaiNetwork({"features": (*WIDTHS, 32)}, 16),
-    "BasicUNetPlusPlus": MonaiNetwork({"features": (*WIDTHS, 32)}, 16, r"final_conv_0_[123]"),
-    "DynUNet": MonaiNetwork(
-        {"kernel_size": (3,) * 5, "strides": (1, 2, 2, 2, 2), "upsample_kernel_size": (2,) * 4}, 16
-    ),
-    "SegResNet": MonaiNetwork({"init_filters": 32}, 8),
-    "SwinUNETR": MonaiNetwork({"feature_size": 48}, 32),
-    "UNETR": MonaiNetwork({"img_size": 256}, 16, r"norm_cross_attn"),
-    "UNet": MonaiNetwork({**FIVE_LEVELS, "num_res_units": 2}, 16),
-}
-
-
-def monai_network(rest: str, *, num_classes: int, in_channels: int, **options: Any) -> nn.Module:
-    """`rest` is a class of `monai.networks.nets`, one of `MONAI`."""
-    name = f"monai:{rest}"
-    if rest not in MONAI:
-        raise ValueError(f"unknown model {name!r}; {suggest(name, [f'monai:{known}' for known in MONAI])}")
-    arguments, divisor, unused = MONAI[rest]
-    channels = {"in_channels": in_channels, "out_channels": num_classes}
-    try:
-        from monai.networks import nets
-
-        check_options(name, getattr(nets, rest), options, taken=("spatial_dims", *channels))
-        network = _build(name, getattr(nets, rest), spatial_dims=2, **channels, **{**arguments, **options})
-    except ImportError as error:  # einops is MONAI's own optional dependency
-        raise _missing(name, "monai and einops", error) from None
-    for key, parameter in network.named_parameters():
-        if re.search(unused, key):
-            parameter.requires_grad = False  # else DistributedDataParallel waits for its gradient
-    return LibraryNetwork(network, in_channels, divisor, side={**arguments, **options}.get("img_size"))
-
-
-def _build(name: str, create: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+def build(name: str, create: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
     try:
         with torch.device("cpu"):  # SwinUNETR asks tensors for their values, which those of a meta device lack
             return create(*arguments, **options)
@@ -167,6 +139,6 @@ def _build(name: str, create: Callable[..., Any], *arguments: Any, **options: An
         raise ValueError(f"{name}: {' '.join(str(error).split())}") from None
 
 
-def _missing(name: str, packages: str, error: ImportError) -> ValueError:
+def missing(name: str, packages: str, error: ImportError) -> ValueError:
     reason = str(error).split("\n")[0].rstrip(".")
     return ValueError(f"{name} needs {packages}: {INSTALL} ({reason})")

@@ -37,7 +37,7 @@ CASES: list[Case] = [
 
 LARGER = (
     *("rolling_unet_m", "rolling_unet_l", "unext", "r50_vit_cup"),
-    *("hiformer_b", "hiformer_l", "levit_unet_192", "levit_unet_384", "metaseg_b"),
+    *("hiformer_b", "hiformer_l", "levit_unet_192", "levit_unet_384", "metaseg_b", "rwkv_unet_3d_s", "rwkv_unet_3d_b"),
 )
 """The modules of a smaller one, which is traced in their place."""
 HEAVY = [

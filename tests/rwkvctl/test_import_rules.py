@@ -24,7 +24,8 @@ MAY_IMPORT = {
     "optuna": ["rwkvctl/sweeps/"],
 }
 OPTIONAL = {  # inside functions only
-    "rwkv_unet/baselines/libraries.py": {"segmentation_models_pytorch", "monai"},
+    "rwkv_unet/baselines/libraries.py": {"segmentation_models_pytorch"},
+    "rwkv_unet/baselines/monai_networks.py": {"monai"},
     "rwkv_unet/hub.py": {"safetensors", "huggingface_hub"},
 }
 ROOMS = [
