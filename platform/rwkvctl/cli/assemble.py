@@ -21,6 +21,7 @@ from rwkvctl.config.specs.jobs import (
     TuneSpec,
 )
 from rwkvctl.config.specs.objectives import parse_bound, parse_objective
+from rwkvctl.config.specs.parts import VOLUMETRIC, takes_volumes
 from rwkvctl.launch.complete_spec import on_machine, with_data
 from rwkvctl.runs import folder as run_folder
 
@@ -47,26 +48,33 @@ def training_spec(
     UserError for an option that a run cannot be continued with, since it would change what is computed.
     """
     machine = settings.load()
-    given = option_fields(job, data, options, assignments)
+    given = option_fields(data, options, assignments)
     if resume not in (None, "auto"):
         folder = run_folder.find(resume, given.get("storage") or machine.storage)
         kept = run_of(folder, job)
         start = load.read_recipe(recipe) if recipe is not None else kept.model_dump(mode="json", by_alias=True)
-        spec = training_from(job, start, given, f"run {folder.name}", machine)
+        spec = training_from(job, with_variant(job, start, options), given, f"run {folder.name}", machine)
         run_folder.refuse_changes(folder, spec)
         return spec
     recipe = recipe or pick_recipe(job, data)[0]
     fields = load.read_recipe(recipe)
     if fields.get("job") != job:
         raise UserError(f"recipe {recipe}: is for {fields.get('job')}, not {job}")
-    return training_from(job, fields, given, f"recipe {recipe}", machine)
+    return training_from(job, with_variant(job, fields, options), given, f"recipe {recipe}", machine)
 
 
-def option_fields(job: str, data: str | None, options: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
-    """What was given beside the recipe, as fields of the spec."""
+def with_variant(job: str, fields: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a recipe or run with RWKV-UNet in the size of `--variant`, over as many axes as there."""
+    if "variant" not in options:
+        return fields
+    model = fields.get("model")
+    stem = VOLUMETRIC if takes_volumes(model) else f"{MODELS[job]}_"
+    return load.merge(fields, {"model": {"name": f"{stem}{options['variant']}"}})
+
+
+def option_fields(data: str | None, options: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
+    """What was given beside the recipe, as fields of the spec; without the variant."""
     given = {key: value for key, value in options.items() if key != "variant"}
-    if "variant" in options:
-        given = load.merge({"model": {"name": f"{MODELS[job]}_{options['variant']}"}}, given)
     given = load.merge(given, load.parse_assignments(assignments))
     return given if data is None else load.merge(given, {"data": {"path": data}})
 
@@ -228,8 +236,9 @@ def continued_sweep(
     folder = run_folder.find(run, machine.storage)
     kept = run_of(folder, "tune")
     assert isinstance(kept, TuneSpec)
-    given = option_fields("finetune", data, options, assignments)
+    given = option_fields(data, options, assignments)
     start = load.read_recipe(recipe) if recipe is not None else kept.base.model_dump(mode="json", by_alias=True)
+    start = with_variant("finetune", start, options)
     base = training_from("finetune", start, given, f"run {folder.name}", machine)
     assert isinstance(base, FinetuneSpec)
     found = kept.space if space is None else load.read_space(space)

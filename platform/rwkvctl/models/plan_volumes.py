@@ -26,6 +26,8 @@ from rwkvctl.training.volume_plan import (
 
 OUR_LEVELS = 5
 """Of RWKV-UNet: the stem and four stages."""
+OUR_LEAST = (1, 16, 16)
+"""What its patches are multiples of, however few voxels are left."""
 
 
 def planned(spec: FinetuneSpec, manifest: Manifest) -> FinetuneSpec:
@@ -54,10 +56,11 @@ def planned(spec: FinetuneSpec, manifest: Manifest) -> FinetuneSpec:
             f"{without[0]}; set it to native"
         )
     step = own or found or (volumes.thickness, 1.0, 1.0)
-    most = OUR_LEVELS if spec.model.name.startswith(VOLUMETRIC) else None
+    ours = spec.model.name.startswith(VOLUMETRIC)
+    most, least = (OUR_LEVELS, OUR_LEAST) if ours else (None, (1, 1, 1))
     patch = volumes.patch
     if patch == "auto":
-        patch = patch_for(median_shape(list(sizes.values()), own), step, volumes.patch_voxels, most)
+        patch = patch_for(median_shape(list(sizes.values()), own), step, volumes.patch_voxels, most, least)
     levels = levels_for(patch, step, most)
     options = options_for(spec.model, levels) | spec.model.options
     model = spec.model.model_copy(update={"options": options})

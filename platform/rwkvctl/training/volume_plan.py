@@ -98,13 +98,18 @@ def levels_for(patch: Sequence[int], spacing: Sequence[float], most: int | None 
     return Levels(tuple(strides), (*kernels, (3, 3, 3)))
 
 
-def patch_for(median: Triple, spacing: Sequence[float], voxels: int, most: int | None = None) -> Triple:
+def patch_for(
+    median: Triple, spacing: Sequence[float], voxels: int, most: int | None = None, least: Triple = (1, 1, 1)
+) -> Triple:
     """The patch (D, H, W) of at most so many voxels: as long in mm along all axes, but no longer than the median
-    volume; what is too much is taken from the axis that has most of the volume's."""
+    volume; what is too much is taken from the axis that has most of the volume's.
+
+    most: levels of the network. least: what its sides are multiples of in any case.
+    """
     inverse = [1 / step for step in spacing]
     cube = (BEGIN / math.prod(inverse)) ** (1 / 3)
     sides = [max(1, min(round(each * cube), n)) for each, n in zip(inverse, median, strict=True)]
-    divisor = levels_for(sides, spacing, most).divisor
+    divisor = divisor_for(sides, spacing, most, least)
     while math.prod(whole := rounded_up(sides, divisor)) > voxels:
         shares = [side / n if side > d else 0.0 for side, n, d in zip(whole, median, divisor, strict=True)]
         if not any(shares):
@@ -112,8 +117,14 @@ def patch_for(median: Triple, spacing: Sequence[float], voxels: int, most: int |
         axis = int(np.argmax(shares))
         sides = list(whole)
         sides[axis] -= divisor[axis]
-        divisor = levels_for(sides, spacing, most).divisor
+        divisor = divisor_for(sides, spacing, most, least)
     return whole
+
+
+def divisor_for(sides: Sequence[int], spacing: Sequence[float], most: int | None, least: Triple) -> Triple:
+    """What the sides of a patch are multiples of, which both are powers of 2."""
+    depth, height, width = map(max, levels_for(sides, spacing, most).divisor, least)
+    return depth, height, width
 
 
 def rounded_up(sides: Sequence[int], divisor: Sequence[int]) -> Triple:
