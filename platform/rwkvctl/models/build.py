@@ -10,7 +10,7 @@ import timm
 import torch
 from torch import nn
 
-from rwkv_unet import baselines, create_model
+from rwkv_unet import baselines, create_model, deep_supervision
 from rwkv_unet.flops import Macs, dry_run
 from rwkvctl.base.errors import UserError
 from rwkvctl.config.specs.jobs import FinetuneSpec
@@ -79,6 +79,11 @@ def trained(spec: FinetuneSpec) -> ModelSpec:
     if spec.deep_supervision == "none":
         return model
     if spec.deep_supervision == "scales":
+        if deep_supervision(model.name) != "scales":
+            raise UserError(
+                f"deep_supervision: {model.name} has logits at one scale only; set it to none, or model.name to one of "
+                "rwkv_unet_3d or to monai:DynUNet"
+            )
         return model.model_copy(update={"options": model.options | {"deep_supervision": True}})
     if model.name not in supervised:
         raise UserError(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
+from rwkv_unet import planned_options
 from rwkvctl.base.errors import UserError
 from rwkvctl.config.specs.jobs import FinetuneSpec
 from rwkvctl.config.specs.parts import VOLUMETRIC, ModelSpec
@@ -62,8 +65,7 @@ def planned(spec: FinetuneSpec, manifest: Manifest) -> FinetuneSpec:
     if patch == "auto":
         patch = patch_for(median_shape(list(sizes.values()), own), step, volumes.patch_voxels, most, least)
     levels = levels_for(patch, step, most)
-    options = options_for(spec.model, levels) | spec.model.options
-    model = spec.model.model_copy(update={"options": options})
+    model = spec.model.model_copy(update={"options": options_for(spec.model, levels, patch)})
     if volumes.patch == "auto":
         patch = rounded_up(patch, divisor_of(model, manifest, levels))
     settled = volumes.model_copy(update={"patch": patch, "spacing": spacing})
@@ -82,10 +84,12 @@ def train_cases(spec: FinetuneSpec, manifest: Manifest) -> list[str]:
     return cases_of(manifest.ids(spec.data.split, "train"))
 
 
-def options_for(model: ModelSpec, levels: Levels) -> dict[str, object]:
-    """The options by which a network goes down as it is planned."""
-    halvings = sum(stride[0] == 2 for stride in levels.strides)
-    return {"flat_stages": max(0, OUR_LEVELS - 1 - halvings)}
+def options_for(model: ModelSpec, levels: Levels, patch: Triple) -> dict[str, Any]:
+    """The model's options, with those by which it goes down as it is planned."""
+    try:
+        return planned_options(model.name, levels.strides, levels.kernels, patch, model.options)
+    except ValueError as error:
+        raise UserError(f"model.name {model.name}: {error}") from None
 
 
 def divisor_of(model: ModelSpec, manifest: Manifest, levels: Levels) -> Triple:

@@ -9,6 +9,7 @@ import torch
 
 from rwkvctl.base.errors import UserError
 from rwkvctl.config.specs.jobs import FinetuneSpec
+from rwkvctl.config.specs.load import build, merge, read_recipe
 from rwkvctl.config.specs.parts import ModelSpec
 from rwkvctl.models import build as networks
 from rwkvctl.models import bundle
@@ -84,3 +85,19 @@ def test_the_network_of_a_run_has_the_heads_that_deep_supervision_needs():
     model = {"name": "emcad", "encoder": "pvt_v2_b0"}
     assert networks.trained(run_of(model, "none")) == ModelSpec.model_validate(model)
     assert networks.trained(run_of(model, "sum")).overrides() == {"encoder": "pvt_v2_b0", "deep_supervision": True}
+
+
+@pytest.mark.parametrize("name", ["rwkv_unet_3d_t", "monai:DynUNet"])
+def test_networks_for_volumes_are_supervised_at_their_scales(name: str):
+    fields = {"model": {"name": name, "options": {"spatial_dims": 3} if ":" in name else {}}}
+    spec = build(FinetuneSpec, merge(read_recipe("volumes"), fields | {"data": {"path": "x"}}), "volumes")
+    assert networks.trained(spec).options["deep_supervision"] is True
+
+
+def test_others_are_not():
+    fields = {"model": {"name": "monai:SegResNet", "options": {"spatial_dims": 3}}, "data": {"path": "x"}}
+    spec = build(FinetuneSpec, merge(read_recipe("volumes"), fields), "volumes")
+    with pytest.raises(
+        UserError, match="deep_supervision: monai:SegResNet has logits at one scale only; set it to none"
+    ):
+        networks.trained(spec)
