@@ -36,6 +36,7 @@ def read_grid(files: Sequence[RawFile], name: str, axes: str) -> Grid:
     """Of one file with a volume, or of slices."""
     own = entry(files[0], name)
     shape = plain(own.shape)
+    axes = _axes(shape, axes)
     if len(shape) != len(axes):
         raise BadFile(f"{files[0]}: {own.name or 'its array'} has shape {own.shape}; {len(axes)} axes were expected")
     size = {axis: shape[n] for n, axis in enumerate(axes)} | ({} if "z" in axes else {"z": len(files)})
@@ -64,7 +65,8 @@ def _spacing(own: Entry, axes: str) -> tuple[dict[str, float], tuple[str, ...]]:
 def read(files: Sequence[RawFile], name: str, axes: str, channel: int = 0) -> Stored:
     """One channel of an array that has `c` among its axes. BadFile for what is damaged, or slices of several sizes."""
     grid = read_grid(files, name, axes)
-    name = name or entry(files[0], name).name
+    own_entry = entry(files[0], name)
+    name, axes = own_entry.name, _axes(plain(own_entry.shape), axes)
     first, all_axes, axes = _channel(files[0], name, axes, channel), axes, axes.replace("c", "")
     if "z" in axes:
         return Stored(first.transpose([axes.index(axis) for axis in "xyz"]), grid, None, None, None)
@@ -75,6 +77,11 @@ def read(files: Sequence[RawFile], name: str, axes: str, channel: int = 0) -> St
             raise BadFile(f"{file}: has shape {own.shape}, {files[0].name} has {first.shape}; give slices one size")
         voxels[..., z] = own
     return Stored(voxels.transpose([axes.index("x"), axes.index("y"), 2]), grid, None, None, None)
+
+
+def _axes(shape: tuple[int, ...], axes: str) -> str:
+    """A picture where volumes were expected is one of one slice."""
+    return "yx" if len(shape) == 2 and axes == "zyx" else axes
 
 
 def _channel(file: RawFile, name: str, axes: str, channel: int) -> NDArray[Any]:

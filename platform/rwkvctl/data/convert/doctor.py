@@ -19,12 +19,15 @@ from rwkvctl.data.convert.prepare import options_of
 from rwkvctl.data.convert.sources import Source, natural_key, open_sources
 from rwkvctl.data.convert.suggestion import Suggestion
 from rwkvctl.data.images import deep
+from rwkvctl.data.images.files import EXTENSIONS
 
 _MOST_TABLES = 3
 CLASSES = "classes"
 """The form of what is folders of images and nothing else: nearly every layout is that, too."""
 DESCRIBED = ("nnunet", "decathlon")
 """Formats whose folder says itself which file is what, so that its faults are told and nothing is guessed."""
+_LEAST_OF_IMAGES = 0.2
+"""Images with their masks are half of all."""
 APART = 0.3
 """Masks of one image that share less of their area are of different things."""
 ALIKE = 0.5
@@ -67,7 +70,8 @@ def examine(paths: Sequence[Path | str]) -> Diagnosis:
         labelled = [finding for finding in findings if finding.dataset == "imagetable"]
         findings = [finding for finding in findings if finding not in [*classes, *labelled]]
         kinds = Counter(file.suffix or "no extension" for file in source.files)
-        if not any(map(_is_sure, findings)):
+        images = sum(file.suffix in EXTENSIONS for file in source.files)
+        if not any(_is_sure(finding, images) for finding in findings):
             findings = (_own_pairs(source, findings) or findings or ([] if labelled else classes)) + labelled
     # A generic format takes nearly everything; a special one without problems is the surest.
     generic = {form.DATASET.name for form in formats.every() if not form.DATASET.expected}
@@ -78,11 +82,14 @@ def examine(paths: Sequence[Path | str]) -> Diagnosis:
     return Diagnosis(findings, dict(kinds.most_common(8)))
 
 
-def _is_sure(finding: Finding) -> bool:
-    """Whether a finding leaves no room for a guess: folders with names that say little may be pairs as well."""
+def _is_sure(finding: Finding, images: int) -> bool:
+    """Whether a finding leaves no room for a guess: folders with names that say little may be pairs as well, and so may
+    be those of which a few images are called as those of a known data set."""
     if finding.dataset == "imagefolder":
         return False
-    return not finding.problems if finding.dataset == "folder" else finding.samples > 0
+    if finding.problems and (finding.dataset == "folder" or finding.samples < _LEAST_OF_IMAGES * images):
+        return False
+    return finding.samples > 0
 
 
 def _own_pairs(source: Source, others: Sequence[Finding]) -> list[Finding]:
@@ -255,6 +262,6 @@ def _case(case: Item) -> tuple[str, str]:
     """Its image, and its masks where they are in files of their own."""
     if not isinstance(case, ScanCase):
         return case.files[0].path, ", ".join(file.path for file in case.files[1:EXAMPLES])
-    several = f" ({len(case.image.files)} files)" if case.image.slices else ""
+    several = f" ({len(case.image.files)} files)" if len(case.image.slices) > 1 else ""
     masks = [mask.file.path for mask in case.masks if mask.file != case.image.file]
     return f"{case.image.file.path}{several}", ", ".join(masks[:EXAMPLES])

@@ -101,6 +101,7 @@ def _joined(source: Source, best: Guess, others: Sequence[Guess]) -> Guess | Non
 def _question(best: Guess, others: Sequence[Guess]) -> str:
     """What else the images and the masks could be; "" where nothing."""
     told = []
+    others = [own for own in others if not name_words.says_drawn(f"{own.images} {own.masks}")]
     masks = [f"--masks {shlex.quote(own.masks)}" for own in others if own.images == best.images and not own.mixed]
     images = [f"--images {shlex.quote(own.images)}" for own in others if own.masks == best.masks]
     if images:

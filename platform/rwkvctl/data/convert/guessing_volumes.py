@@ -34,18 +34,36 @@ def suggest(source: Source) -> Suggestion | None:
         return None
     beside = voxel_files.Beside(source.files)
     images, masks = _on_one_grid(found[0], found[1][0], beside), found[1]
-    patterns = numbered_layouts.starred(images[0].template, _joined([role.template for role in masks]))
-    parts = [Suggestion(dict(zip(("images", "masks"), patterns, strict=True)))]
-    if len(images) > 1:
+    if own := volume_roles.with_own_masks(*found):
+        images, masks = own
+        parts = [_patterns(_joined(_templates(images)), _joined(_templates(masks)))]
+        parts.append(_each_of_its_own(images, masks))
+    else:
+        parts = [_patterns(images[0].template, _joined(_templates(masks)))]
+    if len(images) > 1 and not own:
         others = " or ".join(f"--images {shlex.quote(role.template)}" for role in images[1:_SHOWN])
         parts.append(Suggestion({}, f"one contrast is taken of {len(images)}; another is {others}"))
-    if len(masks) > 1:
+    if len(masks) > 1 and not own:
         parts.append(_several(images[0], masks, beside))
     else:
-        parts.append(classes_of(_values(list(masks[0].files.values()), beside)))
+        parts.append(classes_of(_values([file for role in masks for file in role.files.values()], beside)))
     if part_folders.are_parts(file.path for file in images[0].files.values()):
         parts.append(Suggestion({"split_from": "folders"}))
     return joined(parts)
+
+
+def _templates(roles: Sequence[Role]) -> list[str]:
+    return [role.template for role in roles]
+
+
+def _patterns(images: str, masks: str) -> Suggestion:
+    return Suggestion(dict(zip(("images", "masks"), numbered_layouts.starred(images, masks), strict=True)))
+
+
+def _each_of_its_own(images: Sequence[Role], masks: Sequence[Role]) -> Suggestion:
+    one = f"--images {shlex.quote(images[0].template)} --masks {shlex.quote(masks[0].template)}"
+    question = f"all of {len(images)} images a case are taken, each with its own mask; is one kind wanted, {one}"
+    return Suggestion({}, question)
 
 
 def _on_one_grid(images: Sequence[Role], masks: Role, beside: voxel_files.Beside) -> list[Role]:

@@ -37,8 +37,10 @@ def candidates(files: Sequence[RawFile]) -> Iterator[Patterns]:
     ways = (
         _of_folders,
         _of_trees,
+        _of_numbered_folders,
         _of_part_names,
         _of_parts,
+        _of_leaves,
         _of_suffixes,
         _of_two_suffixes,
         _of_beginnings,
@@ -134,6 +136,24 @@ def _of_trees(folders: Folders) -> Iterator[Patterns]:
                 yield f"{image}/{below}*{back}", f"{mask}/{below}*{tail}"
 
 
+def _of_numbered_folders(folders: Folders) -> Iterator[Patterns]:
+    """Images in several folders that a number tells apart, their masks in one: `images_part_{n}/*` and `masks/*`."""
+    alike: dict[str, list[str]] = defaultdict(list)
+    for folder in folders:
+        for number in re.finditer(r"\d+", folder):
+            alike[f"{folder[: number.start()]}{{n}}{folder[number.end() :]}"].append(folder)
+    for template, own in alike.items():
+        images = [file for folder in own for file in folders[folder]]
+        if len(own) < 2 or says_mask(template) or not _PLAIN.fullmatch(template.replace("{n}", "")):
+            continue
+        for mask, files in folders.items():
+            if mask in own or not _PLAIN.fullmatch(mask) or len(files) < LEAST * len(images):
+                continue
+            if says_mask(mask) or _are_masks(files, images):
+                names = _names([file.stem for file in images], [file.stem for file in files])
+                yield f"{template}/{names[0]}", f"{mask}/{names[1]}"
+
+
 def _some(folders: Folders) -> list[str]:
     """Some folders, evenly spread, where there are many."""
     names = list(folders)
@@ -204,6 +224,25 @@ def _of_parts(folders: Folders) -> Iterator[Patterns]:
             inner = [pair[side].rpartition("/")[2] for pair in pairs]
             sides.append(f"{'*/' * (depth + 1)}{_any_of(inner)}/{_joined([own[side] for own in names])}")
         yield sides[0], sides[1]
+
+
+def _of_leaves(folders: Folders) -> Iterator[Patterns]:
+    """Pairs of folders at several depths, `Train/image` and `Test/CVC-300/images`: `**/{image,images}/*`."""
+    inner: dict[str, list[str]] = defaultdict(list)
+    for folder in folders:
+        inner[folder.rpartition("/")[0]].append(folder)
+    pairs = [_two_of(own, folders) for own in inner.values()]
+    if len(pairs) < 2 or None in pairs or len({top.count("/") for top in inner}) < 2:
+        return
+    images, masks = zip(*filter(None, pairs), strict=True)
+    names = [
+        _names([f.stem for f in folders[image]], [f.stem for f in folders[mask]])
+        for image, mask in zip(images, masks, strict=True)
+    ]
+    yield (
+        f"**/{_any_of([own.rpartition('/')[2] for own in images])}/{_joined([own[0] for own in names])}",
+        f"**/{_any_of([own.rpartition('/')[2] for own in masks])}/{_joined([own[1] for own in names])}",
+    )
 
 
 def _two_of(inner: Sequence[str], folders: Folders) -> tuple[str, str] | None:

@@ -17,8 +17,9 @@ _LESSER_MASK = re.compile(
     r"|border|boundar|(?<![a-z])edges?(?![a-z])|skelet|trimap|bbox|boxes|weight|distance|uncertain",
     re.IGNORECASE,
 )
+_DRAWN = re.compile(r"overlay|blend|visuali|preview|thumb|heat.?map", re.IGNORECASE)
 _LESSER_IMAGE = re.compile(
-    r"overlay|blend|visuali|preview|thumb|heat.?map|depth|tiefe|profond|profund|深度|disparit|thermal|infrared|normals"
+    rf"{_DRAWN.pattern}|depth|tiefe|profond|profund|深度|disparit|thermal|infrared|normals"
     r"|(?<![a-z])(?:d|ir|nir|dsm|dem|ndvi|flow)(?![a-z])",
     re.IGNORECASE,
 )
@@ -32,6 +33,11 @@ def says_lesser_mask(text: str) -> bool:
     """Whether masks of that name show what others show as class ids in another way: in colours, each object for itself,
     as outlines or frames."""
     return bool(_LESSER_MASK.search(text))
+
+
+def says_drawn(text: str) -> bool:
+    """Whether pictures of that name are images with something drawn on them, or small ones to be looked at."""
+    return bool(_DRAWN.search(text))
 
 
 def says_lesser_image(text: str) -> bool:

@@ -106,7 +106,7 @@ def kinds(files: Sequence[RawFile], stem: Callable[[RawFile], str] = lambda file
 
 
 def _by_glued_numbers(words: str, files: Mapping[Numbers, RawFile]) -> list[tuple[str, Mapping[Numbers, RawFile]]]:
-    """Files whose words differ in a number behind letters, as `t1` and `t2` do, each for itself: few such words, all of
+    """Files whose words differ in a digit behind letters, as `t1` and `t2` do, each for itself: few such words, all of
     which there are with all the other numbers."""
     columns = list(zip(*files, strict=True))
     before = words.split("#")
@@ -114,7 +114,8 @@ def _by_glued_numbers(words: str, files: Mapping[Numbers, RawFile]) -> list[tupl
         values = sorted(set(column))
         others = {numbers[:place] + numbers[place + 1 :] for numbers in files}
         whole = len(files) == len(values) * len(others)
-        if before[place][-1:].isalpha() and 1 < len(values) <= _MOST_GLUED and len(others) > 1 and whole:
+        few = 1 < len(values) <= _MOST_GLUED and all(len(value) == 1 for value in values)
+        if before[place][-1:].isalpha() and few and len(others) > 1 and whole:
             own = [{key: file for key, file in files.items() if key[place] == value} for value in values]
             return [kind for each in own for kind in _by_glued_numbers(words, each)]
     return [(words, files)]

@@ -10,9 +10,9 @@ from rwkvctl.base.errors import UserError
 from rwkvctl.data.store.splits import PARTS, Split, fixed, grouped_split
 
 SPELLINGS = {
-    "train": r"tr(?:n|ain|aining|ainings)?|lern|entrenamiento|entrenar|treinamento|treino|apprentissage|entra[iî]nement"
-    r"|addestramento|treningow[ya]|trening|ucz[ąa]c[ya]|e[gğ]itim|latih|обучение|обучающ\w+|обуч|тренировочн\w+"
-    r"|тренировка|трейн|навчання",
+    "train": r"tr(?:n|ain|aining|ainings|ainval)?|lern|entrenamiento|entrenar|treinamento|treino|apprentissage"
+    r"|entra[iî]nement|addestramento|treningow[ya]|trening|ucz[ąa]c[ya]|e[gğ]itim|latih|обучение|обучающ\w+|обуч"
+    r"|тренировочн\w+|тренировка|трейн|навчання",
     "val": r"val|valid|validate|validation|validierung|validierungs|dev|validaci[oó]n|valida[cç][aã]o|validazione"
     r"|walidacja|walidacyjn[ya]|do[gğ]rulama|валидация|валидационн\w+|проверка|проверочн\w+|вал|перевірка",
     "test": r"ts|tst|test|testing|prueba|pruebas|teste|testowy|testowa|uji|тест|тестов\w+|тестирование|тестування",
@@ -29,12 +29,14 @@ _SIGNS = {
 
 
 def part_of(text: str) -> str | None:
-    """`Train`, `training_set`, `imagesTr`, `Testdaten`, `訓練` -> `train`; None for what says no part, or several."""
+    """`Train`, `training_set`, `imagesTr`, `train_val`, `訓練` -> `train`; None for what says no part, or several."""
     plain = unicodedata.normalize("NFC", text)
     words = re.findall(r"[^\W\d_]+", re.sub(r"(?<=[^\W\d_A-Z])(?=[A-Z])", " ", plain).lower())
     words += re.findall(r"[^\W\d_]+", plain.lower())
     found = {part for part, own in _WORDS.items() if any(map(own.fullmatch, words))}
     found |= {part for part, own in _SIGNS.items() if own.search(plain)}
+    if found == {"train", "val"}:  # of which validation is yet to be taken
+        return "train"
     return found.pop() if len(found) == 1 else None
 
 

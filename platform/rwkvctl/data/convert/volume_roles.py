@@ -143,6 +143,23 @@ def _told_apart(roles: Sequence[Role]) -> tuple[list[Role], list[Role]] | None:
     return [first, *others], [*of_first, *small]
 
 
+def with_own_masks(images: Sequence[Role], masks: Sequence[Role]) -> tuple[list[Role], list[Role]] | None:
+    """Several images a case, each with a mask that is called after it, `*_ED` and `*_ED_gt`; None where a mask is of no
+    such image, or there is one."""
+    found: dict[tuple[str, str], dict[str, tuple[Role, Role]]] = {}
+    for mask, image in itertools.product(masks, images):
+        folder, _, name = image.template.rpartition("/")
+        own_folder, _, own_name = mask.template.rpartition("/")
+        before, _, behind = own_name.partition(name)
+        if folder == own_folder and name in own_name:
+            found.setdefault((before, behind), {}).setdefault(mask.template, (image, mask))
+    for pairs in found.values():
+        own = [image.template for image, _ in pairs.values()]
+        if len(pairs) == len(masks) == len(set(own)) > 1:
+            return [image for image, _ in pairs.values()], [mask for _, mask in pairs.values()]
+    return None
+
+
 def _same_cases(role: Role, first: Role) -> bool:
     return len(role.files.keys() & first.files.keys()) >= LEAST * len(first.files)
 

@@ -134,7 +134,7 @@ def one_orphan(put: Save) -> None:
         (raters, "--images 'Bilder/*' --masks 'Annotationen/*/*' --annotator Anna", 8, "by several (Anna, Ben)"),
         (parts_in_names, "--images 'images_{split}/*' --masks 'Ground Truth_{split}/*' --split-from folders", 8, ""),
         (kinds_before_parts, "--images 'images/**/*' --masks 'labels/**/*' --split-from folders", 8, ""),
-        (deep, "--images '**/original' --masks '**/mask'", 12, "images could also be --images '**/overlay'"),
+        (deep, "--images '**/original' --masks '**/mask'", 12, ""),
         (two_suffixes, "--images '*_image' --masks '*_lesion'", 8, ""),
         (thumbnails, "--images '*' --masks '*_{seg,thumb}' --annotator seg", 8, "takes another one: thumb"),
         (brackets, "--images 'photos {i} 2019/*' --masks 'masks {m}/*'", 8, ""),

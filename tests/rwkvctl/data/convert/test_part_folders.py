@@ -7,7 +7,8 @@ import pytest
 from rwkvctl.data.convert.part_folders import part_of
 
 SPELLED = {
-    "train": "train Train TRAINING training_set TrainDataset imagesTr train_images Trainingsdaten Trainingsbilder"
+    "train": "train trainval train_val Train TRAINING training_set TrainDataset imagesTr train_images Trainingsdaten"
+    " Trainingsbilder"
     " Entrenamiento apprentissage entraînement addestramento treino обучение обучающая 训练 训练集 訓練 学習用 훈련",
     "val": "val valid Validation ValDataset images-val Validierung Validierungsdaten validación validacion validação"
     " validazione валидация 验证 驗證集 検証",

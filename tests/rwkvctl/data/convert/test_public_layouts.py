@@ -157,6 +157,14 @@ CITYSCAPES = [
         Files(f"gtFine/{name}_gtFine_polygons.json", range(4), text),
     )
 ]
+POLYPS = [
+    *pair("TrainDataset/image/{n}.png", "TrainDataset/mask/{n}.png", range(1, 13)),
+    *[
+        file
+        for name in ("CVC-300", "CVC-ClinicDB", "ETIS")
+        for file in pair(f"TestDataset/{name}/images/{{n}}.png", f"TestDataset/{name}/masks/{{n}}.png", range(3))
+    ],
+]
 PH2 = "PH2 Dataset images/IMD{n:03d}/IMD{n:03d}_"
 
 LAYOUTS = {
@@ -238,6 +246,49 @@ LAYOUTS = {
         [*pair("rgb/{n}.png", "masks/{n}.png", range(8)), Files("depth/{n}.png", range(8), depth)],
         "--images 'rgb/*' --masks 'masks/*'",
         "images could also be --images 'depth/*'; added as a second --images, it is further channels",
+    ),
+    "HAM10000": Layout(
+        [
+            file
+            for part, numbers in ((1, range(24306, 24310)), (2, range(24310, 24314)))
+            for file in pair(
+                f"HAM10000_images_part_{part}/ISIC_{{n:07d}}.jpg",
+                "HAM10000_segmentations_lesion_tschandl/ISIC_{n:07d}_segmentation.png",
+                numbers,
+            )
+        ],
+        "--images 'HAM10000_images_part_{n}/ISIC_*' "
+        "--masks 'HAM10000_segmentations_lesion_tschandl/ISIC_*_segmentation'",
+    ),
+    "TN3K": Layout(
+        [
+            file
+            for part in ("trainval", "test")
+            for file in pair(f"{part}-image/{{n:04d}}.png", f"{part}-mask/{{n:04d}}.png", range(6))
+        ],
+        "--images '{split}-image/*' --masks '{split}-mask/*' --split-from folders",
+    ),
+    "polyp benchmark": Layout(
+        POLYPS, "--images '**/{image,images}/*' --masks '**/{mask,masks}/*' --split-from folders"
+    ),
+    "Cell Tracking Challenge": Layout(
+        [
+            *[Files(f"{part}/t{{n:03d}}.tif", range(4), photo) for part in ("01", "02")],
+            *[
+                Files(f"{part}_GT/SEG/man_seg{{n:03d}}.tif", range(4), palette, of=f"{part}/t{{n:03d}}.tif")
+                for part in ("01", "02")
+            ],
+            *[Files(f"{part}_GT/TRA/man_track{{n:03d}}.tif", range(4), palette) for part in ("01", "02")],
+        ],
+        "--images '*/t*' --masks '*_GT/SEG/man_seg*' --classes background,class1,class2",
+        "masks could also be --masks '*_GT/TRA/man_track*'",
+    ),
+    "overlays": Layout(
+        [
+            *pair("IMG_{n:03d}.JPG", "IMG_{n:03d}_GT.png", range(8)),
+            Files("IMG_{n:03d}_overlay.png", range(8), photo),
+        ],
+        "--images '*.JPG' --masks '*_GT'",
     ),
     "two cameras": Layout(
         [*pair("front/{n}.png", "labels/{n}.png", range(8)), Files("above/{n}.png", range(8), depth)],

@@ -34,7 +34,7 @@ def scan(path: Path, labels: Sequence[int] | None, fine: bool = False) -> np.nda
 
 class Volumes(NamedTuple):
     """`{n}` of the paths is each of the numbers, `{case}` each of the cases. files: their labels; image, masks: those
-    that are to be taken, as many masks as there are classes, or one."""
+    that are to be taken, as many masks as there are classes, or one, and for `{each}` of the images of a case."""
 
     files: dict[str, Sequence[int] | None]
     image: str
@@ -43,6 +43,7 @@ class Volumes(NamedTuple):
     question: str = "classes are called by their labels"
     cases: Sequence[str] = ("1", "2", "3", "4", "5")
     fine: str = ""
+    each: Sequence[str] = ("",)
 
 
 BRATS = "BraTS20_{n:03d}/BraTS20_{n:03d}_"
@@ -83,6 +84,17 @@ VOLUMES = {
         ("Utrecht/0", "Utrecht/1", "Singapore/50", "Singapore/51", "Amsterdam/GE3T/100", "Amsterdam/GE3T/101"),
         fine="3DT1",
     ),
+    "M&Ms": Volumes(
+        {f"Labeled/{{case}}/{{case}}_sa_{phase}.nii.gz": None for phase in ("ED", "ES")}
+        | {f"Labeled/{{case}}/{{case}}_sa_{phase}_gt.nii.gz": (1, 2, 3) for phase in ("ED", "ES")},
+        "Labeled/{case}/{case}_sa_{each}.nii.gz",
+        ["Labeled/{case}/{case}_sa_{each}_gt.nii.gz"],
+        "--images 'Labeled/*/*_sa_{ED,ES}' --masks 'Labeled/*/*_sa_{ED,ES}_gt' "
+        "--classes background,label_1,label_2,label_3",
+        "all of 2 images a case are taken, each with its own mask; is one kind wanted, --images 'Labeled/*/*_sa_ED'",
+        ("A0S9V9", "A1D0Q7", "B2C3D4", "E5F6G7", "H8I9J1", "K2L3M4"),
+        each=("ED", "ES"),
+    ),
     "TotalSegmentator": Volumes(
         {"s{n:04d}/ct.nii.gz": None}
         | {
@@ -100,18 +112,22 @@ VOLUMES = {
 
 def written(layout: Volumes, tree: Path) -> dict[str, np.ndarray]:
     """Class ids [z, y, x] by the path of the image that they are of."""
-    truth = {}
+    truth: dict[str, np.ndarray] = {}
     for number, case in enumerate(layout.cases, 1):
         drawn = {}
         for path, labels in layout.files.items():
             fine = bool(layout.fine) and layout.fine in path
             drawn[path] = scan(tree / path.format(n=number, case=case), labels, fine)
-        ids = [drawn[path] for path in layout.masks]
-        whole = np.max([(own > 0) * layer for layer, own in enumerate(ids, 1)], axis=0) if len(ids) > 1 else ids[0]
-        if 4 in whole:  # of BraTS, whose labels are no numbers of classes
-            whole = np.where(whole == 4, 3, whole)
-        truth[layout.image.format(n=number, case=case)] = whole
+        for each in layout.each:
+            ids = [drawn[path.replace("{each}", each)] for path in layout.masks]
+            truth[layout.image.replace("{each}", each).format(n=number, case=case)] = ids_of(ids)
     return truth
+
+
+def ids_of(ids: Sequence[np.ndarray]) -> np.ndarray:
+    """Class ids of one mask, or of one a class."""
+    whole = np.max([(own > 0) * layer for layer, own in enumerate(ids, 1)], axis=0) if len(ids) > 1 else ids[0]
+    return np.where(whole == 4, 3, whole)  # of BraTS, whose labels are no numbers of classes
 
 
 @pytest.mark.parametrize("name", VOLUMES)
@@ -141,3 +157,19 @@ def test_a_hundred_organs_in_files_of_their_own(tmp_path: Path):
             scan(tmp_path / case / "segmentations" / f"{organ}.nii.gz", [0] * (number % 4) + [1])
     (finding,) = examine([tmp_path]).findings
     assert finding.options.endswith(f" --classes background,{','.join(organs)}")
+
+
+def test_pictures_as_arrays(tmp_path: Path):
+    rng, truth = np.random.default_rng(0), {}
+    for folder in ("images", "masks"):
+        (tmp_path / "tree" / folder).mkdir(parents=True)
+    for number in range(6):
+        truth[f"images/{number}.npy"] = (rng.random((20, 24)) > 0.5).astype(np.uint8)
+        np.save(tmp_path / "tree" / "images" / f"{number}.npy", rng.random((20, 24), np.float32))
+        np.save(tmp_path / "tree" / "masks" / f"{number}.npy", truth[f"images/{number}.npy"])
+    words = shlex.split(run("doctor", tmp_path / "tree").partition("  prepare  ")[2])
+    run(*words[2:], "--out", tmp_path / "set")
+    reader = Reader(Manifest.load(tmp_path / "set"))
+    assert len(reader) == len(truth)
+    for row in range(len(reader)):
+        np.testing.assert_array_equal(reader.mask(row).squeeze(), truth[str(reader.meta(row)["orig_path"])])

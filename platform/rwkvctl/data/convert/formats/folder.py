@@ -42,10 +42,11 @@ MASK_SUFFIXES = ("_mask", "_segmentation", "_gt", "_label", "-mask")
 
 def recognise(source: Source) -> str | None:
     try:
-        discover.find_root(source, FOLDERS, "images/ and masks/ folders")
+        root = discover.find_root(source, FOLDERS, "images/ and masks/ folders")
     except UserError:
         return None
-    return "images+masks"
+    images = source.below(discover.child(source, root, FOLDERS[0]))
+    return "images+masks" if any(file.suffix in image_files.EXTENSIONS for file in images) else None
 
 
 def plan(source: Source, options: Options, problems: Problems) -> Plan:
