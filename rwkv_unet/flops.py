@@ -32,6 +32,7 @@ import biwkv  # noqa: F401  registers torch.ops.biwkv
 from rwkv_unet.ccm import CrossChannelMix
 from rwkv_unet.layers import LayerNorm
 from rwkv_unet.shifts import OmniShift
+from rwkv_unet.volumetric_blocks import LayerNorm3d
 
 WKV_MACS = 6
 """A token and channel of WKV: a numerator and a denominator, each decayed and added to from the left, from the right,
@@ -44,19 +45,19 @@ the shortcut are left out."""
 
 
 class Macs(NamedTuple):
-    """Multiply-accumulates of one image; see the module for the two conventions."""
+    """Multiply-accumulates of one image or volume; see the module for the two conventions."""
 
     paper: int
     true: int
 
 
 def count_macs(model: nn.Module, size: Sequence[int]) -> Macs:
-    """Multiply-accumulates of one image (C, H, W) in evaluation mode; see `dry_run`."""
+    """Multiply-accumulates of one image (C, H, W) or volume (C, D, H, W) in evaluation mode; see `dry_run`."""
     return dry_run(model, size)[0]
 
 
 def dry_run(model: nn.Module, size: Sequence[int]) -> tuple[Macs, Any]:
-    """Multiply-accumulates of one image (C, H, W) in evaluation mode, and the output, which has a shape but no values.
+    """As `count_macs`, and the output, which has a shape but no values.
 
     Nothing is computed: the model runs once on tensors without data, on its own device and in its own dtype. The
     model is left as it was, training mode included.
@@ -244,7 +245,7 @@ MODULES: dict[type, Callable[[Any, Any, Any], int]] = {
     **dict.fromkeys([nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d], _norm),
     **dict.fromkeys([nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d], _norm),
     # ptflops asks for `affine`, which LayerNorm lacks (it has elementwise_affine), so it counts 1 an element.
-    **dict.fromkeys([nn.GroupNorm, nn.LayerNorm, LayerNorm], _norm),
+    **dict.fromkeys([nn.GroupNorm, nn.LayerNorm, LayerNorm, LayerNorm3d], _norm),
     CrossChannelMix: _ccm,
     OmniShift: _omni_shift,  # as the one convolution that it runs as
     **dict.fromkeys([nn.ReLU, nn.PReLU, nn.ELU, nn.LeakyReLU, nn.ReLU6, nn.GELU, nn.Upsample], _module_output),

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from rwkv_unet import create_model, list_models
 from rwkv_unet.baselines import fcbformer
+from rwkv_unet.baselines.libraries import LibraryNetwork
 from rwkv_unet.blocks import GLSP
 
 SMALL = {"stem_dim": 8, "depths": (1, 1, 2, 1), "dims": (8, 12, 16, 24), "expansions": (2.0, 2.0, 2.0, 2.0)}
@@ -24,6 +25,22 @@ ABLATIONS: list[dict[str, Any]] = [
     {"encoder": "convnext_atto"},
     *({"shift": shift, "scan": scan} for shift, scan in SPATIAL_MIXES),
 ]
+THREE_AXES = {"spatial_dims": 3}
+UNEVEN = {"strides": [[1, 2, 2], [2, 2, 2], [2, 1, 2], [1, 2, 1]], "kernels": [[1, 3, 3], *[[3, 3, 3]] * 3, [3, 1, 3]]}
+VOLUMES: list[tuple[str, dict[str, Any]]] = [
+    *(("rwkv_unet_3d_t", {**SMALL, "flat_stages": flat, "num_skips": skips}) for flat, skips in ((0, 3), (2, 1))),
+    ("rwkv_unet_3d_t", {**SMALL, **UNEVEN, "norm": "instance"}),
+    ("rwkv_unet_3d_t", {**SMALL, **UNEVEN, "norm": "group"}),
+    ("monai:AttentionUnet", {**THREE_AXES, "channels": [4, 8, 8], "strides": [[1, 2, 2], 2]}),
+    ("monai:BasicUNet", {**THREE_AXES, "features": [4] * 6}),
+    ("monai:BasicUNetPlusPlus", {**THREE_AXES, "features": [4] * 6}),
+    ("monai:DynUNet", {**THREE_AXES, "strides": [1, [1, 2, 2], 2, [2, 1, 2]], "filters": [4, 8, 8, 8]}),
+    ("monai:SegResNet", {**THREE_AXES, "init_filters": 8}),
+    ("monai:SwinUNETR", {**THREE_AXES, "feature_size": 12, "num_heads": [1, 1, 1, 1]}),
+    ("monai:UNet", {**THREE_AXES, "channels": [4, 8, 8], "strides": [[1, 2, 2], 2]}),
+    ("monai:VNet", {**THREE_AXES, "in_channels": 4}),
+]
+"""Small, and uneven along the axes where they can be. UNETR takes volumes of one size alone: test_volumetric.py."""
 Case = tuple[str, dict[str, Any]]
 CASES: list[Case] = [
     *((name, {}) for name in list_models(examples=True)),
@@ -32,7 +49,7 @@ CASES: list[Case] = [
     ("uctransnet", {"width": 8}),
     ("mt_unet", {"width": 8}),
     ("pvtformer", {"encoder": "pvt_v2_b0"}),
-    *(("rwkv_unet_3d_t", {**SMALL, "flat_stages": flat, "num_skips": skips}) for flat, skips in ((0, 3), (2, 1))),
+    *VOLUMES,
 ]
 
 LARGER = (
@@ -45,6 +62,7 @@ HEAVY = [
     for name in ("trans_cascade", "vit_cup", "uctransnet", "mt_unet", "pvtformer", *LARGER)
     if not name.startswith(("rolling", "unext"))
 ]
+HEAVY += [case for case in VOLUMES if case[0] == "monai:SwinUNETR"]
 """Of many parameters, which take seconds to draw, and blocks that other cases have."""
 
 # Tracing takes as long as there are layers: each network is traced with one of every kind of block that it has.
@@ -66,7 +84,7 @@ TRACED: list[Case] = [
     ("rwkv_unet_t", SMALL),
     *(("rwkv_unet_t", {**SMALL, "shift": shift, "scan": scan}) for shift, scan in SPATIAL_MIXES),
     ("rwkv_unet_t", {**SMALL, "encoder": "test_convnext"}),
-    ("rwkv_unet_3d_t", {**SMALL, "flat_stages": 2, "num_skips": 1}),
+    *VOLUMES[1:3],
     *((name, SHORT.get(name, {})) for name in BASELINES if name not in LARGER),
 ]
 EXPORTED: list[Case] = [
@@ -75,6 +93,7 @@ EXPORTED: list[Case] = [
         {**SMALL, "num_skips": 1, **SHALLOW, "glsp_channel_mix": True},
     ),
     *((name, {}) for name in list_models(examples=True) if ":" in name),
+    *(case for case in VOLUMES if ":" in case[0]),
 ]
 """Those of other libraries, and other wiring of the same blocks, are traced once."""
 
@@ -90,9 +109,10 @@ def make(name: str, overrides: dict[str, Any], seed: int = 0) -> Any:
 
 
 def images(model: Any, *times: int, batch: int = 1) -> Tensor:
-    """Of 3 channels, the axes so many times the model's divisor: height and width, or depth too."""
+    """Of the model's channels, the axes so many times its divisor: height and width, or depth too."""
     divisors = model.divisor if isinstance(model.divisor, tuple) else (model.divisor, model.divisor)
-    return torch.randn(batch, 3, *(a * b for a, b in zip(divisors, times[-len(divisors) :], strict=True)))
+    channels = model.in_channels if isinstance(model, LibraryNetwork) else 3
+    return torch.randn(batch, channels, *(a * b for a, b in zip(divisors, times[-len(divisors) :], strict=True)))
 
 
 def _marked(case: Case) -> Any:
@@ -135,7 +155,7 @@ def test_sizes_that_do_not_fit_are_refused_with_one_that_does(model: Any) -> Non
     x = images(model, 1, 1, 1)
     with pytest.raises(ValueError, match=r"is not divisible by .*; the next that works is"):
         model(torch.cat([x, x[..., :1]], dim=-1))
-    with pytest.raises(ValueError, match="channels, not 5"):
+    with pytest.raises(ValueError, match=f"channels, not {x.shape[1] + 2}"):
         model(torch.cat([x, x[:, :2]], dim=1))
 
 

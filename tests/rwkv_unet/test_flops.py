@@ -18,6 +18,7 @@ from rwkv_unet.ccm import CrossChannelMix
 from rwkv_unet.config import SIZES
 from rwkv_unet.flops import WKV_MACS, count_macs, count_parameters
 from rwkv_unet.layers import LayerNorm
+from rwkv_unet.volumetric_blocks import LayerNorm3d
 
 
 def giga(name: str, side: int, num_classes: int = 9, **overrides) -> float:
@@ -154,6 +155,63 @@ def test_agrees_with_ptflops(model: nn.Module) -> None:
         custom_modules_hooks={LayerNorm: MODULES_MAPPING[nn.LayerNorm]},
     )  # fmt: skip
     assert ours == theirs
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("rwkv_unet_3d_t", {"norm": "instance"}),
+        ("rwkv_unet_3d_xt", {"strides": [[1, 2, 2], [2, 2, 2], [1, 1, 1], [2, 2, 1]], "norm": "group"}),
+        ("monai:UNet", {"channels": [4, 8, 16], "strides": [[1, 2, 2], 2]}),
+        ("monai:DynUNet", {"strides": [1, [1, 2, 2], 2, 2], "filters": [4, 8, 8, 8], "deep_supervision": True}),
+        ("monai:SegResNet", {"init_filters": 8}),
+        ("monai:VNet", {}),
+        pytest.param("monai:UNETR", {"img_size": [16, 32, 32]}, marks=pytest.mark.slow),
+    ],
+)
+def test_volumes_agree_with_ptflops(name: str, options: dict[str, Any]) -> None:
+    axes = {"spatial_dims": 3} if name.startswith("monai:") else {}
+    model: Any = create_model(name, num_classes=3, in_channels=1, **axes, **options).eval()
+    if name == "monai:DynUNet":
+        del model.network.skip_layers  # of the same modules, which ptflops counts as often as they are registered
+    if name == "monai:SegResNet":
+        model.network.act_mod = nn.Identity()
+    size = (1, 16, 32, 32)
+    theirs, _ = get_model_complexity_info(
+        model, size, as_strings=False, print_per_layer_stat=False, verbose=False, backend="pytorch",
+        custom_modules_hooks=dict.fromkeys((LayerNorm, LayerNorm3d), MODULES_MAPPING[nn.LayerNorm]),
+    )  # fmt: skip
+    assert count_macs(model, size).paper == theirs
+
+
+def test_true_count_of_volumes_is_products_and_wkv_over_three_axes() -> None:
+    parts = nn.Sequential(
+        nn.Conv3d(2, 6, (1, 3, 5), stride=(1, 2, 2), padding=(0, 1, 2), groups=2),
+        nn.InstanceNorm3d(6, affine=True),
+        nn.Upsample(scale_factor=(1, 2, 2), mode="trilinear"),
+        nn.ConvTranspose3d(6, 4, 2, stride=2),
+    )
+    assert count_macs(parts, (2, 3, 8, 8)).true == 3 * 4 * 4 * 6 * 15 + 3 * 8 * 8 * 6 * 4 * 8
+
+    model: Any = create_model("rwkv_unet_3d_xt", num_classes=2, in_channels=1, flat_stages=0).eval()
+    sums = []
+
+    def add(module: Any, inputs: tuple, output: torch.Tensor) -> None:
+        positions = output.numel() // output.shape[1 if isinstance(module, nn.Conv3d) else -1]
+        sums.append(module.weight.numel() * positions)
+
+    for module in model.modules():
+        if isinstance(module, nn.Conv3d | nn.Linear):
+            module.register_forward_hook(add)
+    model(torch.zeros(1, 1, 32, 32, 32))
+    products = sum(sums)
+    wkv = sum(
+        (WKV_MACS + 4 * 2) * tokens * block.attention[0].decay.shape[1]
+        for stage, tokens in zip(model.stages, (0, 0, 4**3, 2**3), strict=True)
+        for block in stage
+        if block.attention is not None
+    )
+    assert count_macs(model, (1, 32, 32, 32)).true == products + wkv
 
 
 def test_true_count_is_products_and_wkv() -> None:
