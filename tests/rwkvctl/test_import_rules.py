@@ -33,7 +33,7 @@ ROOMS = [
     "reports", "cli",
 ]  # fmt: skip
 """A room imports itself and those before it."""
-DATA_ROOMS = ["images", "store", "feed", "convert"]
+DATA_ROOMS = ["images", "store", "feed", "convert", "guess"]
 HEAVY = ["torch", "ray", "mlflow", "timm", "numpy", "cv2", "monai", "webdataset", "optuna", "pandas"]
 COMMANDS = [
     "",

@@ -310,7 +310,7 @@ def doctor(
     """Say which data set and form a download is, and what is missing; exit code 1 when it cannot be prepared."""
     from dataclasses import asdict
 
-    from rwkvctl.data.convert.doctor import examine
+    from rwkvctl.data.guess.doctor import examine
 
     found = examine(source)
     sound = any(not finding.problems for finding in found.findings)

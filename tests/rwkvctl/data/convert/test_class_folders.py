@@ -12,10 +12,10 @@ from PIL import Image
 
 from rwkvctl.base.errors import UserError
 from rwkvctl.data.convert import resplit
-from rwkvctl.data.convert.doctor import examine
 from rwkvctl.data.convert.formats import imagefolder
 from rwkvctl.data.convert.prepare import prepare
 from rwkvctl.data.convert.sources import open_sources
+from rwkvctl.data.guess.doctor import examine
 from rwkvctl.data.store.case_reader import reader_for
 from rwkvctl.data.store.manifest import Manifest
 

@@ -16,8 +16,8 @@ from PIL import Image
 
 from rwkvctl.base.errors import UserError
 from rwkvctl.data.convert import synth
-from rwkvctl.data.convert.doctor import examine
 from rwkvctl.data.convert.prepare import prepare
+from rwkvctl.data.guess.doctor import examine
 from rwkvctl.data.images import grid
 from rwkvctl.data.store.case_reader import reader_for
 from rwkvctl.data.store.verify import verify

@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from rwkvctl.base.errors import UserError
-from rwkvctl.data.convert import doctor, grouping
+from rwkvctl.data.convert import grouping
 from rwkvctl.data.convert.prepare import prepare
+from rwkvctl.data.guess import doctor
 from rwkvctl.data.store.manifest import Manifest
 from rwkvctl.data.store.verify import verify
 

@@ -15,8 +15,8 @@ from PIL import Image
 from rwkvctl.base.errors import UserError
 from rwkvctl.data.convert import synth
 from rwkvctl.data.convert.class_table import parse
-from rwkvctl.data.convert.doctor import examine
 from rwkvctl.data.convert.prepare import prepare
+from rwkvctl.data.guess.doctor import examine
 from rwkvctl.data.store.case_reader import reader_for
 from rwkvctl.data.store.manifest import Manifest
 

@@ -68,7 +68,7 @@ _SHOWN = 6
 
 
 def recognise(source: Source) -> str | None:
-    """Nothing is known of it without patterns; `convert.guessing` finds some."""
+    """Nothing is known of it without patterns; `data.guess` finds some."""
     return None
 
 

@@ -9,20 +9,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from rwkvctl.base.errors import UserError
-from rwkvctl.data.convert import (
-    discover,
-    field_of_view,
-    layouts,
-    mask_contents,
-    name_words,
-    numbered_layouts,
-    part_folders,
-    pattern_pairs,
-)
+from rwkvctl.data.convert import discover, field_of_view, mask_contents, name_words, part_folders, pattern_pairs
 from rwkvctl.data.convert.discover import Problems, natural_key
 from rwkvctl.data.convert.name_patterns import parse
 from rwkvctl.data.convert.pattern_pairs import Matched
 from rwkvctl.data.convert.sources import RawFile, Source
+from rwkvctl.data.guess import layouts, looks, numbered_layouts
 from rwkvctl.data.images.files import EXTENSIONS
 
 _MOST_WORDS, _LOOKED_AT, _SHOWN = 8, 4, 3
@@ -136,7 +128,7 @@ def _tried(source: Source, images: str, masks: str) -> Guess | None:
         found = pattern_pairs.matched(source, parse("--images", images), parse("--masks", masks), problems)
     except UserError:
         return None
-    if len(found.images) < max(2, layouts.LEAST * len({text for text in problems.found if ": has no mask" in text})):
+    if len(found.images) < max(2, looks.LEAST * len({text for text in problems.found if ": has no mask" in text})):
         return None
     paths = [discover.relative(own.file, found.root) for own in found.images.values()]
     split_from = "folders" if part_folders.are_parts(paths) else None
@@ -153,7 +145,7 @@ def _tried(source: Source, images: str, masks: str) -> Guess | None:
         used=frozenset(file.path for file in (*image_files, *mask_files)),
         mask_files=mask_files,
         words=words,
-        doubtful=not mixed and not layouts.may_be_masks(mask_files, image_files),
+        doubtful=not mixed and not looks.may_be_masks(mask_files, image_files),
         mixed=mixed,
         richness=mask_contents.levels(image_files[0]),
     )

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rwkvctl.data.convert import synth
-from rwkvctl.data.convert.doctor import examine
+from rwkvctl.data.guess.doctor import examine
 from rwkvctl.data.store.manifest import Manifest
 
 from ...cli.test_data import run

@@ -1,12 +1,7 @@
-"""What the masks of one's own images hold, by a few of them: two classes, class ids, grey values, colours, objects.
-
-It tells which `--classes` reads them. What a class is called no pixel says: there the names are made up.
-"""
+"""What the masks of one's own images hold, by a few of them: two classes, class ids, grey values, colours, objects."""
 
 from __future__ import annotations
 
-import shlex
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,27 +9,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from rwkvctl.base.errors import BadFile, UserError
-from rwkvctl.data.convert import class_table
-from rwkvctl.data.convert.class_table import ClassTable
-from rwkvctl.data.convert.formats.by_table import ByTable
+from rwkvctl.base.errors import BadFile
 from rwkvctl.data.convert.formats.folder import ClassIds
 from rwkvctl.data.convert.formats.pairs import SAME_ASPECT, Pair
-from rwkvctl.data.convert.mask_contents import (
-    MOST_CLASSES,
-    MOST_LEVELS,
-    Content,
-    Key,
-    as_colour,
-    content_of,
-    keys_of,
-    levels,
-)
+from rwkvctl.data.convert.mask_contents import Content, content_of, keys_of
 from rwkvctl.data.convert.sources import RawFile, Source
+from rwkvctl.data.guess import mask_classes
+from rwkvctl.data.guess.mask_classes import MOST_OPENED, is_read, listed
 from rwkvctl.data.images import masks
 
-MOST_OPENED = 24
-PICTURES = "pictures"
 MOST_FOR_VALUES = 400
 """Of masks with several classes so many are looked through for a rare one."""
 MOST_BYTES, MOST_PIXELS = 64 << 20, 256 << 20
@@ -83,18 +66,17 @@ def survey(source: Source, pairs: Sequence[Pair]) -> Survey:
     several = f"{len(contents)} of {sum(len(pair.masks) for pair in pairs)} opened"
     if max(keys_of(contents))[0] == 1:  # ids, of which others may be rare
         contents += _others(sound, contents)
-    if all(_is_read(ClassIds(2), one) for one in contents):
+    if all(is_read(ClassIds(2), one) for one in contents):
         several = f"{len(contents)} of {sum(len(pair.masks) for pair in pairs)} opened"
         own.question = _inverted(contents)
-        own.found = f"two classes ({_listed(keys_of(contents)[:2])}{', JPEG' if contents[0].lossy else ''}), {several}"
+        own.found = f"two classes ({listed(keys_of(contents)[:2])}{', JPEG' if contents[0].lossy else ''}), {several}"
         return own
     contents += _others(sound, contents)
     several = f"{len(contents)} of {sum(len(pair.masks) for pair in pairs)} opened"
-    _tell(source, contents, own, several)
+    meaning = mask_classes.meaning(source, contents, several)
+    own.found, own.classes, own.question = meaning.found, meaning.classes, meaning.question
+    own.problems += filter(None, [meaning.problem])
     return own
-
-
-# Files --------------------------------------------------------------------------------------------------------------
 
 
 def _refuse_no_images(pairs: Sequence[Pair], own: Survey) -> set[str]:
@@ -168,9 +150,6 @@ def _others(pairs: Sequence[Pair], contents: Sequence[Content]) -> list[Content]
     return list(_more(others, sum(len(one.data) for one in contents), sum(one.pixels.nbytes for one in contents)))
 
 
-# What they say ------------------------------------------------------------------------------------------------------
-
-
 def _note_outlines(contents: Sequence[Content], own: Survey) -> None:
     found = []
     for one in contents:
@@ -217,108 +196,3 @@ def _overlap(pairs: Sequence[tuple[Content, Content]]) -> float | None:
     if not shares:
         return 0.0 if pairs else None
     return 0.0 if max(within) > _MOSTLY * len(shares) else sum(shares) / len(shares)
-
-
-def _is_read(reader: Any, one: Content) -> bool:
-    try:
-        reader(one.data)
-    except ValueError:
-        return False
-    return True
-
-
-def _tell(source: Source, contents: Sequence[Content], own: Survey, several: str) -> None:
-    """What masks hold that are not of two classes, and which `--classes` reads them."""
-    colours = [one for one in contents if one.is_colour]
-    if colours and len(colours) < len(contents):  # some masks show only what is grey of the colours
-        contents = [as_colour(one) for one in contents]
-    keys = keys_of(contents)
-    pictures = [one for one in contents[:MOST_OPENED] if levels(one.file) > MOST_LEVELS]
-    kind = "colour" if colours else "value"
-    if not colours and _are_objects(contents):
-        own.found = f"numbers of single objects, up to {keys[-1][0]} in one mask, {several}"
-        own.classes = "background=0,object=1-65535"
-        own.question = "numbers in masks are taken for objects of one class; are they classes, give --classes a,b,c"
-        return
-    if len(keys) > MOST_CLASSES or len(pictures) > len(contents[:MOST_OPENED]) / 2:
-        own.found = f"{PICTURES}, {several}"
-        own.problems.append(f"{contents[0].file}: has too many {kind}s for labels; give the pattern of the masks")
-        return
-    lossy = ", JPEG" if any(one.lossy for one in contents) else ""
-    own.found = f"{len(keys)} {_kind(contents, keys)} ({_listed(keys)}{lossy}), {several}"
-    own.classes, own.question = _classes(source, contents, keys)
-
-
-def _kind(contents: Sequence[Content], keys: Sequence[Key]) -> str:
-    if len(keys[0]) > 1:
-        return "colours"
-    if all(one.palette for one in contents):
-        return "indices of a palette"
-    return "class ids" if keys == [(n,) for n in range(len(keys))] else "grey values"
-
-
-def _are_objects(contents: Sequence[Content]) -> bool:
-    """Whether masks count their objects: each from 1 on without a gap, with as many as there are in each."""
-    most = [max(one.counts)[0] for one in contents if one.counts]
-    whole = all(len(one.counts) >= max(one.counts)[0] for one in contents if one.counts)
-    return whole and max(most) > 12 and len(set(most)) > min(3, len(most) - 1)
-
-
-def _classes(source: Source, contents: Sequence[Content], keys: Sequence[Key]) -> tuple[str, str]:
-    """What `--classes` must say, and how one gets names into it."""
-    for file in source.files:
-        if (table := _table_in(file)) and all(_is_read(ByTable(table), one) for one in contents):
-            if file.kind == "file":
-                return file.data, ""
-            return ",".join(_entries(table)), ""
-    background = _background(contents, keys)
-    others = [key for key in keys if key != background]
-    names = ["background", *(f"class{n}" for n in range(1, len(others) + 1))]
-    advice = f"call the classes by their names instead of class1{', ...' if len(others) > 1 else ''}"
-    by_order = len(keys[0]) == 1 and list(keys) == [(n,) for n in range(len(keys))]
-    if by_order and all(_is_read(ClassIds(len(keys)), one) for one in contents):
-        return ",".join(names), f"{advice}, in the order of their values"
-    entries = [f"{name}={_shown(key)}" for name, key in zip(names, [background, *others], strict=True)]
-    lines = " ".join(f"{name},{_shown(key)}" for name, key in zip(names, [background, *others], strict=True))
-    return ",".join(entries), f"{advice}; or --classes classes.csv with a line each: {lines}"
-
-
-def _background(contents: Sequence[Content], keys: Sequence[Key]) -> Key:
-    """Zero or black; without it what most pixels have."""
-    black = (0,) * len(keys[0])
-    near = [key for key in keys if np.linalg.norm(np.subtract(key, black)) <= 16] if contents[0].lossy else [black]
-    found = next((key for key in near if key in keys), None)
-    total = Counter[Key]()
-    for one in contents:
-        total.update(one.counts)
-    return found or max(keys, key=lambda key: total[key])
-
-
-def _table_in(file: RawFile) -> ClassTable | None:
-    """The table of classes that lies in the source, under whatever name: a few short lines."""
-    if file.suffix not in class_table.ENDINGS or not 0 < file.size < 1 << 16:
-        return None
-    try:
-        table = class_table.from_bytes(file.name, file.read(), file.path)
-    except (UserError, BadFile):
-        return None
-    return table if (table.values or table.colours) and 2 <= len(table.names) <= 255 else None
-
-
-def _entries(table: ClassTable) -> Iterator[str]:
-    keys = [(key, own) for *key, own in table.values] if table.values else [(key, own) for key, own in table.colours]
-    kind = "value" if table.values else "colour"
-    for key, own in keys:
-        yield f"{table.names[own] if own < len(table.names) else 'ignore'}={class_table.shown(kind, key)}"
-
-
-def _shown(key: Key) -> str:
-    return class_table.shown("colour", key) if len(key) == 3 else str(key[0])
-
-
-def _listed(keys: Sequence[Key]) -> str:
-    return ", ".join(map(_shown, keys[:12])) + (f", {len(keys) - 12} more" if len(keys) > 12 else "")
-
-
-def option(classes: str) -> str:
-    return f"--classes {shlex.quote(classes)}" if classes else ""

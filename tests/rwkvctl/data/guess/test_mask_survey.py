@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from rwkvctl.data.convert import synth
-from rwkvctl.data.convert.doctor import Finding, examine
 from rwkvctl.data.convert.synth.traps import LFS_POINTER
+from rwkvctl.data.guess.doctor import Finding, examine
 
 from ...cli.test_data import run
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rwkvctl.data.convert.doctor import examine
 from rwkvctl.data.convert.synth.output import Array, save
 from rwkvctl.data.convert.synth.pair_samples import sample
+from rwkvctl.data.guess.doctor import examine
 
 Save = Callable[[str, Array], None]
 

@@ -10,12 +10,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from rwkvctl.base.errors import BadFile
-from rwkvctl.data.convert import numbered_layouts, part_folders, volume_roles, voxel_files
+from rwkvctl.data.convert import part_folders, voxel_files
 from rwkvctl.data.convert.discover import common_beginning
 from rwkvctl.data.convert.formats import scan_pairs
 from rwkvctl.data.convert.sources import RawFile, Source, natural_key
 from rwkvctl.data.convert.suggestion import Suggestion, classes_of, joined, listed
-from rwkvctl.data.convert.volume_roles import Role
+from rwkvctl.data.guess import numbered_layouts, volume_roles
+from rwkvctl.data.guess.volume_roles import Role
 from rwkvctl.data.images import grid
 
 _ORIGINAL = re.compile(r"(?<![a-z])(?:orig|original|raw|unprocessed)(?![a-z])", re.IGNORECASE)

@@ -15,11 +15,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rwkvctl.base.errors import BadFile
-from rwkvctl.data.convert import name_words, numbered_layouts, part_folders, voxel_files
+from rwkvctl.data.convert import name_words, part_folders, voxel_files
 from rwkvctl.data.convert.formats import scan_pairs
-from rwkvctl.data.convert.layouts import LEAST
 from rwkvctl.data.convert.sources import RawFile
 from rwkvctl.data.convert.voxel_files import VoxelFile
+from rwkvctl.data.guess import numbered_layouts
+from rwkvctl.data.guess.looks import LEAST
 
 _WORDS = (re.compile(r"[^\W\d_]+|\d+"), re.compile(r"[^\W_]+"))
 """Of names: letters and digits apart, or together."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rwkvctl.base.errors import BadFile, UserError
-from rwkvctl.data.convert import class_table, discover, formats, guessing, guessing_volumes, mask_survey, pair_tables
+from rwkvctl.data.convert import class_table, discover, formats, pair_tables
 from rwkvctl.data.convert.discover import EXAMPLES, Problems
 from rwkvctl.data.convert.formats.base import Item, Options, Plan
 from rwkvctl.data.convert.formats.pairs import Pair
@@ -18,6 +18,7 @@ from rwkvctl.data.convert.formats.scan_pairs import ScanCase
 from rwkvctl.data.convert.prepare import options_of
 from rwkvctl.data.convert.sources import Source, natural_key, open_sources
 from rwkvctl.data.convert.suggestion import Suggestion
+from rwkvctl.data.guess import mask_classes, mask_survey, picture_patterns, volume_patterns
 from rwkvctl.data.images import deep
 from rwkvctl.data.images.files import EXTENSIONS
 
@@ -98,7 +99,7 @@ def _own_pairs(source: Source, others: Sequence[Finding]) -> list[Finding]:
     described = any(other.dataset in DESCRIBED for other in others)
     found = _of_tables(source, folders) or ([] if described else _volumes(source)) or _guessed(source)
     found = [own for own in found if all(_is_better(own, other) for other in folders)]
-    unsure = any(own.masks.startswith(mask_survey.PICTURES) for own in found)
+    unsure = any(own.masks.startswith(mask_classes.PICTURES) for own in found)
     return [] if unsure and len(others) > len(folders) else found
 
 
@@ -110,7 +111,7 @@ def _of_tables(source: Source, others: Sequence[Finding]) -> list[Finding]:
         options = Options(form.DATASET.name, csv=place)
         told = [f"--csv {shlex.quote(place)}"]
         if seen.columns.mask is None:
-            if (found := guessing.guess(source)) is None:
+            if (found := picture_patterns.guess(source)) is None:
                 continue
             options = replace(options, images=found.images, masks=found.masks)
             told += [f"--images {shlex.quote(found.images)}", f"--masks {shlex.quote(found.masks)}"]
@@ -127,7 +128,7 @@ def _is_better(own: Finding, other: Finding) -> bool:
 
 def _guessed(source: Source) -> list[Finding]:
     """Images and masks of no known data set, by the patterns of the format `pairs`."""
-    found = guessing.guess(source)
+    found = picture_patterns.guess(source)
     if found is None:
         return []
     form = formats.get("pairs")
@@ -160,7 +161,7 @@ def _of_one(words: Sequence[str], form: formats.Format, source: Source, options:
 def _of_several(words: Sequence[str], own: Finding, form: formats.Format, source: Source, options: Options) -> Finding:
     """What becomes of several masks of two classes an image: those that lie apart are of a class each, those that cover
     each other of one thing, by several people, and the others are joined."""
-    classes = mask_survey.option(",".join(["background", *words]))
+    classes = mask_classes.option(",".join(["background", *words]))
     first = min(words, key=natural_key)
     annotator = f"--annotator {shlex.quote(first)}"
     overlap = ALIKE if own.overlap is None else own.overlap
@@ -184,7 +185,7 @@ def _of_several(words: Sequence[str], own: Finding, form: formats.Format, source
 
 def _volumes(source: Source) -> list[Finding]:
     """Volumes and masks of no known data set, by the patterns of the format `pairs`."""
-    found = guessing_volumes.suggest(source)
+    found = volume_patterns.suggest(source)
     return [] if found is None else [_with(found, formats.get("pairs"), "volumes", source)]
 
 
@@ -228,7 +229,7 @@ def _planned(form: formats.Format, name: str, source: Source, options: Options) 
         pairs = [item for items in plan.parts.values() for item in items if isinstance(item, Pair)]
         seen = mask_survey.survey(source, pairs)
         finding.masks, finding.question, finding.overlap = seen.found, seen.question, seen.overlap
-        finding.options = mask_survey.option(seen.classes)
+        finding.options = mask_classes.option(seen.classes)
         finding.warnings = [*plan.warnings, *seen.warnings]
         problems.found += seen.problems
         finding.examples = [_example(pair) for pair in pairs[:EXAMPLES]]

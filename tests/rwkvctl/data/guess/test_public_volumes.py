@@ -12,7 +12,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from rwkvctl.data.convert.doctor import examine
+from rwkvctl.data.guess.doctor import examine
 from rwkvctl.data.store.manifest import Manifest
 from rwkvctl.data.store.reader import Reader
 

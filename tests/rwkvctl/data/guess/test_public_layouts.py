@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rwkvctl.data.convert.doctor import examine
+from rwkvctl.data.guess.doctor import examine
 from rwkvctl.data.store.manifest import Manifest
 from rwkvctl.data.store.reader import Reader
 
