@@ -9,6 +9,7 @@ from rwkvctl.base.errors import UserError
 from rwkvctl.base.lineage import code_version
 from rwkvctl.config.specs.jobs import EvaluateSpec
 from rwkvctl.data.store import overlap
+from rwkvctl.data.store.case_ids import case_of, cases_of
 from rwkvctl.data.store.manifest import Manifest
 from rwkvctl.models import bundle, members
 from rwkvctl.registry import measured
@@ -30,9 +31,19 @@ class Asked(NamedTuple):
 def asked(spec: EvaluateSpec, manifest: Manifest, model: Path) -> Asked:
     """What is to be scored: by default the test part of the split that the model was trained on, else its val part.
 
-    UserError for a part without samples, and where folds do not fit together.
+    Networks over three axes are asked for whole volumes. UserError for a part without samples, and where folds do not
+    fit together.
     """
     info = bundle.read_info(model)
+    found = samples_asked(spec, manifest, model, info)
+    if info.volumes is None:
+        return found
+    fold_of = None if found.fold_of is None else {case_of(key): number for key, number in found.fold_of.items()}
+    return found._replace(ids=cases_of(found.ids), fold_of=fold_of)
+
+
+def samples_asked(spec: EvaluateSpec, manifest: Manifest, model: Path, info: bundle.BundleInfo) -> Asked:
+    """The same by the ids of the split."""
     own = [measured.split_of(bundle.read_info(member)) for member in members.folders(model)]
     if len(own) == 1 or spec.split is not None or manifest.fingerprint != info.fingerprint:
         split = spec.split or split_for(manifest, info)

@@ -102,6 +102,8 @@ def data_of(spec: EvaluateSpec, model: Path) -> tuple[Manifest, bundle.BundleInf
     manifest = Manifest.load(path)
     bundle.require(info, KINDS[manifest.task], f"data {path} is for {manifest.task}, and model {spec.model}")
     same_data.check(manifest, info)
+    if info.volumes is not None and not manifest.has_volumes:
+        raise UserError(f"data {path}: holds images, and model {spec.model} takes whole volumes; give other --data")
     return manifest, info
 
 
@@ -165,12 +167,12 @@ def score(spec: EvaluateSpec, run_dir: Path) -> None:
 
 
 def data_spec(spec: EvaluateSpec, manifest: Manifest, info: bundle.BundleInfo, split: str) -> DataSpec:
-    """At which size cases are read, by how many processes."""
+    """At which size slices are read, by how many processes."""
     return DataSpec(
         dataset=manifest.dataset,
         path=manifest.location,
         split=split,
-        image_size=info.image_size,
+        **({} if info.volumes else {"image_size": info.image_size}),
         workers=spec.loader_workers,
     )
 
@@ -220,7 +222,7 @@ def about(
         "split": f"{where.split}, part {where.part}",
         "cases": where.cases,
         "trained on": "unknown" if where.trained_on is None else f"{where.trained_on} of these cases",
-        "image size": info.image_size,
+        **seen_in_words(info),
         "run": run_dir.name,
         "program": where.code,
     }
@@ -234,6 +236,14 @@ def about(
         chosen_by_in_words(manifest, where),
     ]
     return f"{where.dataset}, {where.part}: {spec.model}", facts, [text for text in warnings if text]
+
+
+def seen_in_words(info: bundle.BundleInfo) -> dict[str, Any]:
+    """Of the facts, what the network sees."""
+    if (own := info.volumes) is None:
+        return {"image size": info.image_size}
+    spacing = "as they are" if own.spacing is None else f"at {' x '.join(f'{step:.4g}' for step in own.spacing)} mm"
+    return {"volumes": f"{spacing}, in patches of {' x '.join(map(str, own.patch))} (z, y, x)"}
 
 
 def chosen_by_in_words(manifest: Manifest, where: measured.Measured) -> str | None:

@@ -15,6 +15,7 @@ from rwkvctl.data.feed.cases import Place
 from rwkvctl.data.feed.model_input import to_input
 from rwkvctl.data.store.reader import Reader
 from rwkvctl.models import bundle, inference, members
+from rwkvctl.models.bundle import VolumeInput
 from rwkvctl.models.certainty import probabilities_of
 from rwkvctl.models.inference import Mask, Watch
 
@@ -34,8 +35,15 @@ class Networks:
         networks: Sequence[nn.Module],
         temperatures: Sequence[float] = (1.0,),
         member_of: Mapping[str, int] | None = None,
+        volumes: Sequence[VolumeInput | None] = (),
     ):
+        """volumes: how those over three axes see them; by default none is."""
         self.networks, self.temperatures, self.member_of = list(networks), list(temperatures), member_of
+        self.volumes = list(volumes) or [None] * len(self.networks)
+
+    def of_case(self, key: str) -> list[int]:
+        """The networks that a case is seen by."""
+        return list(range(len(self.networks))) if self.member_of is None else [self.member_of[key]]
 
     def masks(
         self, images: Tensor, places: Sequence[Place], reader: Reader, device: torch.device, watch: Watch | None
@@ -74,19 +82,24 @@ class Networks:
         logits = [network(batch).float() for network in self.networks]
 
         def at_native(part: slice, native: tuple[int, int]) -> Tensor:
-            """Logarithms of the mean probabilities: logits that give them."""
-            total: Tensor | None = None
-            for own, temperature in zip(logits, self.temperatures, strict=True):
-                found = probabilities_of(inference.at_native_size(own[part], native), temperature)
-                total = found if total is None else total.add_(found)
-            assert total is not None
-            return total.div_(len(logits)).clamp_min_(LEAST).log_()
+            return log_mean([inference.at_native_size(own[part], native) for own in logits], self.temperatures)
 
         return inference.best_of(at_native, max(2, logits[0].shape[1]), natives, watch)
+
+
+def log_mean(logits: Sequence[Tensor], temperatures: Sequence[float]) -> Tensor:
+    """Logarithms of the mean probabilities of several networks: logits that give them."""
+    total: Tensor | None = None
+    for own, temperature in zip(logits, temperatures, strict=True):
+        found = probabilities_of(own, temperature)
+        total = found if total is None else total.add_(found.to(total.device))
+    assert total is not None
+    return total.div_(len(logits)).clamp_min_(LEAST).log_()
 
 
 def load(folder: Path, device: torch.device, member_of: Mapping[str, int] | None = None) -> Networks:
     """The network of a model folder, or those of an ensemble."""
     found = [bundle.load(member, device=device) for member in members.folders(folder)]
     networks = [fuse_for_inference(network) for network, _ in found]
-    return Networks(networks, [info.temperature for _, info in found], member_of)
+    infos = [info for _, info in found]
+    return Networks(networks, [info.temperature for info in infos], member_of, [info.volumes for info in infos])

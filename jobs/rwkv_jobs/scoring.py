@@ -20,6 +20,7 @@ from rwkv_jobs.case_scores import Predicted, Scorers, Scoring
 from rwkv_jobs.confidence import Confidence
 from rwkv_jobs.gallery import Gallery, KeptMasks
 from rwkv_jobs.networks import Networks
+from rwkv_jobs.volume_masks import VolumeMasks
 from rwkv_jobs.worker import Worker, autocast
 from rwkvctl.base.errors import JobFailedError
 from rwkvctl.base.files import write_bytes
@@ -28,10 +29,12 @@ from rwkvctl.config.specs.parts import DataSpec
 from rwkvctl.data.feed.cases import Place, SliceLoader
 from rwkvctl.data.feed.loaders import ClassificationEvalLoader
 from rwkvctl.data.feed.model_input import to_input
+from rwkvctl.data.store.case_ids import cases_of
 from rwkvctl.data.store.case_reader import reader_for
 from rwkvctl.data.store.manifest import Manifest
 from rwkvctl.data.store.reader import Reader
 from rwkvctl.launch.heartbeat import mark
+from rwkvctl.models.bundle import VolumeInput
 from rwkvctl.models.sureness import Sureness, ranks, spearman
 from rwkvctl.training import metrics
 from rwkvctl.training.calibration import Calibration
@@ -100,10 +103,15 @@ class CaseScorer:
         hd95: bool,
         choices: Choices = USUAL,
         ids: list[str] | None = None,
+        volumes: VolumeInput | None = None,
     ):
-        """`ids`: the cases to score, where they are not those of one part of one split."""
+        """ids: the cases to score, where they are not those of one part of one split. volumes: how a network over three
+        axes sees them; cases are then whole volumes, also where the part has their slices. Of `Networks` that were
+        loaded each has its own."""
+        self.volumes = volumes
         self.manifest, self.me, self.hd95, self.choices = manifest, me, hd95, choices
-        self.ids = manifest.ids(data.split or manifest.default_split, part) if ids is None else ids
+        ids = manifest.ids(data.split or manifest.default_split, part) if ids is None else ids
+        self.ids = ids if volumes is None else cases_of(ids)
         self.reader = reader_for(manifest, self.ids[me.rank :: me.world_size])
         processes = processes_for(self.reader, data)
         regions = tuple(manifest.regions.values())
@@ -122,7 +130,7 @@ class CaseScorer:
     ) -> Scores:
         """The network runs under autocast of `precision`; the gallery gets the cases that it chooses of all; with
         `probabilities` the scores tell how far the model's can be believed."""
-        networks = model if isinstance(model, Networks) else Networks([model])
+        networks = model if isinstance(model, Networks) else Networks([model], volumes=[self.volumes])
         if gallery is None:
             return self._score(networks, precision, None, probabilities)
         with closing(KeptMasks()) as kept:
@@ -144,7 +152,11 @@ class CaseScorer:
             ignored = self.manifest.ignore_index
             confidence = Confidence(self.reader, probabilities.temperature, fit=probabilities.fit, ignore_index=ignored)
         with lost_loaders():
-            predicted = predict_cases(networks, self.slices, self.reader, self.me, precision, confidence)
+            if any(networks.volumes):
+                of_volumes = VolumeMasks(networks, self.reader, self.me, precision, len(self.manifest.classes))
+                predicted = of_volumes.each(confidence)
+            else:
+                predicted = predict_cases(networks, self.slices, self.reader, self.me, precision, confidence)
             for case in self.scorers.each(predicted if kept is None else kept.keeping(predicted)):
                 own[case.key] = case.scores, case.group
                 mark("evaluation")
@@ -190,9 +202,13 @@ def score_cases(
     choices: Choices = USUAL,
     probabilities: Probabilities | None = None,
     ids: list[str] | None = None,
+    volumes: VolumeInput | None = None,
 ) -> Scores:
     """Score a part once, as `CaseScorer`."""
-    with closing(CaseScorer(manifest, data, part, me, hd95=hd95, choices=choices, ids=ids)) as scorer:
+    if isinstance(model, Networks):
+        volumes = model.volumes[0]
+    scorer = CaseScorer(manifest, data, part, me, hd95=hd95, choices=choices, ids=ids, volumes=volumes)
+    with closing(scorer):
         return scorer.score(model, gallery=gallery, precision=precision, probabilities=probabilities)
 
 

@@ -8,11 +8,14 @@ import torch
 from torch import nn
 
 from rwkvctl.base.errors import UserError
-from rwkvctl.data.feed.cases import SliceLoader, case_reader
+from rwkvctl.data.feed.cases import Case, SliceLoader, case_reader, read_case
 from rwkvctl.data.store.manifest import Manifest
 from rwkvctl.data.store.reader import Reader
+from rwkvctl.models import volumes
 from rwkvctl.models.bundle import BundleInfo, Calibrated
 from rwkvctl.models.inference import Mask, masks_of
+from rwkvctl.models.memory import Memory
+from rwkvctl.models.segmenting import number_of_classes
 from rwkvctl.training.calibration import Calibration
 
 SLICES = 4
@@ -27,6 +30,10 @@ def calibrate(model: nn.Module, info: BundleInfo, manifest: Manifest, split: str
     calibration = Calibration(fit=True, ignore_index=manifest.ignore_index)
     reader = case_reader(manifest, split=split, part="val", rank=0, world_size=1)
     truths = Truths(reader)
+    if info.volumes is not None:
+        for row in range(len(reader)):
+            see_volume(model, info, read_case(reader, row), truths, row, calibration)
+        return with_temperature(info, calibration, manifest, split)
     with closing(SliceLoader(reader, image_size=info.image_size, batch=SLICES, workers=0)) as slices:
         for images, places in slices:
             truth = [truths.of(place.row, place.z if place.depth else None) for place in places]
@@ -36,6 +43,26 @@ def calibrate(model: nn.Module, info: BundleInfo, manifest: Manifest, split: str
                     calibration.see(own, torch.from_numpy(true).to(device), mask)
 
             masks_of(model, images, [(place.height, place.width) for place in places], device, see)
+    return with_temperature(info, calibration, manifest, split)
+
+
+def see_volume(
+    model: nn.Module, info: BundleInfo, case: Case, truths: Truths, row: int, calibration: Calibration
+) -> None:
+    """Show the slices of a volume by a network over three axes. UserError for a case that it cannot see."""
+    assert info.volumes is not None
+    volumes.check_case(case, [info.volumes])
+    network = volumes.Seen(model, info.volumes, Memory.of(model, info.volumes.patch))
+
+    def see(first: int, logits: torch.Tensor, masks: torch.Tensor) -> None:
+        for z, (own, mask) in enumerate(zip(logits, masks, strict=True), start=first):
+            calibration.see(own, torch.from_numpy(truths.of(row, z)).to(own.device), mask)
+
+    network.mask(case.image, case.spacing_mm, number_of_classes(info), watch=see)
+
+
+def with_temperature(info: BundleInfo, calibration: Calibration, manifest: Manifest, split: str) -> BundleInfo:
+    """`info` with what was fitted; UserError where nothing was."""
     found = calibrated(calibration, manifest, split)
     if found is None:
         raise UserError(

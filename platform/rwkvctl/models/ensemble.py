@@ -135,14 +135,16 @@ class Segmenter:
         """The same where networks over three axes are among the models; the others see its slices."""
         every = list(zip(self.members, self.memory, strict=True))
         over_three = [self.over_three_axes(*own, memory) for own, memory in every if own.info.volumes is not None]
-        counted = volumes.counted(over_three, volume, spacing, seen)
+        small = volumes.brought(over_three, volume, spacing)
+        windows = sum(network.count(own) for network, own in zip(over_three, small, strict=True))
+        counted = volumes.Counted(windows, len(volume), seen)
         each: list[Iterator[Tensor]] = [
             map(partial(self.of_member, own, memory), map(volume.__getitem__, parts))
             for own, memory in every
             if own.info.volumes is None
         ]
-        for info, network in zip(self.of_volumes, over_three, strict=True):
-            logits = network.logits(volume, spacing, parts, counted)
+        for info, network, brought in zip(self.of_volumes, over_three, small, strict=True):
+            logits = network.logits(brought, volume.shape[:3], parts, counted)
             each.append(map(partial(probabilities_of, temperature=info.temperature), logits))
         for found in zip(*each, strict=True):
             total = found[0]

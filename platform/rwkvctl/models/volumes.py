@@ -8,7 +8,7 @@ size no more than `inference.NATIVE_LOGITS`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rwkvctl.base.errors import UserError
+from rwkvctl.data.feed.cases import Case
 from rwkvctl.data.feed.resample import Shape, resize_image, shape_at
 from rwkvctl.models import inference, windows
 from rwkvctl.models.bundle import BundleInfo, VolumeInput
@@ -37,12 +38,25 @@ def check(info: BundleInfo, image: Volume, spacing: Spacing | None) -> None:
     """UserError, with the way on, for what a network over three axes cannot see."""
     assert info.volumes is not None
     check_form(info, image)
-    if spacing is None and info.volumes.spacing is not None:
-        wanted = " x ".join(f"{step:.4g}" for step in info.volumes.spacing)
-        raise UserError(
-            f"has no spacing, and the model takes volumes at {wanted} mm (z, y, x): give a scan that has one "
-            "(NIfTI, NRRD, MHA, DICOM)"
-        )
+    if reason := lacks_spacing(info.volumes, spacing):
+        raise UserError(f"{reason}: give a scan that has one (NIfTI, NRRD, MHA, DICOM)")
+
+
+def check_case(case: Case, networks: Iterable[VolumeInput]) -> None:
+    """The same for a case of a data set, whose channels are known to be the model's."""
+    if case.mask.ndim != 3:
+        raise UserError(f"{case.key}: is an image, and the model takes whole volumes; give other --data")
+    for own in networks:
+        if reason := lacks_spacing(own, case.spacing_mm):
+            raise UserError(f"{case.key}: {reason}; prepare the data from files that have one (NIfTI, DICOM)")
+
+
+def lacks_spacing(own: VolumeInput, spacing: Spacing | None) -> str:
+    """What is wrong where a volume has none and a network needs it; "" where nothing is."""
+    if spacing is not None or own.spacing is None:
+        return ""
+    wanted = " x ".join(f"{step:.4g}" for step in own.spacing)
+    return f"has no spacing, and the model takes volumes at {wanted} mm (z, y, x)"
 
 
 def check_form(info: BundleInfo, image: Volume) -> None:
@@ -96,9 +110,11 @@ class Counted:
             self.seen(new)
 
 
-def counted(networks: Sequence[Seen], volume: Volume, spacing: Spacing | None, seen: Callable[[int], None]) -> Counted:
-    """Of all that see a volume."""
-    return Counted(sum(each.count(volume.shape[:3], spacing) for each in networks), len(volume), seen)
+def brought(networks: Sequence[Seen], volume: Volume, spacing: Spacing | None) -> list[NDArray[np.float32]]:
+    """A volume (D, H, W[, C]) at the spacing of each network, once where these are equal."""
+    shapes = [network.shape(volume.shape[:3], spacing) for network in networks]
+    found = {shape: at_spacing(volume, shape) for shape in dict.fromkeys(shapes)}
+    return [found[shape] for shape in shapes]
 
 
 @dataclass(frozen=True)
@@ -120,27 +136,22 @@ class Seen:
         assert spacing is not None, "checked before"
         return shape_at(native, spacing, self.volumes.spacing)
 
-    def count(self, native: Sequence[int], spacing: Spacing | None) -> int:
-        """How many windows a volume has."""
-        return windows.count(self.shape(native, spacing), self.volumes.patch, self.volumes.overlap)
+    def count(self, volume: NDArray[np.float32]) -> int:
+        """How many windows a volume (C, D, H, W) at the network's spacing has."""
+        return windows.count(volume.shape[1:], self.volumes.patch, self.volumes.overlap)
 
     @torch.inference_mode()
     def logits(
-        self, volume: Volume, spacing: Spacing | None, parts: Sequence[slice], counted: Counted | None = None
+        self, volume: NDArray[np.float32], native: Sequence[int], parts: Sequence[slice], counted: Counted | None = None
     ) -> Iterator[Tensor]:
-        """float32 (B, classes, H, W), at the volume's own size, of its slices `parts`, which follow one another.
+        """float32 (B, classes, H, W), at the size `native` (D, H, W), of its slices `parts`, which follow one another.
 
-        volume: float32 (D, H, W[, C]); spacing: mm along z, y, x, needed where the network has one.
+        volume: (C, D, H, W) at the network's spacing, see `at_spacing`.
         """
-        native = volume.shape[1], volume.shape[2]
-        shape = self.shape(volume.shape[:3], spacing)
-        small = at_spacing(volume, shape)
-        slices = self._slices(small, counted)
-        del small
-        every = windows.across(slices, shape[0], len(volume))
+        every = windows.across(self._slices(volume, counted), volume.shape[1], native[0])
         for part in parts:
-            maps = list(islice(every, len(range(len(volume))[part])))
-            yield inference.at_native_size(torch.stack(maps), native)
+            maps = list(islice(every, len(range(native[0])[part])))
+            yield inference.at_native_size(torch.stack(maps), (native[1], native[2]))
 
     @torch.inference_mode()
     def mask(
@@ -157,7 +168,8 @@ class Seen:
         """
         mask = np.empty(volume.shape[:3], np.uint8)
         parts = list(inference.chunks(len(volume), classes, volume.shape[1:3]))
-        along = self.logits(volume, spacing, parts, counted([self], volume, spacing, seen))
+        small = at_spacing(volume, self.shape(mask.shape, spacing))
+        along = self.logits(small, mask.shape, parts, Counted(self.count(small), len(mask), seen))
         for part, logits in zip(parts, along, strict=True):
             best = inference.best_class(logits)
             if watch is not None:

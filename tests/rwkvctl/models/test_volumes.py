@@ -22,7 +22,7 @@ from rwkvctl.base.errors import UserError
 from rwkvctl.data.feed.resample import resize_image, resize_maps, shape_at
 from rwkvctl.data.images import intensity
 from rwkvctl.models import volumes, windows
-from rwkvctl.models.bundle import BundleInfo
+from rwkvctl.models.bundle import BundleInfo, VolumeInput
 from rwkvctl.models.ensemble import Member, Options, Segmenter
 from rwkvctl.models.inference import best_class
 from rwkvctl.models.memory import Memory
@@ -136,9 +136,8 @@ def test_at_another_spacing_it_gives_what_a_plain_script_gives(
     model, shape = Lately(channels).eval(), shape_at(native, spacing, wanted)
     expected = plainly(model, image, PATCH, shape)
     one = Member(model, info(wanted, channels=channels))
-    logits = list(
-        volumes.Seen(model, one.info.volumes, Memory(2)).logits(image, spacing, [slice(0, 5), slice(5, 11)])  # type: ignore[arg-type]
-    )
+    seen = volumes.Seen(model, VolumeInput(patch=PATCH, spacing=wanted), Memory(2))
+    logits = list(seen.logits(volumes.at_spacing(image, shape), native, [slice(0, 5), slice(5, 11)]))
     torch.testing.assert_close(torch.cat(logits).movedim(0, 1), expected, atol=1e-5, rtol=0)
     found = Segmenter([one]).segment(image, spacing=spacing)
     assert (found.mask != expected.argmax(dim=0).numpy()).mean() < 1e-4  # ties
