@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from rwkv_jobs.networks import Networks
 from rwkv_jobs.scoring import images_of_part, lost_loaders
 from rwkv_jobs.worker import Worker, autocast
 from rwkvctl.base.files import write_bytes
@@ -30,21 +32,48 @@ MOST_COLUMNS = 50
 
 @torch.no_grad()
 def answers_of(
-    model: nn.Module, manifest: Manifest, data: DataSpec, part: str, me: Worker, *, precision: str
+    networks: Networks, manifest: Manifest, data: DataSpec, ids: list[str], me: Worker, *, precision: str
 ) -> Answers:
-    """Of every image once, in the order of the part, on every worker."""
-    ids = manifest.ids(data.split or manifest.default_split, part)
-    own, loader = images_of_part(model, manifest, data, part, me, BATCH)
+    """Of every image once, in the order of `ids`, on every worker: by the mean of the probabilities of all networks, or
+    by that network alone which is the image's."""
+    if networks.member_of is None:
+        return _answers(networks.networks, manifest, data, ids, me, precision)
+    of = networks.member_of
+    parts = [
+        _answers([network], manifest, data, [key for key in ids if of[key] == number], me, precision)
+        for number, network in enumerate(networks.networks)
+    ]
+    return joined(parts, ids)
+
+
+def joined(parts: Sequence[Answers], ids: Sequence[str]) -> Answers:
+    """The answers of several networks about different images, in the order of `ids`."""
+    rows = {key: (part, row) for part in parts for row, key in enumerate(part.keys)}
+    own = [rows[key] for key in ids]
+    return Answers(
+        list(ids),
+        np.array([part.labels[row] for part, row in own]),
+        np.array([part.probabilities[row] for part, row in own]),
+        [part.groups[row] for part, row in own],
+        np.array([part.in_top5[row] for part, row in own if part.in_top5 is not None]),
+    )
+
+
+def _answers(
+    networks: Sequence[nn.Module], manifest: Manifest, data: DataSpec, ids: list[str], me: Worker, precision: str
+) -> Answers:
+    own, loader = images_of_part(networks, manifest, data, "", me, BATCH, ids)
     found: dict[str, tuple[int, list[float], bool]] = {}
     with closing(loader), lost_loaders():
         for images, targets, keys in loader:
             mark("evaluation")
             with autocast(precision, me.device):
-                logits = model(to_input(images, me.device))
-            labels = targets.to(logits.device)
-            best = logits.topk(min(5, logits.shape[1]), dim=1).indices
-            in_top5 = (best == labels.unsqueeze(1)).any(dim=1).tolist()
-            probabilities = torch.softmax(logits.double(), dim=1).cpu().numpy().round(DIGITS).tolist()
+                each = [network(to_input(images, me.device)) for network in networks]
+            mean = torch.stack([torch.softmax(logits.double(), dim=1) for logits in each]).mean(dim=0)
+            ranked = each[0] if len(each) == 1 else mean  # logits tell apart what rounds to one probability
+            best = ranked.topk(min(5, ranked.shape[1]), dim=1).indices
+            in_top5 = (best == targets.to(ranked.device).unsqueeze(1)).any(dim=1).tolist()
+            probabilities = mean.cpu().numpy().round(DIGITS).tolist()
             found |= dict(zip(keys, zip(targets.tolist(), probabilities, in_top5, strict=True), strict=True))
     groups = {own.key(row): group_of(own.meta(row).get("group_id")) for row in range(len(own))}
     everyone: dict[str, tuple[int, list[float], bool]] = {}
@@ -61,15 +90,35 @@ def group_of(name: str | None) -> str | None:
     return None if name is None or name.startswith("sha256:") else name
 
 
-def write_table(folder: Path, answers: Answers, classes: list[str]) -> None:
+def write_table(folder: Path, answers: Answers, classes: list[str], fold_of: Mapping[str, int] | None = None) -> None:
     """`cases.csv`: a row for every image."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     shown = classes if len(classes) <= MOST_COLUMNS else []
-    writer.writerow(["case", "class", "predicted", "right", "probability", *(f"p_{name}" for name in shown)])
+    writer.writerow(
+        [
+            "case",
+            "class",
+            "predicted",
+            "right",
+            "probability",
+            *(f"p_{name}" for name in shown),
+            *(["fold"] if fold_of else []),
+        ]
+    )
     for key, label, chosen, row in zip(
         answers.keys, answers.labels.tolist(), answers.chosen.tolist(), answers.probabilities.tolist(), strict=True
     ):
         each = [f"{value:.6f}" for value in row[: len(shown)]]
-        writer.writerow([key, classes[label], classes[chosen], int(label == chosen), f"{row[chosen]:.6f}", *each])
+        writer.writerow(
+            [
+                key,
+                classes[label],
+                classes[chosen],
+                int(label == chosen),
+                f"{row[chosen]:.6f}",
+                *each,
+                *([fold_of[key]] if fold_of else []),
+            ]
+        )
     write_bytes(folder / TABLE, text.getvalue().encode())

@@ -38,6 +38,7 @@ from rwkvctl.runs.journal import say
 from rwkvctl.training import classification
 from rwkvctl.training.metrics import Choices, tracked
 
+BY_FOLD = ", every case by the model of the fold that it was held out of"
 KINDS: dict[str, bundle.Kind] = {"segmentation": "segmentation", "classification": "classifier"}
 """The kind of model that the task of a data set needs."""
 
@@ -129,13 +130,16 @@ def score(spec: EvaluateSpec, run_dir: Path) -> None:
         precision = precision_of(info, me.device)
         if manifest.task == "classification":
             data = data_spec(spec, manifest, info, where.split)
-            answers = answers_of(model.networks[0], manifest, data, where.part, me, precision=precision)
+            answers = answers_of(model, manifest, data, found.ids, me, precision=precision)
             summary: dict[str, Any] = classification.summarise(answers, manifest.classes)
+            if found.fold_of:
+                summary["folds"] = classification.by_fold(answers, found.fold_of)
             if me.is_main:
                 folder = run_dir / "artifacts" / where.part
-                write_table(folder, answers, manifest.classes)
+                write_table(folder, answers, manifest.classes, found.fold_of)
                 recorder.artifact(folder / TABLE, where.part)
                 title, facts, warnings = about(spec, run_dir, manifest, info, where)
+                facts["split"] += BY_FOLD if found.fold_of else ""
                 page_file = folder / evaluation_page.PAGE
                 classification_page.write(page_file, title, facts, warnings, summary, answers, manifest.classes)
         else:
@@ -189,7 +193,7 @@ def page_of(
     """What the page says of masks."""
     title, facts, warnings = about(spec, run_dir, manifest, info, where)
     if scores.fold_of:
-        facts["split"] += ", every case by the model of the fold that it was held out of"
+        facts["split"] += BY_FOLD
     return evaluation_page.Evaluation(
         title=title,
         facts=facts,

@@ -20,7 +20,7 @@ from rwkvctl.config.specs.jobs import PredictSpec
 from rwkvctl.data.feed.model_input import to_input
 from rwkvctl.data.feed.samples import size_of
 from rwkvctl.data.feed.transforms import eval_pixels
-from rwkvctl.models import bundle, predict_sources, predict_store
+from rwkvctl.models import bundle, members, predict_sources, predict_store
 from rwkvctl.models.bundle import BundleInfo
 from rwkvctl.models.predict_inputs import input_files, read_input
 from rwkvctl.models.predict_sources import Sources
@@ -57,7 +57,8 @@ def run(spec: PredictSpec, models: list[Path], run_dir: Path) -> dict[str, Any]:
     from rwkv_jobs.worker import pick_device
 
     device = pick_device()
-    loaded = [bundle.load(folder, device=device, kind="classifier") for folder in models]
+    folders = [member for folder in models for member in members.folders(folder)]
+    loaded = [bundle.load(folder, device=device, kind="classifier") for folder in folders]
     sources = predict_sources.found(spec.inputs, run_dir / INPUTS)
     try:
         with sources.in_words():

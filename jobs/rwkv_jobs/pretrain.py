@@ -64,10 +64,15 @@ def check(spec: PretrainSpec, run_dir: Path) -> None:
 
 def run(spec: PretrainSpec, run_dir: Path) -> dict[str, Any]:
     """Prepare the weights that it starts from, train on all workers, then register the encoder."""
+    prepare(spec, run_dir)
+    return run_training(train, spec, run_dir)
+
+
+def prepare(spec: PretrainSpec, run_dir: Path) -> None:
+    """Leave the weights that the classifier starts from in the run's folder, where some are asked for."""
     loaded = classifier_start.prepare(spec, Manifest.load(spec.data.path or "").classes, run_dir)
     if loaded is not None:
         say(run_dir, str(loaded))
-    return run_training(train, spec, run_dir)
 
 
 def train(spec: PretrainSpec, run_dir: Path) -> None:

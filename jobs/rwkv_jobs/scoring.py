@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -278,13 +278,22 @@ def has_foreground(manifest: Manifest, data: DataSpec, part: str, me: Worker) ->
 
 
 def images_of_part(
-    model: nn.Module, manifest: Manifest, data: DataSpec, part: str, me: Worker, batch: int
+    models: Sequence[nn.Module],
+    manifest: Manifest,
+    data: DataSpec,
+    part: str,
+    me: Worker,
+    batch: int,
+    ids: list[str] | None = None,
 ) -> tuple[Reader, ClassificationEvalLoader]:
-    """This worker's images of a part of a classification set, and their batches for `model`, which is made ready."""
-    me.share_buffers(model)
-    model.eval()
+    """This worker's images of a part of a classification set, or of `ids`, and their batches for `models`, which are
+    made ready."""
+    for model in models:
+        me.share_buffers(model)
+        model.eval()
     split = data.split or manifest.default_split
-    own = reader_for(manifest, manifest.ids(split, part)[me.rank :: me.world_size])
+    every = manifest.ids(split, part) if ids is None else ids
+    own = reader_for(manifest, every[me.rank :: me.world_size])
     loader = ClassificationEvalLoader(
         manifest,
         split=split,
@@ -294,6 +303,7 @@ def images_of_part(
         rank=me.rank,
         world_size=me.world_size,
         workers=processes_for(own, data),
+        ids=every,
     )
     return own, loader
 
@@ -303,7 +313,7 @@ def count_accuracy(
     model: nn.Module, manifest: Manifest, data: DataSpec, part: str, me: Worker, *, batch: int, precision: str = "auto"
 ) -> dict[str, float]:
     """Top-1 and top-5 in percent over a part of a classification set, every image counted once."""
-    _, loader = images_of_part(model, manifest, data, part, me, batch)
+    _, loader = images_of_part([model], manifest, data, part, me, batch)
     split = data.split or manifest.default_split
     counts = torch.zeros(3, dtype=torch.float64, device=me.device)
     with closing(loader), lost_loaders():

@@ -13,14 +13,14 @@ from typing import Any
 
 import torch
 
-from rwkv_jobs import driver, finetune
+from rwkv_jobs import driver, finetune, pretrain
 from rwkv_jobs.launch import launch
 from rwkv_jobs.worker import pick_device
 from rwkvctl.base.errors import JobFailedError, UserError
 from rwkvctl.base.files import write_json
-from rwkvctl.config.specs.jobs import FinetuneSpec
+from rwkvctl.config.specs.jobs import FinetuneSpec, PretrainSpec
 from rwkvctl.config.specs.load import build
-from rwkvctl.config.specs.objectives import LATENCY, MORE_SCORES, SCORES, SIZES
+from rwkvctl.config.specs.objectives import LATENCY, MORE_SCORES, SCORES, SIZES, TOP1
 from rwkvctl.data.store.manifest import Manifest
 from rwkvctl.models import build as networks
 from rwkvctl.models.latency import median_ms
@@ -53,13 +53,14 @@ class ProcessDied(Exception):
 
 def train(fields: dict[str, Any], run_dir: Path, *, timed: bool = False) -> Outcome:
     """Train a trial, from its checkpoint if it has one, and say how it ended, whatever it raises."""
-    spec = build(FinetuneSpec, fields, f"trial {run_dir.name}")
+    kind: type[FinetuneSpec | PretrainSpec] = PretrainSpec if fields["job"] == "pretrain" else FinetuneSpec
+    spec = build(kind, fields, f"trial {run_dir.name}")
     status, reason = "FINISHED", ""
     try:
         begin(spec, run_dir)
-        if timed:
+        if timed and isinstance(spec, FinetuneSpec):
             measure(spec, run_dir)
-        launch(finetune.train, spec, run_dir)
+        launch(finetune.train if isinstance(spec, FinetuneSpec) else pretrain.train, spec, run_dir)
         outcome = Outcome("complete", figures=figures_of(run_dir))
         write_json(run_dir / run_folder.RESULT, outcome.figures)
         with Journal(run_dir / run_folder.JOURNAL) as journal:
@@ -79,11 +80,14 @@ def train(fields: dict[str, Any], run_dir: Path, *, timed: bool = False) -> Outc
     return outcome
 
 
-def begin(spec: FinetuneSpec, run_dir: Path) -> None:
+def begin(spec: FinetuneSpec | PretrainSpec, run_dir: Path) -> None:
     """The first entries of the trial's journal, and the weights that its encoder starts from."""
     with RunLease(run_dir) as lease, Journal(run_dir / run_folder.JOURNAL, lease=lease) as journal:
         driver.start(journal, spec, run_dir)
-    finetune.prepare(spec, run_dir)
+    if isinstance(spec, FinetuneSpec):
+        finetune.prepare(spec, run_dir)
+    else:
+        pretrain.prepare(spec, run_dir)
 
 
 def outcome_of(error: Exception) -> Outcome:
@@ -99,6 +103,8 @@ def outcome_of(error: Exception) -> Outcome:
 def figures_of(run_dir: Path) -> dict[str, Any]:
     """What a trial is judged by, and what the table shows of it: scores of the best weights, and what they cost."""
     summary = json.loads((run_dir / SUMMARY).read_text())
+    if "val" not in summary:  # a classifier's
+        return {name: summary[name] for name in (TOP1, *SIZES)} | {"run": run_dir.name}
     mean = summary["val"]["mean"]
     scores = {name: mean[name] if name.startswith("hd95") else mean[name] or 0.0 for name in SCORES}
     scores |= {name: mean.get(name) for name in MORE_SCORES}

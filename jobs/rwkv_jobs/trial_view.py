@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from rwkv_jobs.trial import latency
-from rwkvctl.config.specs.jobs import FinetuneSpec, TuneSpec
+from rwkvctl.config.specs import sweep
+from rwkvctl.config.specs.jobs import TuneSpec
 from rwkvctl.config.specs.load import build, merge
 from rwkvctl.config.specs.objectives import Objective
 from rwkvctl.config.specs.space import Point
@@ -29,7 +30,7 @@ class View:
 
     trial: Trial
     point: Point
-    spec: FinetuneSpec
+    spec: sweep.Trial
     folder: Path
     syncer: Syncer
     mirrors: JournalMirrors
@@ -94,7 +95,7 @@ def final_values(goals: tuple[Objective, ...], figures: dict[str, Any], tracked:
     return values
 
 
-def base_of(spec: TuneSpec, run_dir: Path) -> FinetuneSpec:
+def base_of(spec: TuneSpec, run_dir: Path) -> sweep.Trial:
     """The spec that all trials share: on one node, a child of the sweep's MLflow run, no registered model."""
     cluster = spec.base.cluster
     several = (cluster.workers or 1) > 1
@@ -109,10 +110,10 @@ def base_of(spec: TuneSpec, run_dir: Path) -> FinetuneSpec:
             "mirrors": list(spec.tracking.mirrors or ()),
         },
     }
-    return build(FinetuneSpec, merge(spec.base.model_dump(mode="json", by_alias=True), own), "trial")
+    return build(type(spec.base), merge(spec.base.model_dump(mode="json", by_alias=True), own), "trial")
 
 
-def view_of(spec: TuneSpec, base: FinetuneSpec, run_dir: Path, trial: Trial, point: Point) -> View:
+def view_of(spec: TuneSpec, base: sweep.Trial, run_dir: Path, trial: Trial, point: Point) -> View:
     """A trial in its folder, which is made if it is new."""
     name = f"{run_dir.name}-{trial.number:04d}"
     folder = run_dir / "trials" / name

@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rwkv_jobs import driver, finetune, folds
+from rwkv_jobs import driver, finetune, folds, pretrain
 from rwkv_jobs.trial_here import Here
 from rwkv_jobs.trial_loop import Loop
 from rwkvctl.base.errors import JobFailedError
 from rwkvctl.base.files import write_json
-from rwkvctl.config.specs.jobs import TuneSpec
+from rwkvctl.config.specs.jobs import FinetuneSpec, TuneSpec
 from rwkvctl.launch import preflight
 from rwkvctl.runs import folder as run_folder
 from rwkvctl.runs.folder import TRIALS
@@ -31,7 +31,10 @@ def check(spec: TuneSpec, run_dir: Path) -> None:
     warm_start.check(spec)
     if spec.study_storage is not None:
         open_storage(spec, run_dir)
-    finetune.check(spec.base, run_dir)
+    if isinstance(spec.base, FinetuneSpec):
+        finetune.check(spec.base, run_dir)
+    else:
+        pretrain.check(spec.base, run_dir)
 
 
 def run(spec: TuneSpec, run_dir: Path) -> dict[str, Any]:

@@ -5,11 +5,16 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import load_file
 
 from rwkv_jobs import serve, trial
 from rwkv_jobs.driver import drive
@@ -17,10 +22,16 @@ from rwkv_jobs.entry import guarded
 from rwkvctl.base.errors import JobFailedError, UserError
 from rwkvctl.cli import assemble
 from rwkvctl.cli import folds as cross_validation
-from rwkvctl.config.specs.jobs import EvaluateSpec, FinetuneSpec, ServeSpec, TuneSpec
+from rwkvctl.config.specs.jobs import EvaluateSpec, FinetuneSpec, PredictSpec, PretrainSpec, ServeSpec, TuneSpec
+from rwkvctl.data.convert import synth
+from rwkvctl.data.convert.prepare import prepare
 from rwkvctl.data.convert.resplit import add_folds
 from rwkvctl.data.feed.cases import iter_cases
+from rwkvctl.data.feed.model_input import to_input
+from rwkvctl.data.feed.transforms import eval_pixels
+from rwkvctl.data.store.case_reader import reader_for
 from rwkvctl.data.store.manifest import Manifest
+from rwkvctl.data.store.reader import Reader
 from rwkvctl.models import bundle, members
 from rwkvctl.models.ensemble import Member, Segmenter
 from rwkvctl.models.inference import segment_image
@@ -212,3 +223,87 @@ def test_members_must_be_those_of_the_ensemble(data: Path, home: Path, tmp_path:
     bundle.write_info(tmp_path / "both", info.model_copy(update={"extra": {"members": ["../m1"]}}))
     with pytest.raises(UserError, match=r"extra.members: must be names of folders beside it"):
         members.folders(tmp_path / "both")
+
+
+# Classifiers --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def classed(tmp_path: Path) -> Path:
+    """Three classes, two images of a patient."""
+    tree = synth.write("imagetable:column", tmp_path / "tree", n=36, size=32)
+    return prepare("imagetable", [tree], tmp_path / "classed").root
+
+
+def probabilities(folder: Path, reader: Reader, rows: Sequence[int]) -> np.ndarray:
+    """By timm's network alone."""
+    info = bundle.read_info(folder)
+    arguments = dict(info.model)
+    network = timm.create_model(arguments.pop("name"), **arguments).eval()
+    network.load_state_dict(load_file(folder / "weights.safetensors"))
+    images = torch.stack([eval_pixels(reader.image(row), (32, 32)) for row in rows])
+    with torch.inference_mode():
+        return torch.softmax(network(to_input(images, torch.device("cpu"))).double(), 1).numpy()
+
+
+@pytest.mark.slow
+def test_a_cross_validation_of_classifiers(classed: Path, home: Path, tmp_path: Path):
+    base = assemble.training_spec(
+        "pretrain", None, str(classed), {"model": {"name": "rwkv_unet_enc_xt"}},
+        [*TINY, "optimizer.warmup_epochs=0"], None,
+    )  # fmt: skip
+    assert isinstance(base, PretrainSpec)
+    found = cross_validation.find(Manifest.load(classed), "3")
+    spec = cross_validation.spec_of(base, found, concurrency=None, name="cv")
+    cross_validation.add(str(classed), found)
+    run_dir = run_folder.create(spec, str(home / "runs"))
+    result = drive(spec, run_dir)
+
+    manifest = Manifest.load(classed)
+    splits = [f"folds3_s41_fold{n}" for n in range(3)]
+    rows = {row["case"]: row for row in table(run_dir, "val")}
+    assert len(rows) == sum(len(manifest.ids(split, "val")) for split in splits)
+    right = []
+    for number, folder in enumerate(members.folders(run_dir / "model")):
+        assert bundle.read_info(folder).extra["split"] == splits[number]
+        reader = reader_for(manifest, manifest.ids(splits[number], "val"))
+        expected = probabilities(folder, reader, range(len(reader)))
+        for row, own in enumerate(expected):
+            said = rows[reader.key(row)]
+            assert said["fold"] == str(number)
+            assert [float(said[f"p_{name}"]) for name in manifest.classes] == pytest.approx(own.tolist(), abs=2e-6)
+            right.append(own.argmax() == reader.label(row))
+    scores = result["cross_validation"]
+    assert scores["mean"]["accuracy"] == pytest.approx(np.mean(right))
+    assert scores["measured"] | {"code": ""} == scores["measured"] | {"code": "", "part": "val", "trained_on": 0}
+    each = [one["accuracy"] for one in scores["folds"]["each"]]
+    assert scores["folds"]["mean"]["accuracy"] == pytest.approx(np.mean(each))
+    assert "<h2>Folds</h2>" in (run_dir / "artifacts" / "val" / "evaluation.html").read_text()
+
+    # The test part, and photographs of one's own, by the mean of all.
+    tested, test_dir = evaluated(home, "models:/rwkv_unet_enc_xt/1", "tested")
+    reader = reader_for(manifest, manifest.ids(splits[0], "test"))
+    mean = np.mean([probabilities(m, reader, range(len(reader))) for m in members.folders(run_dir / "model")], axis=0)
+    assert (tested["measured"]["part"], tested["cases"]) == ("test", len(reader))
+    for row, own in zip(table(test_dir, "test"), mean, strict=True):
+        assert [float(row[f"p_{name}"]) for name in manifest.classes] == pytest.approx(own.tolist(), abs=2e-6)
+    Image.fromarray(reader.image(0)).save(tmp_path / "photo.png")
+    predicted = PredictSpec(
+        name="said", model="cv", inputs=[str(tmp_path / "photo.png")], out=str(tmp_path / "out"),
+        storage=str(home / "runs"), tracking={"uri": f"sqlite:///{home / 'mlflow.db'}"},
+    )  # fmt: skip
+    assert guarded("predict", str(run_folder.create(predicted, str(home / "runs"))), []) == 0
+    [said] = csv.DictReader((tmp_path / "out" / "classes.csv").read_text().splitlines())
+    assert [float(said[f"p_{name}"]) for name in manifest.classes] == pytest.approx(mean[0].tolist(), abs=2e-6)
+
+
+def test_a_sweep_varies_no_classifier(classed: Path):
+    base = assemble.training_spec("pretrain", None, str(classed), {}, [*TINY, "optimizer.warmup_epochs=0"], None)
+    assert isinstance(base, PretrainSpec)
+    spec = cross_validation.spec_of(
+        base, cross_validation.find(Manifest.load(classed), "3"), concurrency=None, name=None
+    )
+    assert [goal.metric for goal in spec.goals] == ["top1"]
+    assert run_folder.default_name(spec).startswith("pretrain-folds3_s41-")
+    with pytest.raises(ValueError, match="base: a sweep varies a fine-tuning; of classifiers there are folds alone"):
+        TuneSpec.model_validate(spec.model_dump(mode="json", by_alias=True) | {"folds": None})

@@ -1,4 +1,4 @@
-"""`rwkvctl finetune --folds`: a cross-validation is a sweep whose points are the folds of a data set."""
+"""`rwkvctl finetune --folds`, `pretrain --folds`: a cross-validation is a sweep whose points are a data set's folds."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from rwkvctl.base.errors import UserError
 from rwkvctl.cli import assemble
 from rwkvctl.config.specs import load
-from rwkvctl.config.specs.jobs import FinetuneSpec, TuneSpec
+from rwkvctl.config.specs.jobs import FinetuneSpec, PretrainSpec, TuneSpec
 from rwkvctl.data.store.manifest import Manifest
 from rwkvctl.data.store.splits import PARTS, folds_name, folds_of
 
@@ -46,7 +46,7 @@ def find(manifest: Manifest, asked: str) -> Folds:
     return Folds(name, {split: own.ids for split, own in made.items()}, groups)
 
 
-def spec_of(base: FinetuneSpec, folds: Folds, *, concurrency: int | None, name: str | None) -> TuneSpec:
+def spec_of(base: FinetuneSpec | PretrainSpec, folds: Folds, *, concurrency: int | None, name: str | None) -> TuneSpec:
     """The sweep that trains one model a fold, in the order of their numbers."""
     refuse_nodes(base)
     fields = {
@@ -65,7 +65,7 @@ def spec_of(base: FinetuneSpec, folds: Folds, *, concurrency: int | None, name: 
     return load.build(TuneSpec, fields, f"--folds {folds.name}")
 
 
-def refuse_nodes(base: FinetuneSpec) -> None:
+def refuse_nodes(base: FinetuneSpec | PretrainSpec) -> None:
     """A fold trains on one node, as every trial does."""
     if base.cluster.nodes is not None:
         raise UserError("--nodes: each fold trains on one node; leave it out, and folds go side by side where they fit")
@@ -98,11 +98,18 @@ def lines(manifest: Manifest, folds: Folds) -> dict[str, str]:
     return found
 
 
+def refuse(concurrency: int | None) -> None:
+    """What is said with `--folds` alone."""
+    if concurrency is not None:
+        raise UserError("--concurrency: is for --folds; leave it out")
+
+
 def counted(groups: int) -> str:
     return "1 leak group" if groups == 1 else f"{groups} leak groups"
 
 
 def start(
+    job: str,
     asked: str,
     recipe: str | None,
     data: str | None,
@@ -110,16 +117,20 @@ def start(
     assignments: list[str],
     *,
     concurrency: int | None,
+    resume: str | None,
     dry_run: bool,
     **how: Any,
 ) -> None:
     """Train one model a fold, in new splits or in those that the data set has."""
     from rwkvctl.cli import execute
 
+    if resume is not None:
+        raise UserError(f"--folds: the folds of a run are its own; go on with: rwkvctl run resume {resume}")
+
     own = dict(options)
     name = own.pop("name", None)
-    base = assemble.training_spec("finetune", recipe, data, own, assignments, None)
-    assert isinstance(base, FinetuneSpec)
+    base = assemble.training_spec(job, recipe, data, own, assignments, None)
+    assert isinstance(base, FinetuneSpec | PretrainSpec)
     if base.data.split is not None:
         raise UserError(f"data.split {base.data.split}: --folds chooses the splits; leave it out")
     from rwkvctl.launch import preflight
@@ -129,7 +140,7 @@ def start(
     spec = spec_of(base, folds, concurrency=concurrency, name=name)
     if dry_run:
         plan = lines(manifest, folds)
-        execute.start("finetune", base, resume=None, dry_run=True, more=plan, **how)
+        execute.start(job, base, resume=None, dry_run=True, more=plan, **how)
         return
     preflight.check(base, networks=False)  # before anything is written
     add(base.data.path or "", folds)

@@ -32,6 +32,15 @@ Profile = Annotated[int | None, typer.Option(min=1, metavar="STEPS", help="Trace
 Freeze = Annotated[
     int | None, typer.Option(min=0, metavar="EPOCHS", help="First epochs in which the encoder keeps its weights.")
 ]
+Folds = Annotated[
+    str | None,
+    typer.Option(
+        metavar="K|NAME", help="Cross-validate: a model for each of K folds, or of the splits NAME_fold0, ..."
+    ),
+]
+Concurrency = Annotated[
+    int | None, typer.Option(min=1, help="Folds at once; by default all that there are CPUs or GPUs for.")
+]
 Encoder = Annotated[str | None, typer.Option(help="Where the encoder starts: a run, models:/NAME@ALIAS, or a folder.")]
 
 
@@ -40,6 +49,8 @@ def pretrain(
     variant: Variant = None,
     data: Data = None,
     encoder: Encoder = None,
+    folds: Folds = None,
+    concurrency: Concurrency = None,
     workers: Workers = None,
     nodes: Nodes = None,
     gpus_per_node: GpusPerNode = None,
@@ -55,6 +66,7 @@ def pretrain(
 ) -> None:
     """Pretrain an encoder by classification."""
     from rwkvctl.cli import assemble, execute
+    from rwkvctl.cli import folds as cross_validation
     from rwkvctl.cli import render as rendering
 
     options = assemble.training_options(
@@ -67,6 +79,13 @@ def pretrain(
     if render is not None:
         rendering.check_options(render, address=address, resume=resume, dry_run=dry_run, as_json=as_json)
         recipe = rendering.recipe_unseen("pretrain", recipe, data, assignments or [])
+    if folds is not None:
+        cross_validation.start(
+            "pretrain", folds, recipe, data, options, assignments or [], concurrency=concurrency, resume=resume,
+            dry_run=dry_run, as_json=as_json, detach=detach, render=render,
+        )  # fmt: skip
+        return
+    cross_validation.refuse(concurrency)
     spec = assemble.training_spec("pretrain", recipe, data, options, assignments or [], resume)
     said = assemble.recipe_line("pretrain", recipe, data if render is None else rendering.readable(data), resume)
     execute.start(
@@ -80,15 +99,8 @@ def finetune(
     data: Data = None,
     encoder: Encoder = None,
     freeze_encoder: Freeze = None,
-    folds: Annotated[
-        str | None,
-        typer.Option(
-            metavar="K|NAME", help="Cross-validate: a model for each of K folds, or of the splits NAME_fold0, ..."
-        ),
-    ] = None,
-    concurrency: Annotated[
-        int | None, typer.Option(min=1, help="Folds at once; by default all that there are CPUs or GPUs for.")
-    ] = None,
+    folds: Folds = None,
+    concurrency: Concurrency = None,
     workers: Workers = None,
     nodes: Nodes = None,
     gpus_per_node: GpusPerNode = None,
@@ -103,8 +115,8 @@ def finetune(
     as_json: Json = False,
 ) -> None:
     """Train a segmentation model, best from a pretrained encoder, and register it."""
-    from rwkvctl.base.errors import UserError
     from rwkvctl.cli import assemble, execute
+    from rwkvctl.cli import folds as cross_validation
     from rwkvctl.cli import render as rendering
 
     options = assemble.training_options(
@@ -120,17 +132,12 @@ def finetune(
         rendering.check_options(render, address=address, resume=resume, dry_run=dry_run, as_json=as_json)
         recipe = rendering.recipe_unseen("finetune", recipe, data, assignments or [])
     if folds is not None:
-        from rwkvctl.cli import folds as cross_validation
-
-        if resume is not None:
-            raise UserError(f"--folds: the folds of a run are its own; go on with: rwkvctl run resume {resume}")
         cross_validation.start(
-            folds, recipe, data, options, assignments or [], concurrency=concurrency, dry_run=dry_run, as_json=as_json,
-            detach=detach, render=render,
+            "finetune", folds, recipe, data, options, assignments or [], concurrency=concurrency, resume=resume,
+            dry_run=dry_run, as_json=as_json, detach=detach, render=render,
         )  # fmt: skip
         return
-    if concurrency is not None:
-        raise UserError("--concurrency: is for --folds; leave it out")
+    cross_validation.refuse(concurrency)
     spec = assemble.training_spec("finetune", recipe, data, options, assignments or [], resume)
     said = assemble.recipe_line("finetune", recipe, data if render is None else rendering.readable(data), resume)
     execute.start(

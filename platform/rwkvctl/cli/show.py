@@ -37,6 +37,7 @@ def result(job: str, run_dir: Path, values: dict[str, Any]) -> None:
             console.print(f"cases and pictures: {artifacts}/evaluation.html", soft_wrap=True)
         case "evaluate" if "by_class" in values:
             classification(console, values)
+            folds_table(console, values)
             console.print(
                 f"images: {mirror.address(run_dir)}/artifacts/{values['part']}/evaluation.html", soft_wrap=True
             )
@@ -65,7 +66,7 @@ def result(job: str, run_dir: Path, values: dict[str, Any]) -> None:
 def cross_validation(console: Console, run_dir: Path, values: dict[str, Any]) -> None:
     """The scores of the cases by the models that have not seen them, by fold, and what may come next."""
     found = values["cross_validation"]
-    show_scores(console, found)
+    classification(console, found) if "by_class" in found else show_scores(console, found)
     folds_table(console, found)
     console.print(f"cases and pictures: {mirror.address(run_dir)}/artifacts/val/evaluation.html", soft_wrap=True)
     console.print(f"model, the mean of all folds: {values['model_uri'] or values['model']}")
@@ -76,7 +77,7 @@ def folds_table(console: Console, summary: dict[str, Any]) -> None:
     """The means of each fold and how they spread."""
     if (found := summary.get("folds")) is None:
         return
-    figures = [name for name in BY_CLASS if found["mean"].get(name) is not None]
+    figures = [name for name in (*BY_CLASS, *OF_IMAGES) if found["mean"].get(name) is not None]
     table = Table(title="folds: each by the model that was trained on the others", title_justify="left")
     for heading in ("fold", "cases", *figures):
         table.add_column(heading, justify="right")
@@ -111,6 +112,7 @@ def classification(console: Console, summary: dict[str, Any]) -> None:
     console.print(table)
 
 
+OF_IMAGES = ("accuracy", "balanced_accuracy", "auroc", "ece")
 BY_CLASS = ("dsc_strict", "dsc_official", "hd95_vox_strict", "hd95_vox_official", "hd95_mm_strict")
 LEFT_OUT = {
     "both_empty": "in neither mask",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from rwkvctl.base.processes import available_cpus
 from rwkvctl.config.specs.augment import COLOUR
 from rwkvctl.config.specs.jobs import FinetuneSpec, JobSpec, PredictSpec, PretrainSpec, TrainingSpec, TuneSpec
 from rwkvctl.config.specs.parts import ClusterSpec
-from rwkvctl.config.specs.sweep import check_space, trial_spec
+from rwkvctl.config.specs.sweep import Trial, check_space, trial_spec
 from rwkvctl.data.store.case_ids import cases_of
 from rwkvctl.data.store.splits import folds_of
 from rwkvctl.registry.release import registered_name
@@ -268,7 +269,7 @@ def check_trial_workers(spec: TuneSpec) -> None:
         raise UserError("cluster.workers: a trial runs on one worker; leave it out and set --concurrency")
 
 
-def check_networks(spec: TuneSpec, trials: list[FinetuneSpec], manifest: Manifest) -> None:
+def check_networks(spec: TuneSpec, trials: Sequence[Trial], manifest: Manifest) -> None:
     """Every network of a sweep can be built, and takes the images."""
     from rwkvctl.models import build
     from rwkvctl.models.plan_volumes import planned
@@ -276,6 +277,7 @@ def check_networks(spec: TuneSpec, trials: list[FinetuneSpec], manifest: Manifes
     by_network = {
         (trial.model.model_dump_json(), trial.deep_supervision, trial.data.image_size, trial.volumes): trial
         for trial in trials
+        if isinstance(trial, FinetuneSpec)  # classifiers of folds are all alike
     }
     for trial in by_network.values():
         try:

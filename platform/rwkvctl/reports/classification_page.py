@@ -9,6 +9,7 @@ from typing import Any
 
 from rwkvctl.base import html
 from rwkvctl.base.files import write_bytes
+from rwkvctl.reports import fold_table
 from rwkvctl.reports.fold_table import fixed
 from rwkvctl.training.classification import MEANS, OF_CLASS, Answers
 
@@ -34,6 +35,7 @@ def write(
         f"<dl class=facts>{items}</dl>",
         "<h2>Summary</h2>",
         *means(summary),
+        *fold_table.section(summary, MEANS),
         "<h2>Classes</h2>",
         by_class(summary),
         *confusion(summary, classes),

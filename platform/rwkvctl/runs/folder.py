@@ -48,7 +48,7 @@ def default_name(spec: JobSpec) -> str:
     data = fields.get("data") or fields.get("base", {}).get("data") or {}
     subject = data.get("dataset") if isinstance(data, dict) else None
     parts = [
-        "finetune" if fields.get("folds") else spec.job,
+        fields["base"]["job"] if fields.get("folds") else spec.job,
         fields.get("space_name"),
         subject,
         f"{datetime.now():%Y%m%d-%H%M%S}",

@@ -7,7 +7,7 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from rwkvctl.config.specs.jobs import TuneSpec
-from rwkvctl.config.specs.objectives import LATENCY, SCORES, SIZES
+from rwkvctl.config.specs.objectives import LATENCY, SCORES, SIZES, TOP1
 from rwkvctl.sweeps import pareto
 from rwkvctl.sweeps.study import OUTCOME, WARM, WHY, Study
 
@@ -39,7 +39,8 @@ def table(spec: TuneSpec, study: Study) -> dict[str, Any]:
 def row(spec: TuneSpec, trial: FrozenTrial) -> dict[str, Any]:
     """A trial's point, then its figures."""
     known = trial.user_attrs | trial.user_attrs.get("figures", {})
-    figures = {name: known.get(name) for name in (*SCORES, *SIZES)}
+    scores = SCORES if TOP1 not in known else (TOP1,)
+    figures = {name: known.get(name) for name in (*scores, *SIZES)}
     if LATENCY in known:
         figures[LATENCY] = known[LATENCY]
     figures |= {goal.metric: value for goal, value in zip(spec.goals, trial.values, strict=True)}

@@ -8,13 +8,14 @@ knows patients or sequences, it is they that the bootstrap draws.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rwkvctl.training import folds
 from rwkvctl.training.paired import LEVEL, RESAMPLES
 
 BINS = 15
@@ -75,6 +76,23 @@ def summarise(answers: Answers, classes: Sequence[str]) -> dict[str, Any]:
     if len(answers.labels) * n * RESAMPLES <= MOST_DRAWN:
         found["intervals"] = intervals(answers, classes)
     return found
+
+
+def by_fold(answers: Answers, fold_of: Mapping[str, int]) -> dict[str, Any]:
+    """As `folds.by_fold` has it: the means of each fold, their mean and their deviation."""
+    numbers = np.array([fold_of[key] for key in answers.keys])
+    each = []
+    for fold in sorted(set(fold_of.values())):
+        rows = np.flatnonzero(numbers == fold).tolist()
+        own = Answers(
+            [answers.keys[row] for row in rows],
+            answers.labels[rows],
+            answers.probabilities[rows],
+            [answers.groups[row] for row in rows],
+        )
+        mean, _ = figures(own, np.ones((1, len(rows))))
+        each.append({"fold": fold, "cases": len(rows)} | {name: _plain(mean[name][0]) for name in MEANS})
+    return folds.spread(each)
 
 
 def intervals(answers: Answers, classes: Sequence[str]) -> dict[str, Any]:

@@ -19,10 +19,15 @@ def by_fold(
         own = {key: list(scores) for key, scores in cases.items() if fold_of[key] == fold}
         found = summarise(own, list(classes), choices)
         each.append({"fold": fold, "cases": len(own)} | {name: found["mean"][name] for name in figures_of(found)})
+    return spread(each)
+
+
+def spread(each: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """`each` fold's figures with their `mean` and `deviation`; where no fold has a figure, None."""
     names = [name for name in each[0] if name not in ("fold", "cases")]
     known = {name: [fold[name] for fold in each if fold[name] is not None] for name in names}
     return {
-        "each": each,
+        "each": list(each),
         "mean": {name: statistics.fmean(values) if values else None for name, values in known.items()},
         "deviation": {name: statistics.stdev(values) if len(values) > 1 else None for name, values in known.items()},
     }

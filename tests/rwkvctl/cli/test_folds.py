@@ -78,3 +78,24 @@ def test_cases_that_are_stored_in_the_other_form_have_their_groups(cardiac: Mani
     patients = {key.split("_f")[0] for part in ("train", "val") for key in cardiac.ids(None, part)}
     counts = [int(re.findall(r"\d+", known["fold 0"])[at]) for at in (1, 3)]
     assert sum(counts) == len(patients)
+
+
+def pretrain(data: Path, *options: str) -> str:
+    done = CliRunner().invoke(app, ["pretrain", "--data", str(data), "--set", "train.batch_size=4", *options])
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return done.stdout
+
+
+def test_folds_of_classifiers_are_shown_and_refused_alike(classed: Manifest, tmp_path: Path):
+    data = Path(shutil.copytree(classed.root, tmp_path / "classed"))
+    shown = json.loads(pretrain(data, "--folds", "2", "--dry-run", "--json"))["plan"]
+    assert shown["folds"] == "folds2_s41, to be added to the data set"
+    assert shown["fold 0"].endswith("none is torn apart")
+    for options, said in (
+        (["--folds", "2", "--resume", "cv"], "--folds: the folds of a run are its own; go on with: rwkvctl run"),
+        (["--folds", "2", "--nodes", "2"], "--nodes: each fold trains on one node"),
+        (["--concurrency", "2"], "--concurrency: is for --folds"),
+    ):
+        with pytest.raises(UserError, match=f"^{said}"):
+            pretrain(data, *options)

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from rwkvctl.config.specs.augment import ClassificationAugment, SegmentationAugment
 from rwkvctl.config.specs.base import Address, Spec
-from rwkvctl.config.specs.objectives import LATENCY, SIZES, Bound, Objective
+from rwkvctl.config.specs.objectives import LATENCY, SIZES, TOP1, Bound, Objective
 from rwkvctl.config.specs.parts import (
     VOLUMETRIC,
     ClusterSpec,
@@ -309,12 +309,12 @@ Pruner = Literal["asha", "median", "hyperband", "none"]
 
 
 class TuneSpec(JobSpec):
-    """A sweep over a space around one fine-tuning spec."""
+    """A sweep over a space around one fine-tuning spec; the folds of a cross-validation may be of classifiers too."""
 
     job: Literal["tune"] = "tune"
     space_name: str
     space: SpaceSpec
-    base: FinetuneSpec
+    base: Annotated[FinetuneSpec | PretrainSpec, Field(discriminator="job")]
     trials: Positive
     concurrency: Positive | None = None
     """Trials at once; null is as many as there are CPUs (or GPUs) for."""
@@ -342,13 +342,20 @@ class TuneSpec(JobSpec):
 
     @property
     def goals(self) -> tuple[Objective, ...]:
-        """The objectives, the default one included."""
-        return self.objectives or (Objective(metric=self.metric, direction="maximize"),)
+        """The objectives, the default one included; of classifiers it is top-1."""
+        metric = self.metric if isinstance(self.base, FinetuneSpec) else TOP1
+        return self.objectives or (Objective(metric=metric, direction="maximize"),)
 
     @property
     def chosen_by(self) -> Sampler:
         """The sampler, the default one included."""
         return self.sampler or ("grid" if self.space.cover else "tpe")
+
+    @model_validator(mode="after")
+    def _sweeps_train_masks(self) -> TuneSpec:
+        if self.folds is None and not isinstance(self.base, FinetuneSpec):
+            raise ValueError("base: a sweep varies a fine-tuning; of classifiers there are folds alone")
+        return self
 
     @model_validator(mode="after")
     def _gpus_can_be_given(self) -> TuneSpec:

@@ -22,6 +22,8 @@ MORE_SCORES = (
 """The same, but the table of a sweep has them only where they are an objective; those in mm or ml need a spacing."""
 SIZES = ("parameters", "macs_paper", "macs_true")
 """Of the network, known before a trial starts."""
+TOP1 = "top1"
+"""Of the best weights of a classifier on the validation part, in percent."""
 LATENCY = "latency_ms"
 """Milliseconds of the network for one image, measured before a trial trains."""
 TRACKED = (

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from rwkvctl.base.errors import UserError
 from rwkvctl.config.specs.base import Spec, describe
-from rwkvctl.config.specs.jobs import FinetuneSpec, TuneSpec
+from rwkvctl.config.specs.jobs import FinetuneSpec, PretrainSpec, TuneSpec
 from rwkvctl.config.specs.load import merge, nest
 
 FIXED = ("job", "name", "storage", "cluster", "tracking", "data.path", "data.dataset", "data.workers")
@@ -18,23 +18,29 @@ MOST_TRIED = 500
 """Combinations of a space that are checked before it is started; of a larger one, each field by itself."""
 
 
-def trial_spec(base: FinetuneSpec, point: dict[str, Any]) -> FinetuneSpec:
+Trial = FinetuneSpec | PretrainSpec
+"""Of folds it may be the training of a classifier."""
+
+
+def trial_spec(base: Trial, point: dict[str, Any]) -> Trial:
     """The spec that trains a point; pydantic's ValidationError for values that do not go together.
 
     A trial has to be scored to be compared. Where the recipe never validates, its last weights are scored, once.
     """
     fields = base.model_dump(mode="json", by_alias=True)
-    if "augment.preset" in point:  # the base's preset is written out; only what differs from it was chosen
+    if "augment.preset" in point and isinstance(
+        base, FinetuneSpec
+    ):  # the base's preset is written out; only what differs from it was chosen
         fields["augment"] = base.augment.own()
     for path, value in point.items():
         fields = merge(fields, nest(path, value))
-    spec = FinetuneSpec.model_validate(fields)
+    spec = type(base).model_validate(fields)
     if spec.train.validate_every:
         return spec
     return spec.model_copy(update={"train": spec.train.model_copy(update={"validate_every": spec.train.epochs})})
 
 
-def check_space(spec: TuneSpec) -> list[FinetuneSpec]:
+def check_space(spec: TuneSpec) -> list[Trial]:
     """The trials of a space, or those at its ends, each a valid spec; UserError for the first that is none."""
     where = f"space {spec.space_name}: params"
     for path, values in spec.space.params.items():
@@ -45,7 +51,7 @@ def check_space(spec: TuneSpec) -> list[FinetuneSpec]:
     return [_trial(spec.base, point, where) for point in spec.space.extremes(MOST_TRIED)]
 
 
-def _check_value(base: FinetuneSpec, path: str, point: dict[str, Any], where: str) -> None:
+def _check_value(base: Trial, path: str, point: dict[str, Any], where: str) -> None:
     """Whether a value, with what it needs of others, is one that the field keeps as it is written."""
     value = point[path]
     if isinstance(value, dict):
@@ -57,23 +63,23 @@ def _check_value(base: FinetuneSpec, path: str, point: dict[str, Any], where: st
     try:
         kept = _at(trial_spec(base, point), path)
     except ValidationError as error:
-        raise UserError(f"{where}.{path}: {_reason(error, path)}") from None
+        raise UserError(f"{where}.{path}: {_reason(error, base, path)}") from None
     if isinstance(kept, Spec):
         raise UserError(f"{where}.{path}: is a group of fields; name one of them, as {path}.{next(iter(vars(kept)))}")
     if _json(kept) != _json(value):
         raise UserError(f"{where}.{path}: {value!r} would be read as {kept!r}; write it so")
 
 
-def _trial(base: FinetuneSpec, point: dict[str, Any], where: str) -> FinetuneSpec:
+def _trial(base: Trial, point: dict[str, Any], where: str) -> Trial:
     try:
         return trial_spec(base, point)
     except ValidationError as error:
         shown = ", ".join(f"{path}={value}" for path, value in point.items())
-        raise UserError(f"{where}: {shown}: {_reason(error)}") from None
+        raise UserError(f"{where}: {shown}: {_reason(error, base)}") from None
 
 
-def _reason(error: ValidationError, path: str = "") -> str:
-    return describe(error.errors()[0], FinetuneSpec).removeprefix(f"{path}: ")
+def _reason(error: ValidationError, base: Trial, path: str = "") -> str:
+    return describe(error.errors()[0], type(base)).removeprefix(f"{path}: ")
 
 
 def _at(node: Any, path: str) -> Any:

@@ -13,6 +13,7 @@ from rwkvctl.base.errors import UserError
 from rwkvctl.data.convert.prepare import write_split
 from rwkvctl.data.store import schema
 from rwkvctl.data.store.case_forms import groups_of
+from rwkvctl.data.store.case_reader import reader_for
 from rwkvctl.data.store.case_splits import Cases
 from rwkvctl.data.store.leaks import leak_groups_of
 from rwkvctl.data.store.manifest import Manifest
@@ -66,8 +67,15 @@ def planned_folds(manifest: Manifest, k: int, seed: int = 41) -> tuple[dict[str,
     groups = leak_groups_of(manifest)
     cases, test = Cases.of(manifest, groups), set(ids["test"])
     pool = cases.pool([key for key in (*ids["train"], *ids["val"]) if key not in test])
-    made = cases.samples(rotated_folds(pool, cases.groups, k, seed, ids["test"]))
+    labels = labels_of(manifest, pool) if manifest.task == "classification" else None
+    made = cases.samples(rotated_folds(pool, cases.groups, k, seed, ids["test"], labels))
     return made, groups_of(groups, (key for split in made.values() for part in PARTS for key in split.ids[part]))
+
+
+def labels_of(manifest: Manifest, ids: list[str]) -> dict[str, int]:
+    """The class of each image."""
+    reader = reader_for(manifest, ids)
+    return {reader.key(row): reader.label(row) for row in range(len(reader))}
 
 
 def add_case_splits(root: Path | str, made: Mapping[str, Split]) -> list[str]:

@@ -6,7 +6,7 @@ randomness is a function of (seed, epoch, position), so any number of ranks and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 from rwkvctl.base.errors import UserError
@@ -152,10 +152,13 @@ class ClassificationEvalLoader:
         rank: int,
         world_size: int,
         workers: int,
+        ids: Sequence[str] | None = None,
     ):
+        """`ids`: the images, where they are not those of one part of one split."""
         if manifest.task != "classification":
             raise UserError(f"{manifest.dataset} is a segmentation set; evaluate it by cases")
-        reader = reader_for(manifest, manifest.ids(split, part)[rank::world_size])
+        every = manifest.ids(split, part) if ids is None else ids
+        reader = reader_for(manifest, list(every)[rank::world_size])
         dataset = ClassificationSamples(reader, 0, size_of(image_size), None)
         places = [(0, position) for position in range(len(reader))]
         self._batches = [places[start : start + batch] for start in range(0, len(places), batch)]

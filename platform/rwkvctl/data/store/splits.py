@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -150,13 +151,19 @@ def folds(ids: Sequence[str], group_of: Mapping[str, str] | None, k: int, seed: 
 
 
 def rotated_folds(
-    ids: Sequence[str], group_of: Mapping[str, str], k: int, seed: int, test: Sequence[str] = ()
+    ids: Sequence[str],
+    group_of: Mapping[str, str],
+    k: int,
+    seed: int,
+    test: Sequence[str] = (),
+    label_of: Mapping[str, int] | None = None,
 ) -> dict[str, Split]:
     """k splits that differ in their validation part alone, each sample being in one: for an ensemble, or a figure over
     all samples. `test` is set aside and stays the same; no group is torn apart.
 
     Names: `folds5_s41_fold0` ... `folds5_s41_fold4`, counted as nnU-Net does. Groups are dealt out in the order of a
-    seeded permutation, the largest first, each to the fold with the fewest samples.
+    seeded permutation, the largest first, each to the fold with the fewest samples; with `label_of`, to that with the
+    fewest of its classes first, so that the classes are spread evenly too.
     """
     members: dict[str, list[str]] = {}
     for key in ids:
@@ -166,9 +173,19 @@ def rotated_folds(
     names = list(members)
     order = [names[i] for i in np.random.RandomState(seed).permutation(len(names))]
     sizes, fold_of = [0] * k, dict[str, int]()
+    labels = label_of or {}
+    in_all, in_fold = Counter(labels.get(key) for key in ids), [Counter[int | None]() for _ in range(k)]
     for name in sorted(order, key=lambda name: -len(members[name])):
-        fold = sizes.index(min(sizes))
+        own = Counter(labels.get(key) for key in members[name])
+
+        def fullness(fold: int, own: Counter[int | None] = own) -> tuple[float, int]:
+            """Of the classes of the group, what shares of them the fold has already; and its size."""
+            shares = sum(n * in_fold[fold][label] / in_all[label] for label, n in own.items())
+            return (shares if label_of else 0.0), sizes[fold]
+
+        fold = min(range(k), key=fullness)
         sizes[fold] += len(members[name])
+        in_fold[fold] += own
         fold_of |= dict.fromkeys(members[name], fold)
     made = {}
     for fold in range(k):
@@ -176,7 +193,8 @@ def rotated_folds(
             "train": [key for key in ids if fold_of[key] != fold],
             "val": [key for key in ids if fold_of[key] == fold],
         }
-        rule = f"fold {fold} of {k} is val; whole groups, permuted{'; test is set aside' if test else ''}"
+        spread = ", classes spread evenly" if label_of else ""
+        rule = f"fold {fold} of {k} is val; whole groups, permuted{spread}{'; test is set aside' if test else ''}"
         made[f"{folds_name(k, seed)}{FOLD}{fold}"] = Split(rule, {**parts, "test": list(test)}, seed)
     return made
 

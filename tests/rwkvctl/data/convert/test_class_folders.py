@@ -47,7 +47,13 @@ def test_parts_are_drawn_within_each_class(tmp_path: Path, inside: str):
     assert len(set(chain(*found.values()))) == 42
     assert found != manifest.split_ids("stratified622_s8")
     names = resplit.add_folds(manifest.root, 3)
-    assert len(Manifest.load(manifest.root).ids(names[0], "val")) == 12
+    again = Manifest.load(manifest.root)
+    held_out = [labels_of(again, again.ids(name, "val")) for name in names]
+    assert [sorted(own.count(name) for own in held_out) for name in manifest.classes] == [
+        [8, 8, 8],
+        [2, 3, 3],
+        [0, 1, 1],
+    ]
 
 
 def test_images_of_one_patient_stay_together(tmp_path: Path):

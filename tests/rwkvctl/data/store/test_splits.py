@@ -124,6 +124,30 @@ def test_rotated_folds_validate_each_sample_once(sizes: list[int], seed: int):
         assert 0 < len(split.ids["val"]) <= len(group_of) / 5 + max(sizes)
 
 
+@given(labels=st.lists(st.integers(0, 3), min_size=12, max_size=60), seed=st.integers(0, 2**32 - 1))
+def test_folds_of_classes_hold_them_in_equal_shares(labels: list[int], seed: int):
+    label_of = {f"i{n}": label for n, label in enumerate(labels)}
+    made = rotated_folds(list(label_of), {}, 3, seed, label_of=label_of)
+    assert sorted(chain(*(split.ids["val"] for split in made.values()))) == sorted(label_of)
+    for label in set(labels):
+        counts = [sum(label_of[key] == label for key in split.ids["val"]) for split in made.values()]
+        assert max(counts) - min(counts) <= 1
+    sizes = [len(split.ids["val"]) for split in made.values()]
+    assert max(sizes) - min(sizes) <= len(set(labels))
+
+
+def test_patients_of_several_classes_stay_whole_and_spread():
+    """30 patients with three images each, of a rare class in a third of them."""
+    group_of = {f"p{p}_{i}": f"p{p}" for p in range(30) for i in range(3)}
+    label_of = {key: int(p % 3 == 0 and key.endswith("0")) for key in group_of for p in [int(key[1:].split("_")[0])]}
+    made = rotated_folds(list(group_of), group_of, 5, 41, label_of=label_of)
+    assert [sum(label_of[key] for key in split.ids["val"]) for split in made.values()] == [2] * 5
+    assert [len(split.ids["val"]) for split in made.values()] == [18] * 5
+    for split in made.values():
+        assert not {group_of[key] for key in split.ids["train"]} & {group_of[key] for key in split.ids["val"]}
+        assert "classes spread evenly" in split.rule
+
+
 def test_rotated_folds_need_groups_enough():
     with pytest.raises(UserError, match="--folds 4: give 2 to 3, the number of groups"):
         rotated_folds(["a", "b", "c", "d"], {"c": "x", "d": "x"}, 4, 41)
