@@ -109,11 +109,15 @@ def prepare(
         str | None,
         typer.Option(
             metavar="nnunet|percentiles",
-            help="Of nnunet: how channels are normalised [default: nnunet for several and for CT, else percentiles]",
+            help="Of volumes: how channels are normalised [default: nnunet for several and for CT, else percentiles]",
         ),
     ] = None,
     inside: Annotated[
-        str | None, typer.Option(metavar="IMAGE,LABEL", help="Of arrays: which of those in a file are image and label.")
+        str | None,
+        typer.Option(
+            metavar="IMAGE,LABEL",
+            help="Of arrays: which of those in a file are image (or several, a channel each) and label.",
+        ),
     ] = None,
     axes: Annotated[
         str | None, typer.Option(help="Of arrays: zyx, yxz, ...; slices follow one another along z [default: found]")

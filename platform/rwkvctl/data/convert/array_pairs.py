@@ -25,6 +25,8 @@ class ArrayPair:
     image: Entry
     label: Entry
     channels: Channels
+    others: tuple[Entry, ...] = ()
+    """Arrays with further channels of the image, of its shape."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -34,7 +36,8 @@ class ArrayPair:
     @property
     def counts(self) -> tuple[int, int]:
         """How many channels the image has, and how many planes the label: 1 of one that has class ids."""
-        return _count(self.image, self.channels.image), _count(self.label, self.channels.label)
+        each = _count(self.image, self.channels.image)
+        return each * (1 + len(self.others)), _count(self.label, self.channels.label)
 
 
 def _count(own: Entry, axis: int | None) -> int:
@@ -45,7 +48,7 @@ def read_header(file: RawFile, roles: Roles, axes: str | None = None) -> ArrayPa
     """BadFile where the file lacks one of the arrays, or they do not fit. axes: as the user says, with `c` where an
     image has channels, and a label of as many axes a plane a class."""
     entries = {entry.name: entry for entry in arrays.listed(file)}
-    missing = [name for name in (roles.image, roles.label) if name not in entries]
+    missing = [name for name in (roles.image, *roles.others, roles.label) if name not in entries]
     if missing:
         there = ", ".join(entries) or "none"
         raise BadFile(f"{file}: has no array {missing[0]!r} (there is {there}); --inside names those that it has")
@@ -59,7 +62,11 @@ def read_header(file: RawFile, roles: Roles, axes: str | None = None) -> ArrayPa
             raise BadFile(f"{file}: {roles.image} has shape {image.shape}, --axes {axes} has {len(axes)} axes")
     if found is None:
         raise BadFile(f"{file}: {roles.image} has shape {image.shape}, {roles.label} {label.shape}; give them one")
-    return ArrayPair(file, image, label, found)
+    others = tuple(entries[name] for name in roles.others)
+    for own in others:
+        if own.shape != image.shape:
+            raise BadFile(f"{file}: {own.name} has shape {own.shape}, {roles.image} {image.shape}; give them one")
+    return ArrayPair(file, image, label, found, others)
 
 
 def usual_counts(pairs: Sequence[ArrayPair]) -> tuple[int, int]:
@@ -105,7 +112,11 @@ class ArrayScans:
 
 def scans(pair: ArrayPair, axes: str, own_layers: Sequence[int], slices: tuple[RawFile, ...] = ()) -> ArrayScans:
     """axes: those of space; own_layers: as `layers`."""
-    image, *others = _voxels(pair.file, pair.image, pair.channels.image, axes, slices)
+    image, *others = (
+        own
+        for entry in (pair.image, *pair.others)
+        for own in _voxels(pair.file, entry, pair.channels.image, axes, slices)
+    )
     masks = _voxels(pair.file, pair.label, pair.channels.label, axes, slices)
     kept = [(mask, layer) for mask, layer in zip(masks, own_layers, strict=True) if layer] if own_layers else []
     return ArrayScans(

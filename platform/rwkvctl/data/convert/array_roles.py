@@ -26,11 +26,12 @@ AXES = ("zyx", "zxy", "yxz", "xyz", "yzx", "xzy")
 
 
 class Roles(NamedTuple):
-    """Names of arrays; question: why they are not known, "" where they are."""
+    """Names of arrays; question: why they are not known, "" where they are; others: further channels of the image."""
 
     image: str
     label: str
     question: str = ""
+    others: tuple[str, ...] = ()
 
 
 def plain(shape: Sequence[int]) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import PurePosixPath
@@ -14,11 +15,17 @@ from rwkvctl.data.convert.formats.pairs import Pair
 from rwkvctl.data.convert.name_patterns import NamePattern, parse
 from rwkvctl.data.convert.pattern_pairs import Id
 from rwkvctl.data.convert.sources import RawFile, Source
+from rwkvctl.data.convert.voxel_files import is_volume
 from rwkvctl.data.images.files import EXTENSIONS
 
 
 def with_others(
-    source: Source, root: str, texts: Sequence[str], pairs: Mapping[Id, Pair], problems: Problems
+    source: Source,
+    root: str,
+    texts: Sequence[str],
+    pairs: Mapping[Id, Pair],
+    problems: Problems,
+    volumes: bool = False,
 ) -> dict[Id, Pair]:
     """The pairs with the file that each further pattern has for their image.
 
@@ -29,7 +36,7 @@ def with_others(
     own = {pair.image.path for pair in pairs.values()}
     found = dict(pairs)
     for pattern in more:
-        files = _by_id(source, root, first, pattern, own, problems)
+        files = _by_id(source, root, first, pattern, own, problems, volumes)
         for name, pair in pairs.items():
             ids = _ids(first, discover.relative(pair.image, root), first, pattern)
             file = next((files[each] for each in ids if each in files), None)
@@ -42,12 +49,19 @@ def with_others(
 
 
 def _by_id(
-    source: Source, root: str, first: NamePattern, pattern: NamePattern, own: set[str], problems: Problems
+    source: Source,
+    root: str,
+    first: NamePattern,
+    pattern: NamePattern,
+    own: set[str],
+    problems: Problems,
+    volumes: bool,
 ) -> dict[Id, RawFile]:
     found: dict[Id, RawFile] = {}
     matched = 0
     for file in source.files:
-        ids = _ids(pattern, discover.relative(file, root), first, pattern) if file.suffix in EXTENSIONS else ()
+        taken = is_volume(file) if volumes else file.suffix in EXTENSIONS
+        ids = _ids(pattern, discover.relative(file, root), first, pattern) if taken else ()
         for name in ids:
             if file.path in own:
                 raise UserError(f"--images {pattern.text!r}: matches {file.path}, as the first does; tell them apart")
@@ -77,10 +91,20 @@ def _ids(own: NamePattern, path: str, first: NamePattern, other: NamePattern) ->
 
 def settle(texts: Sequence[str]) -> Settle:
     """What is gone through before conversion, see `channel_pairs`: channels are called after their patterns."""
-    return Settle(tuple(map(_name, texts)))
+    return Settle(channel_names(texts))
 
 
-def _name(text: str) -> str:
-    """What is plain in a pattern: `depth` of `depth/*.png`, `d` of `*_d.png`."""
-    plain = "".join(" " if sign in "*?[]{}" else sign for sign in str(PurePosixPath(text).with_suffix("")))
-    return discover.slug(plain.replace("/", " ").replace("_", " ")) or discover.slug(text) or "image"
+def channel_names(texts: Sequence[str]) -> tuple[str, ...]:
+    """What is plain in each pattern and not in all: `t1` and `flair` of `*/p*_t1` and `*/p*_flair`, `depth_d` of
+    `depth/*_d.png`."""
+    words = [_words(text) for text in texts]
+    shared = set.intersection(*map(set, words)) if len(words) > 1 else set()
+    own = [[word for word in each if word not in shared] or list(each) for each in words]
+    return tuple(
+        discover.slug(" ".join(each)) or discover.slug(text) or "image" for each, text in zip(own, texts, strict=True)
+    )
+
+
+def _words(text: str) -> list[str]:
+    plain = str(PurePosixPath(text.removesuffix(".gz")).with_suffix(""))
+    return re.findall(r"[^\W_]+", plain)

@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 
 from rwkvctl.base.errors import UserError
-from rwkvctl.data.convert import synth
 from rwkvctl.data.convert.prepare import prepare
 from rwkvctl.data.store.reader import Reader
 from rwkvctl.data.store.verify import verify
@@ -97,13 +96,3 @@ def test_files_that_are_refused(tree: Path, tmp_path: Path):
     Image.new("L", (24, 20)).save(path)
     with pytest.raises(UserError, match="depth_d: 9 images have more than 8 bits, 1 have 8, and share no range"):
         made_of(tree, tmp_path, RGB, "depth/*_d.tif", overwrite=True)
-
-
-def test_volumes_are_laid_out_otherwise(tmp_path: Path):
-    tree = synth.write("nnunet:channels", tmp_path / "source", n=6, size=32) / "Dataset045_Tumours"
-    first, second = (f"imagesTr/*_{number:04d}.nii.gz" for number in (0, 1))
-    with pytest.raises(UserError, match="--images: several are for pictures; lay the channels of volumes"):
-        prepare(
-            "pairs", [tree], tmp_path / "out", images=first, more_images=(second,), masks="labelsTr/*.nii.gz",
-            classes=["background", "a", "b", "c", "d"],
-        )  # fmt: skip

@@ -76,7 +76,8 @@ def plan(source: Source, options: Options, problems: Problems) -> Plan:
         raise UserError(
             f"--classes: {roles.label} has a plane a class, {len(layers)}; name {max(layers) + 1} with the background"
         )
-    warnings = [f"image and label are the arrays {roles.image} and {roles.label}"]
+    shown = ", ".join((roles.image, *roles.others))
+    warnings = [f"image and label are the arrays {shown} and {roles.label}"]
     if not any(own.image.spacing for own in found):
         warnings.append("the files have no spacing; HD95 is in voxels alone")
     if volumes:
@@ -97,7 +98,7 @@ def plan(source: Source, options: Options, problems: Problems) -> Plan:
     )
     made.warnings += warnings
     channels = array_pairs.usual_counts(found)[0]
-    return _with_channels(made, roles.image, channels, options) if channels > 1 else made
+    return _with_channels(made, (roles.image, *roles.others), channels, options) if channels > 1 else made
 
 
 def _headers(files: Sequence[RawFile], roles: Roles, axes: str | None, problems: Problems) -> list[ArrayPair]:
@@ -124,9 +125,10 @@ def _parts(cases: Mapping[str, Scans], told: str | None) -> dict[str, str] | Non
     return part_folders.by_folder({key: case.path for key, case in cases.items()})[0]
 
 
-def _with_channels(made: Plan, name: str, count: int, options: Options) -> Plan:
-    """Each channel by its own mean and deviation, or all by `--range`."""
-    names = [f"{name.rpartition('/')[2]} {number}" for number in range(1, count + 1)]
+def _with_channels(made: Plan, names_of: Sequence[str], count: int, options: Options) -> Plan:
+    """Each channel by its own mean and deviation, or all by `--range`. An array of several has them counted."""
+    each, own = count // len(names_of), [name.rpartition("/")[2] for name in names_of]
+    names = own if each == 1 else [f"{name} {number}" for name in own for number in range(1, each + 1)]
     if options.range is None:
         return nnunet_rules.planned(made, names, options)
     made.channel_names = names
@@ -148,9 +150,12 @@ def _roles(source: Source, files: Sequence[RawFile], inside: str | None) -> Role
     """Which arrays are image and label, as `--inside` says, or the first file that can be read."""
     if inside is not None:
         names = [name.strip() for name in inside.split(",")]
-        if len(names) != 2 or not all(names):
-            raise UserError(f"--inside {inside}: give the names of two arrays, the image's first: image,label")
-        return Roles(*names)
+        if len(names) < 2 or not all(names) or len(set(names)) < len(names):
+            raise UserError(
+                f"--inside {inside}: give the names of two arrays, the image's first: image,label; or one a channel, "
+                "the label last: t1,flair,label"
+            )
+        return Roles(names[0], names[-1], others=tuple(names[1:-1]))
     for file in spread(files):
         try:
             entries = arrays.listed(file)

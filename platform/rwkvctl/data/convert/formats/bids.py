@@ -4,7 +4,8 @@
     derivatives/labels/sub-01/[ses-1/]anat/sub-01[_ses-1]_T1w_seg-manual.nii.gz (_label-lesion_mask, _dseg, _lesion ...)
     participants.tsv                                    a column split, if it says train, val and test
 
-A subject's images stay together. Of several contrasts or kinds of labels, `--images` and `--masks` say which.
+A subject's images stay together. Of several contrasts or kinds of labels, `--images` and `--masks` say which;
+`--images` again makes a channel of another contrast.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rwkvctl.base.errors import BadFile, UserError
 from rwkvctl.data.convert import discover, grouping, part_folders, tables, voxel_files
@@ -34,7 +35,19 @@ DATASET = Dataset(
     forms={"volumes": "sub-*/[ses-*/]anat/*_T1w.nii.gz, derivatives/*/sub-*/.../*_T1w_seg-manual.nii.gz"},
     licence="your own",
     access="your own files",
-    options=("ratio", "groups", "seeds", "classes", "class_table", "range", "images", "masks", "split_from"),
+    options=(
+        "ratio",
+        "groups",
+        "seeds",
+        "classes",
+        "class_table",
+        "range",
+        "images",
+        "more_images",
+        "masks",
+        "split_from",
+        "intensity",
+    ),
 )
 TABLE = "participants.tsv"
 _RAW = re.compile(r"(?:.*/)?sub-[^/]+/(?:ses-[^/]+/)?[a-z]+/sub-[^/]+\.nii(?:\.gz)?", re.IGNORECASE)
@@ -46,7 +59,7 @@ _SPLIT = ("split", "set", "subset", "partition", "part", "fold")
 _READ = 4
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Image:
     file: RawFile
     entities: Mapping[str, str]
@@ -58,7 +71,7 @@ class _Image:
         return voxel_files.stem(self.file)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Label:
     file: RawFile
     image: _Image
@@ -75,23 +88,30 @@ def plan(source: Source, options: Options, problems: Problems) -> Plan:
     images, labels = _listed(source)
     if not labels:
         raise UserError(f"{source}: derivatives/ has no labels of the images of sub-*/; add them")
-    labels = _chosen(source, labels, options)
     classes = options.classes or DATASET.classes
+    if options.more_images:
+        chosen, labels = _by_contrasts(source, images, labels, options, problems)
+    else:
+        labels = _chosen(source, labels, options)
+        chosen = {label: (label.image,) for label in labels}
     beside, cases, subject = voxel_files.Beside(source.files), dict[str, Scans](), dict[str, str]()
     for label in labels:
-        stem = label.image.stem
+        first, *others = chosen[label]
+        stem = first.stem
         if stem in cases:
-            problems.add(f"{label.file}: is a second label of {label.image.file.name}; say which by --masks")
+            problems.add(f"{label.file}: is a second label of {first.file.name}; say which by --masks")
             continue
-        cases[stem] = Scans(stem, beside.of(label.image.file), (beside.of(label.file),))
-        subject[stem] = label.image.entities["sub"]
+        more = tuple(beside.of(own.file) for own in others)
+        cases[stem] = Scans(stem, beside.of(first.file), (beside.of(label.file),), others=more)
+        subject[stem] = first.entities["sub"]
     keys = discover.sample_keys(options.dataset, cases)
     ordered = {keys[name]: cases[name] for name in sorted(cases, key=natural_key)}
     of = {keys[name]: f"sub-{own}" for name, own in subject.items()}
     groups = grouping.Groups(of, "subject") if options.groups is None and len(set(of.values())) < len(of) else None
     parts = _parts(source, of, options.split_from) if options.split_from else None
+    contrasts = [own.contrast for own in chosen[labels[0]]]
     made = volume_sets.volumes_plan(
-        f"{labels[0].image.contrast} and {labels[0].kind}",
+        f"{', '.join(contrasts)} and {labels[0].kind}",
         ordered,
         volume_pairs.labels(options, classes),
         options,
@@ -100,11 +120,12 @@ def plan(source: Source, options: Options, problems: Problems) -> Plan:
         parts=parts,
         advice=volume_pairs.advice(options),
     )
-    contrast = labels[0].image.contrast
-    without = [own for own in images if own.contrast == contrast and own.stem not in cases]
+    without = [own for own in images if own.contrast == contrasts[0] and own.stem not in cases]
     if without:
-        made.warnings.append(f"{len(without)} images {contrast} without a label were left out: {without[0].file.path}")
-    return made
+        made.warnings.append(
+            f"{len(without)} images {contrasts[0]} without a label were left out: {without[0].file.path}"
+        )
+    return volume_pairs.with_channels(made, contrasts, options)
 
 
 # Names --------------------------------------------------------------------------------------------------------------
@@ -207,6 +228,48 @@ def _chosen(source: Source, labels: Sequence[_Label], options: Options) -> list[
             shown = " or ".join(f"{option} '{name}'" for name in names[:_READ])
             raise UserError(f"{source}: has {what} of which one is taken; say which: {shown}")
     raise AssertionError(kinds)
+
+
+def _by_contrasts(
+    source: Source, images: Sequence[_Image], labels: Sequence[_Label], options: Options, problems: Problems
+) -> tuple[dict[_Label, tuple[_Image, ...]], list[_Label]]:
+    """The images of several contrasts that each label has, in the order of --images, and the labels: those of any of
+    these images. One that lacks a contrast is a problem."""
+    patterns = [parse("--images", text) for text in (str(options.images), *(options.more_images or ()))]
+    found: dict[tuple[str, ...], dict[int, _Image]] = defaultdict(dict)
+    for image in images:
+        for number, pattern in enumerate(patterns):
+            if not pattern.ends(image.file.path):
+                continue
+            other = found[_whose(image)].setdefault(number, image)
+            if other is not image:
+                raise UserError(
+                    f"--images {pattern.text!r}: matches {other.file.path} and {image.file.path}; tell them apart"
+                )
+    for number, pattern in enumerate(patterns):
+        if not any(number in own for own in found.values()):
+            raise UserError(f"--images {pattern.text!r}: matches no image in {source}; give it in quotes")
+    masks = _matching(labels, replace(options, images=None))
+    own = {label.file: label for label in masks if label.image in found[_whose(label.image)].values()}
+    if len(kinds := dict.fromkeys(_name("--masks", label) for label in own.values())) > 1:
+        raise UserError(
+            f"{source}: has kinds of labels of which one is taken; say which: --masks '{next(iter(kinds))}'"
+        )
+    chosen = {}
+    for label in own.values():
+        there = found[_whose(label.image)]
+        if missing := next((pattern.text for n, pattern in enumerate(patterns) if n not in there), None):
+            problems.leave_out(label.file, f"its subject has no image {missing} in that session; add it")
+        else:
+            chosen[label] = tuple(there[number] for number in range(len(patterns)))
+    if not chosen:
+        problems.raise_if_any()
+        raise UserError(f"{source}: no label is of an image of --images; give others")
+    return chosen, list(chosen)
+
+
+def _whose(image: _Image) -> tuple[str, ...]:
+    return tuple(image.entities.get(name, "") for name in _OF_IMAGES)
 
 
 def _parts(source: Source, of: Mapping[str, str], choice: str) -> dict[str, str]:

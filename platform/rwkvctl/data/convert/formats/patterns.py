@@ -58,6 +58,7 @@ DATASET = Dataset(
         "annotator",
         "split_from",
         "csv",
+        "intensity",
     ),
 )
 FOLDERS, TABLE, EXPRESSION = "folders", "table", "expression"
@@ -97,16 +98,15 @@ def plan(source: Source, options: Options, problems: Problems) -> Plan:
     class_of = _class_words(options)
     by_class = _class_wildcard(found, class_of, options)
     pairs = _pairs(found, by_class, class_of, options.dataset)
-    if options.more_images and of_volumes:
-        raise UserError(
-            "--images: several are for pictures; lay the channels of volumes out as nnU-Net does, CASE_0000"
-        )
+    if options.intensity is not None and not of_volumes:
+        raise UserError("--intensity: is for volumes; leave it out")
     if options.more_images:
-        pairs = pattern_channels.with_others(source, found.root, _image_patterns(options), pairs, problems)
+        patterns = _image_patterns(options)
+        pairs = pattern_channels.with_others(source, found.root, patterns, pairs, problems, of_volumes)
     if not pairs and not problems.found:
         problems.add(f"{source}: no image has a mask by {given}")
     made = _planned(source, found, pairs, by_class, classes, options, problems, listing, notes, of_volumes)
-    if options.more_images:
+    if options.more_images and not of_volumes:
         made.settle = pattern_channels.settle(_image_patterns(options))
     return made
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from rwkvctl.base.errors import BadFile, UserError
-from rwkvctl.data.convert import discover, grouping, voxel_files
+from rwkvctl.data.convert import discover, grouping, pattern_channels, voxel_files
 from rwkvctl.data.convert.discover import Problems
-from rwkvctl.data.convert.formats import volume_sets
+from rwkvctl.data.convert.formats import nnunet_rules, volume_sets
 from rwkvctl.data.convert.formats.base import Options, Plan
 from rwkvctl.data.convert.formats.pairs import IGNORED, Pair
 from rwkvctl.data.convert.formats.volume_sets import Labels, Scans
@@ -57,16 +57,24 @@ def planned(
     cases: dict[str, Scans] = {}
     for pair in pairs:
         try:
-            image, *masks = (beside.of(file) for file in pair.files)
+            image, *others = (beside.of(file) for file in (pair.image, *pair.others))
+            masks = [beside.of(file) for file in pair.masks]
         except BadFile as error:
             problems.leave_out(pair.image, str(error).partition(": ")[2])
             continue
         path = f"{discover.relative(pair.image, root).rpartition('/')[0]}/{voxel_files.stem(pair.image)}".lstrip("/")
-        cases[pair.key] = Scans(path, image, tuple(masks), pair.layers)
-    form = f"{options.images} and {options.masks}"
-    return volume_sets.volumes_plan(
+        cases[pair.key] = Scans(path, image, tuple(masks), pair.layers, tuple(others))
+    patterns = [str(options.images), *(options.more_images or ())]
+    form = f"{' and '.join(patterns)} and {options.masks}"
+    made = volume_sets.volumes_plan(
         form, cases, own_labels, options, problems, groups=groups, parts=parts, root=root, advice=advice(options)
     )
+    return with_channels(made, pattern_channels.channel_names(patterns), options)
+
+
+def with_channels(made: Plan, names: Sequence[str], options: Options) -> Plan:
+    """Several channels, called so and normalised by their names; of one only what `--intensity` says."""
+    return nnunet_rules.planned(made, names, options) if len(names) > 1 or options.intensity else made
 
 
 def advice(options: Options) -> str:
