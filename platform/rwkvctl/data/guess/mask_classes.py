@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rwkvctl.base.errors import BadFile, UserError
 from rwkvctl.data.convert import class_table
@@ -23,6 +24,8 @@ from rwkvctl.data.convert.sources import RawFile, Source
 
 MOST_OPENED = 24
 PICTURES = "pictures"
+MOST_EDGE = 0.9
+"""A value that more of a mask's edges have is around what it shows."""
 
 
 @dataclass
@@ -82,8 +85,11 @@ def _classes(source: Source, contents: Sequence[Content], keys: Sequence[Key]) -
             return ",".join(_entries(table)), ""
     background = _background(contents, keys)
     others = [key for key in keys if key != background]
+    white = (
+        "white is around the edges of most masks and is taken for the background; " if max(background) == 255 else ""
+    )
     names = ["background", *(f"class{n}" for n in range(1, len(others) + 1))]
-    advice = f"call the classes by their names instead of class1{', ...' if len(others) > 1 else ''}"
+    advice = f"{white}call the classes by their names instead of class1{', ...' if len(others) > 1 else ''}"
     by_order = len(keys[0]) == 1 and list(keys) == [(n,) for n in range(len(keys))]
     if by_order and all(is_read(ClassIds(len(keys)), one) for one in contents):
         return ",".join(names), f"{advice}, in the order of their values"
@@ -93,14 +99,28 @@ def _classes(source: Source, contents: Sequence[Content], keys: Sequence[Key]) -
 
 
 def _background(contents: Sequence[Content], keys: Sequence[Key]) -> Key:
-    """Zero or black; without it what most pixels have."""
-    black = (0,) * len(keys[0])
+    """White where it is around the edges of most masks; else zero or black; without it what most pixels have."""
+    white, black = (255,) * len(keys[0]), (0,) * len(keys[0])
+    if white in keys and _is_around(contents, white):
+        return white
     near = [key for key in keys if np.linalg.norm(np.subtract(key, black)) <= 16] if contents[0].lossy else [black]
     found = next((key for key in near if key in keys), None)
     total = Counter[Key]()
     for one in contents:
         total.update(one.counts)
     return found or max(keys, key=lambda key: total[key])
+
+
+def _is_around(contents: Sequence[Content], key: Key) -> bool:
+    seen = [edges(one.pixels) for one in contents if one.pixels.size]
+    around = [own for own in seen if (own == np.array(key, own.dtype)).all(axis=-1).mean() > MOST_EDGE]
+    return len(around) > len(seen) / 2
+
+
+def edges(pixels: NDArray[Any]) -> NDArray[Any]:
+    """The outermost pixels (N, channels) of a mask (H, W) or (H, W, channels)."""
+    own = np.atleast_3d(pixels)
+    return np.concatenate([own[0], own[-1], own[:, 0], own[:, -1]])
 
 
 def _table_in(file: RawFile) -> ClassTable | None:

@@ -15,7 +15,7 @@ from rwkvctl.data.convert.formats.pairs import SAME_ASPECT, Pair
 from rwkvctl.data.convert.mask_contents import Content, content_of, keys_of
 from rwkvctl.data.convert.sources import RawFile, Source
 from rwkvctl.data.guess import mask_classes
-from rwkvctl.data.guess.mask_classes import MOST_OPENED, is_read, listed
+from rwkvctl.data.guess.mask_classes import MOST_EDGE, MOST_OPENED, edges, is_read, listed
 from rwkvctl.data.images import masks
 
 MOST_FOR_VALUES = 400
@@ -24,7 +24,6 @@ MOST_BYTES, MOST_PIXELS = 64 << 20, 256 << 20
 """Of files, and of what they hold; large masks take up little room as files."""
 _POINTER_BYTES = 400
 _MOST_HEADS = 5000
-_MOST_EDGE = 0.9
 _WITHIN, _SMALLER, _MOSTLY = 0.98, 0.9, 0.8
 """A mask lies within another if so much of it does and it is so much smaller; in so many images, they are classes."""
 _ROTATED = (5, 6, 7, 8)
@@ -173,8 +172,7 @@ def _inverted(contents: Sequence[Content]) -> str:
     contents = [one for one in contents if one.pixels.size]
     for one in contents:
         bright = np.atleast_3d(one.pixels)[..., 0] > 0
-        edges = np.concatenate([bright[0], bright[-1], bright[:, 0], bright[:, -1]])
-        around += bool(edges.mean() > _MOST_EDGE and bright.mean() > 1 / 2)
+        around += bool(edges(bright).mean() > MOST_EDGE and bright.mean() > 1 / 2)
     if around <= len(contents) / 2:
         return ""
     return "white is around the edges of most masks; is it the background, add --classes background=255,foreground=0"

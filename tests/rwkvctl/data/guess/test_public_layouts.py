@@ -68,6 +68,14 @@ def classes(rng: np.random.Generator, path: Path) -> np.ndarray:
     return ids
 
 
+def cup_and_disc(rng: np.random.Generator, path: Path) -> np.ndarray:
+    """Grey discs with black cups on white, as REFUGE has them; ids in the order of the values."""
+    ids = boxes(rng, 2)
+    ids[40:44, 4:9] = 1
+    Image.fromarray(np.array([255, 0, 128], np.uint8)[ids]).save(path)
+    return ids
+
+
 def objects(rng: np.random.Generator, path: Path) -> None:
     Image.fromarray(np.array([0, 7001, 8000, 26012], np.uint16)[boxes(rng, 3)]).save(path)
 
@@ -128,6 +136,7 @@ REFUGE = [
         f"Training400/{name}/{letter}{{n:04d}}.jpg",
         f"Annotation-Training400/Disc_Cup_Masks/{name}/{letter}{{n:04d}}.bmp",
         range(1, 7),
+        cup_and_disc,
     )
 ]
 COVID = [
@@ -207,7 +216,12 @@ LAYOUTS = {
         "--masks 'PH2 Dataset images/IMD{a}/IMD{a}_lesion/IMD{a}_lesion'",
         "masks could also be --masks 'PH2 Dataset images/IMD{a}/IMD{a}_roi/",
     ),
-    "REFUGE": Layout(REFUGE, "--images 'Training400/*/*' --masks 'Annotation-Training400/Disc_Cup_Masks/*/*'"),
+    "REFUGE": Layout(
+        REFUGE,
+        "--images 'Training400/*/*' --masks 'Annotation-Training400/Disc_Cup_Masks/*/*' "
+        "--classes background=255,class1=0,class2=128",
+        "white is around the edges of most masks and is taken for the background",
+    ),
     "COVID-QU-Ex": Layout(
         COVID,
         "--images '*/*/images/*' --masks '*/*/{infection,lung} masks/*' --split-from folders "
