@@ -244,10 +244,7 @@ def about(
 
 def seen_in_words(info: bundle.BundleInfo) -> dict[str, Any]:
     """Of the facts, what the network sees."""
-    if (own := info.volumes) is None:
-        return {"image size": info.image_size}
-    spacing = "as they are" if own.spacing is None else f"at {' x '.join(f'{step:.4g}' for step in own.spacing)} mm"
-    return {"volumes": f"{spacing}, in patches of {' x '.join(map(str, own.patch))} (z, y, x)"}
+    return {"image size": info.image_size} if info.volumes is None else {"volumes": info.volumes.in_words()}
 
 
 def chosen_by_in_words(manifest: Manifest, where: measured.Measured) -> str | None:

@@ -195,7 +195,10 @@ def test_evaluate_scores_what_predict_writes(jobs: Jobs, raw: Path, spaced: Mani
             if row["dsc_strict"]:
                 assert float(row["dsc_strict"]) == pytest.approx(2 * both / total, abs=1e-6)
     assert found["calibration"]["temperature"] == 1
-    assert "4 x 2 x 2 mm, in patches of 8 x 32 x 32" in (run_dir / "artifacts/test/evaluation.html").read_text()
+    assert (
+        "at 4 x 2 x 2 mm (z, y, x), in patches of 8 x 32 x 32 voxels"
+        in (run_dir / "artifacts/test/evaluation.html").read_text()
+    )
 
 
 def truth_of(scan: Path) -> Path:

@@ -63,6 +63,17 @@ class VolumeInput(Spec):
     overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """Of neighbouring patches of a prediction, as a share of their sides."""
 
+    @property
+    def spacing_in_words(self) -> str:
+        """`at 2 x 1 x 1 mm (z, y, x)`."""
+        if self.spacing is None:
+            return "as they are"
+        return f"at {' x '.join(f'{step:.4g}' for step in self.spacing)} mm (z, y, x)"
+
+    def in_words(self) -> str:
+        """`at 2 x 1 x 1 mm (z, y, x), in patches of 16 x 128 x 128 voxels`."""
+        return f"{self.spacing_in_words}, in patches of {' x '.join(map(str, self.patch))} voxels"
+
 
 class BundleInfo(Spec):
     """What `model.json` says."""

@@ -111,8 +111,8 @@ def free_sizes(model: nn.Module, height: int, width: int) -> tuple[tuple[dict[in
     return ({0: batch, 2: free[0], 3: free[1]},), [(4 * divisor, 4 * divisor), (4 * divisor, 6 * divisor)]
 
 
-def example_image(info: BundleInfo, batch: int, size: tuple[int, int]) -> Tensor:
-    """Noise in the shape of a normalised image batch, (B, C, H, W)."""
+def example_image(info: BundleInfo, batch: int, size: tuple[int, ...]) -> Tensor:
+    """Noise in the shape of a normalised batch of images (B, C, H, W), or of windows (B, C, D, H, W)."""
     generator = torch.Generator().manual_seed(0)
     return torch.randn(batch, info.channels, *size, generator=generator)
 

@@ -1,4 +1,4 @@
-"""How long a model takes for one image."""
+"""How long a model takes for one image, or one patch of a volume."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ REPEATS = 15
 
 @dataclass(frozen=True)
 class Latency:
-    """The median of `REPEATS` passes of one image, layers fused, after three that are not counted."""
+    """The median of `REPEATS` passes of one image or patch, layers fused, after three that are not counted."""
 
     ms: float
-    size: str
-    """Height and width, as 224 x 224."""
+    what: str
+    """`image of 224 x 224 px`, or `patch of 16 x 128 x 128 voxels`."""
     device: str
 
 
@@ -32,10 +32,12 @@ def latency(folder: Path) -> Latency:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, info = bundle.load(folder, device=device)
     model = fuse_for_inference(model).eval()
-    height, width = training_size(info)
-    image = example_image(info, batch=1, size=(height, width)).to(device)
+    size = training_size(info) if info.volumes is None else info.volumes.patch
+    image = example_image(info, batch=1, size=size).to(device)
+    shown = " x ".join(map(str, size))
+    what = f"image of {shown} px" if info.volumes is None else f"patch of {shown} voxels"
     name = torch.cuda.get_device_name() if device.type == "cuda" else "the CPU"
-    return Latency(median_ms(model, image, REPEATS, warm_up=3), f"{height} x {width}", name)
+    return Latency(median_ms(model, image, REPEATS, warm_up=3), what, name)
 
 
 @torch.inference_mode()

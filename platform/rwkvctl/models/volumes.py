@@ -55,8 +55,7 @@ def lacks_spacing(own: VolumeInput, spacing: Spacing | None) -> str:
     """What is wrong where a volume has none and a network needs it; "" where nothing is."""
     if spacing is not None or own.spacing is None:
         return ""
-    wanted = " x ".join(f"{step:.4g}" for step in own.spacing)
-    return f"has no spacing, and the model takes volumes at {wanted} mm (z, y, x)"
+    return f"has no spacing, and the model takes volumes {own.spacing_in_words}"
 
 
 def check_form(info: BundleInfo, image: Volume) -> None:

@@ -10,7 +10,7 @@ import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from rwkvctl.models.bundle import BundleInfo
+from rwkvctl.models.bundle import BundleInfo, VolumeInput
 from rwkvctl.registry import measured
 from rwkvctl.registry.lineage import Origin, lines, origin, resolve
 from rwkvctl.registry.tags import fields, mapping
@@ -45,7 +45,7 @@ OF_CLASSES = (
     "others. `ece`: the calibration error of the chosen class's probability, in 15 bins."
 )
 INTENDED = (
-    "Research: {what} of images like those of the training data, by people who can judge the result. "
+    "Research: {what} of {of} like those of the training data, by people who can judge the result. "
     "It is not a medical device, and no clinical decision may rest on it alone."
 )
 
@@ -72,6 +72,8 @@ class Card:
     network: dict[str, Any]
     classes: list[str]
     image_size: Any
+    volumes: dict[str, Any]
+    """What a network over three axes sees, as `bundle.VolumeInput`; empty for one of images."""
     dataset: str
     title: str
     """Of the data set."""
@@ -104,6 +106,7 @@ def of_version(client: MlflowClient, version: ModelVersion) -> Card:
         network=mapping(tags.get("model", "")),
         classes=as_list(tags.get("classes", "")) or classes,
         image_size=as_number(tags.get("image_size", "")),
+        volumes=mapping(tags.get("volumes", "")),
         dataset=dataset,
         title=title,
         licence=licence,
@@ -129,6 +132,7 @@ def of_bundle(info: BundleInfo, name: str, parameters: int) -> Card:
         network=info.model,
         classes=info.classes,
         image_size=info.image_size,
+        volumes={} if info.volumes is None else info.volumes.model_dump(mode="json"),
         dataset=info.dataset,
         title=title,
         licence=licence,
@@ -215,18 +219,22 @@ def as_markdown(card: Card, *, spec: bool = True, head: str | None = None, use: 
         head = "".join(f"{key}: {json.dumps(value)}\n" for key, value in fields.items())
     data = f"{card.title} (`{card.dataset}`)" if card.title else f"`{card.dataset or 'unknown'}`"
     size = "not recorded" if card.parameters is None else f"{card.parameters:,} parameters"
-    macs = "" if card.macs is None else f", {card.macs / 1e9:.3f} GMACs an image (the paper's convention)"
+    macs = (
+        ""
+        if card.macs is None
+        else f", {card.macs / 1e9:.3f} GMACs {'a patch' if card.volumes else 'an image'} (the paper's convention)"
+    )
     registered = f", registered {card.created}" if card.created else ""
     parts = [
         f"---\n{head}---",
         f"# {name}",
         f"{card.network.get('name', 'A network')}{registered}: {size}{macs}.",
-        f"## Intended use\n\n{INTENDED.format(what=what)}",
-        use or f"    rwkvctl predict {card.model} IMAGES --out {answer}/",
+        f"## Intended use\n\n{INTENDED.format(what=what, of='scans' if card.volumes else 'images')}",
+        use or f"    rwkvctl predict {card.model} {'SCANS' if card.volumes else 'IMAGES'} --out {answer}/",
         "## Data\n\n"
         f"{data}, split `{card.split or 'unknown'}`, fingerprint `{card.fingerprint[:12] or 'unknown'}`. "
         f"Licence of the data: {card.licence or 'not known to rwkvctl; ask its owner'}. "
-        f"Images of {card.image_size} px. Classes: {', '.join(card.classes) or 'see model.json'}.",
+        f"{seen(card)}. Classes: {', '.join(card.classes) or 'see model.json'}.",
         f"## Scores\n\n{table(card.scores)}\n\n{conventions}",
         "## Limits\n\n" + "\n".join(f"* {line}" for line in card.limits),
         "## Where it comes from\n\n" + "\n".join(f"    {line}" for line in lines(card.origin)),
@@ -234,6 +242,13 @@ def as_markdown(card: Card, *, spec: bool = True, head: str | None = None, use: 
     if spec and card.origin.spec:
         parts.append(f"## Spec of its training\n\n```json\n{json.dumps(card.origin.spec, indent=1)}\n```")
     return "\n\n".join(parts) + "\n"
+
+
+def seen(card: Card) -> str:
+    """What the network is given."""
+    if not card.volumes:
+        return f"Images of {card.image_size} px"
+    return f"Whole volumes {VolumeInput.model_validate(card.volumes).in_words()}"
 
 
 def table(scores: list[Score]) -> str:

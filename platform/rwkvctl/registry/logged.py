@@ -54,7 +54,9 @@ def find(client: MlflowClient, run: Run, info: BundleInfo) -> LoggedModel | None
 
 
 def described(info: BundleInfo) -> dict[str, Any]:
-    fields = info.model_dump(mode="json", include={"model", "classes", "image_size", "image_kind", "channels"})
+    fields = info.model_dump(
+        mode="json", include={"model", "classes", "image_size", "volumes", "image_kind", "channels"}
+    )
     return {key: value for key, value in flatten(fields).items() if value is not None}
 
 

@@ -163,6 +163,8 @@ def _version_tags(info: bundle.BundleInfo, tags: Mapping[str, Any]) -> dict[str,
         "model": info.model,
         "image_size": info.image_size,
     }
+    if info.volumes is not None:
+        found["volumes"] = info.volumes.model_dump(mode="json")
     if "encoder" in info.extra:
         found[ENCODER] = info.extra["encoder"]
     return packed({**found, **tags})

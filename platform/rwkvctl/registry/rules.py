@@ -112,7 +112,7 @@ def costs(most: Most, candidate: ModelVersion, folder: Callable[[], Path]) -> It
         from rwkvctl.models.latency import latency
 
         found = latency(folder())
-        line = f"latency {found.ms:.1f} ms for one image of {found.size} px on {found.device}"
+        line = f"latency {found.ms:.1f} ms for one {found.what} on {found.device}"
         yield bounded(line, found.ms, most.latency_ms, f"{most.latency_ms:g}")
 
 

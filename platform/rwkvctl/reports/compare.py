@@ -55,6 +55,9 @@ def compare(models: Sequence[str], setting: Setting) -> Iterator[Figures]:
     UserError, before anything is measured, for a model that cannot be built.
     """
     specs = [networks.parse(text) for text in models]
+    for spec in specs:
+        if spec.takes_volumes:
+            raise UserError(f"{spec.name}: takes volumes, and images are measured here: leave it out")
     with torch.device("meta"):
         for spec in specs:
             networks.network(spec, setting.num_classes)

@@ -47,8 +47,17 @@ def open_model(name: str, storage: str, tracking_uri: str) -> nn.Module:
     head = name.split(",")[0]
     if head in list_models() or head.startswith(("smp:", "monai:")):
         torch.manual_seed(0)
-        return networks.network(networks.parse(name), 1).eval()
-    return bundle.load(references.find_model_folder(name, storage, tracking_uri))[0]
+        spec = networks.parse(name)
+        refuse_volumes(name, spec.takes_volumes)
+        return networks.network(spec, 1).eval()
+    model, info = bundle.load(references.find_model_folder(name, storage, tracking_uri))
+    refuse_volumes(name, info.volumes is not None)
+    return model
+
+
+def refuse_volumes(name: str, takes_volumes: bool) -> None:
+    if takes_volumes:
+        raise UserError(f"{name}: takes volumes, and fields of images are drawn here: leave it out")
 
 
 def images(data: Path | None, count: int, size: int) -> Tensor:

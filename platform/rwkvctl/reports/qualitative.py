@@ -14,6 +14,7 @@ from rwkvctl.base.suggestions import did_you_mean
 from rwkvctl.data.feed.cases import Case, read_case
 from rwkvctl.data.store.case_reader import reader_for
 from rwkvctl.data.store.manifest import Manifest
+from rwkvctl.models import volumes
 from rwkvctl.models.ensemble import Member, Segmenter
 from rwkvctl.pictures import figures
 from rwkvctl.pictures.overlays import to_rgb
@@ -63,17 +64,25 @@ def rows(members: Sequence[Member], manifest: Manifest, keys: Sequence[str]) -> 
 
 def row(segmenters: Sequence[Segmenter], manifest: Manifest, case: Case) -> Row:
     image: NDArray[Any] = case.image
-    truth, place = case.mask, ""
+    truth, place, z = case.mask, "", 0
     if truth.ndim == 3:
         areas = foreground(truth).tolist()
         z = max(range(len(truth)), key=lambda z: (len(np.unique(truth[z])), areas[z]))
         image, truth, place = np.asarray(image[z]), truth[z], f"slice {z + 1} of {len(truth)}"
-    masks = [segmenter.segment(image).mask for segmenter in segmenters]
+    masks = [
+        whole(segmenter, case)[z] if segmenter.of_volumes else segmenter.segment(image).mask for segmenter in segmenters
+    ]
     scores = [
         metrics.score_case(mask, truth, len(manifest.classes), hd95=False, ignore_index=manifest.ignore_index)
         for mask in masks
     ]
     return Row(case.key, place, to_rgb(image), truth, masks, [mean_dsc(each) for each in scores])
+
+
+def whole(segmenter: Segmenter, case: Case) -> Ids:
+    """The mask (D, H, W) of a network over three axes."""
+    volumes.check_case(case, [info.volumes for info in segmenter.of_volumes if info.volumes is not None])
+    return segmenter.segment(case.image, spacing=case.spacing_mm).mask
 
 
 def mean_dsc(scores: Sequence[metrics.ClassScore]) -> float | None:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 @dataclass(eq=False)
 class Part:
-    """Slices (B, C, H, W) of one request, and what has become of them."""
+    """Slices (B, C, H, W), or windows (B, C, D, H, W), of one request, and what has become of them."""
 
     x: Tensor
     logits: Tensor | None = None
@@ -59,7 +59,7 @@ class Batched(nn.Module):
             del self._check.now
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, classes, H, W) of (B, C, H, W)."""
+        """(B, classes, [D,] H, W) of (B, C, [D,] H, W)."""
         check: Callable[[], None] = getattr(self._check, "now", lambda: None)
         check()
         part = Part(x)
@@ -113,10 +113,10 @@ class Batched(nn.Module):
 
 
 @torch.inference_mode()
-def useful_sizes(network: nn.Module, shape: tuple[int, int, int], most: int, *, same_bits: bool) -> frozenset[int]:
-    """Of 1, 2, 4, ... `most`, the sizes of batches (C, H, W) that take no longer than their slices one by one: on a CPU
-    large batches leave its caches. With `same_bits` only those at which every slice has the logits that it has alone,
-    to the last bit. Which kernels run is decided by shapes, not by values: noise tells.
+def useful_sizes(network: nn.Module, shape: tuple[int, ...], most: int, *, same_bits: bool) -> frozenset[int]:
+    """Of 1, 2, 4, ... `most`, the sizes of batches of (C, H, W) or (C, D, H, W) that take no longer than their slices
+    one by one: on a CPU large batches leave its caches. With `same_bits` only those at which every slice has the logits
+    that it has alone, to the last bit. Which kernels run is decided by shapes, not by values: noise tells.
     """
     device = next(network.parameters()).device
     x = torch.rand(most, *shape, generator=torch.Generator().manual_seed(0)).to(device)

@@ -14,6 +14,7 @@ from rwkvctl.base.errors import JobFailedError, UserError
 from rwkvctl.base.uris import mask
 from rwkvctl.models import bundle
 from rwkvctl.models.ensemble import Member, Segmenter
+from rwkvctl.models.segmenting import size_seen
 from rwkvctl.registry.references import find_model_folder
 from rwkvctl.serving.batching import Batched, useful_sizes
 from rwkvctl.serving.refusals import PATH
@@ -48,15 +49,22 @@ class Served:
             "model": info.model.get("name", ""),
             "classes": info.classes,
             "input": {
-                "kind": "colour images" if info.image_kind == "rgb8" else "scans, and grey images",
+                "kind": kind_of_input(info),
                 "channels": info.channels,
-                "seen_at": info.image_size,
+                "seen_at": size_seen(info),
+                **({} if info.volumes is None else {"spacing": info.volumes.spacing}),
                 "intensity": info.intensity,
                 "orientation": info.orientation,
             },
             "dataset": info.dataset,
             "batches_of": sorted(self.network.sizes),
         }
+
+
+def kind_of_input(info: bundle.BundleInfo) -> str:
+    if info.volumes is not None:
+        return "scans"
+    return "colour images" if info.image_kind == "rgb8" else "scans, and grey images"
 
 
 def shown(reference: str) -> str:
@@ -86,8 +94,8 @@ def load(
     folder: Path = find_model_folder(exact, storage, tracking_uri)
     network, info = bundle.load(folder, device, kind="segmentation")
     network = fuse_for_inference(network)
-    height, width = info.image_size if isinstance(info.image_size, tuple) else (info.image_size, info.image_size)
-    shape = (info.channels, height, width)
+    size = size_seen(info)
+    shape = (info.channels, *((size, size) if isinstance(size, int) else size))
     batched = Batched(network, useful_sizes(network, shape, batch, same_bits=same_bits)).eval()
     version = exact.rpartition("/")[2] if exact.startswith("models:/") else info.weights_sha256[:12]
     return Served(reference, exact, version, Segmenter([Member(batched, info)]), batched)
