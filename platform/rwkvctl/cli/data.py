@@ -541,7 +541,7 @@ def _duplicates_line(manifest: Manifest) -> str:
     found = manifest.content.duplicates
     copies = f"{sum(map(len, found.copies))} copies in {len(found.copies)} clusters"
     if found.near is None:
-        return f"{copies}; near-duplicates were not looked for among {manifest.image_kind} volumes"
+        return f"{copies}; near-duplicates were not looked for"
     return f"{copies}; {sum(map(len, found.near))} near-duplicates in {len(found.near)} clusters"
 
 

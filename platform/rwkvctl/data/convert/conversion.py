@@ -49,6 +49,8 @@ class Record:
     case: str | None = None
     volume: str | None = None
     """SHA-256 of the voxels of the volume that it is, or is a slice of."""
+    look: str | None = None
+    """Of the first sample of a volume, see `store.same_volume`."""
 
     def saved(self) -> dict[str, Any]:
         """Its fields, not copied as `asdict` does."""
@@ -270,4 +272,5 @@ def _record(part: str, sample: Sample) -> Record:
         phash=meta.get("phash"),
         case=meta.get("case_id"),
         volume=meta.get("volume_sha256"),
+        look=sample.look,
     )

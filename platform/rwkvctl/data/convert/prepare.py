@@ -18,7 +18,7 @@ import numpy as np
 
 from rwkvctl.base import files
 from rwkvctl.base.errors import UserError
-from rwkvctl.data.convert import formats, pixel_range
+from rwkvctl.data.convert import formats, pixel_range, volume_copies
 from rwkvctl.data.convert.class_table import ClassTable
 from rwkvctl.data.convert.conversion import RECORDS, Converted, Job, Progress, Record, convert, is_small, layout
 from rwkvctl.data.convert.discover import EXAMPLES, Problems, kind_of, slug
@@ -288,7 +288,8 @@ def _finish(
     if not records:
         first = f"; the first: {plan.excluded[0]['why']}" if plan.excluded else ""
         raise UserError(f"{source}: no sample can be used{first}")
-    found = _duplicates(plan, done, folder)
+    found, notes = _duplicates(plan, done, folder)
+    plan.warnings[:0] = notes
     groups = duplicates.leak_groups({r.key: r.group for r in records}, [*found.copies, *(found.near or [])])
     ids: dict[str, list[str]] = {part: [] for part in plan.parts}
     for record in records:
@@ -315,22 +316,19 @@ def write_split(folder: Path, name: str, split: Split, groups: dict[str, str]) -
     }
 
 
-def _duplicates(plan: Plan, done: Converted, folder: Path) -> schema.Duplicates:
-    """Among images by their bytes and looks; among volumes, whose slices are one patient anyway, by their voxels."""
+def _duplicates(plan: Plan, done: Converted, folder: Path) -> tuple[schema.Duplicates, list[str]]:
+    """Among images by their bytes and looks; among volumes, whose slices are one patient anyway, by their voxels and
+    looks. And notes."""
     records = done.records
     if plan.image_kind == "float":
-        firsts = {r.case: r for r in reversed(records) if r.volume}  # one sample a volume
-        return schema.Duplicates(
-            copies=duplicates.clusters_of_copies({r.key: str(r.volume) for r in reversed(firsts.values())}),
-            near=None,
-            rule="copies: volumes of equal voxels, of each the first sample; near: not looked for among volumes",
-        )
-    return schema.Duplicates(
+        return volume_copies.found(records)
+    found = schema.Duplicates(
         copies=duplicates.clusters_of_copies({r.key: r.sha256 for r in records}),
         near=duplicates.clusters_of_near({r.key: r.phash for r in records if r.phash}, _Pictures(folder, done).same),
         rule=f"copies: equal bytes; near: pHash, at most {duplicates.MOST_BITS} of 64 bits differ, and the fine "
         f"structure correlates by {LEAST}",
     )
+    return found, []
 
 
 class _Pictures:

@@ -45,6 +45,15 @@ def clusters_of_near(hash_of: Mapping[str, str], same: Same) -> list[list[str]]:
     return [[keys[i] for i in members] for members in together.groups() if len(members) > 1]
 
 
+def joined(keys: Sequence[str], pairs: Iterable[tuple[str, str]]) -> list[list[str]]:
+    """The ids that pairs connect, two or more in a cluster, in order."""
+    number_of = {key: number for number, key in enumerate(keys)}
+    together = _Joined(len(keys))
+    for first, second in pairs:
+        together.join(number_of[first], number_of[second])
+    return [[keys[i] for i in members] for members in together.groups() if len(members) > 1]
+
+
 def _candidates(hashes: Sequence[int]) -> Iterator[tuple[int, int]]:
     """Pairs of images (by number) whose hashes differ in at most MOST_BITS bits; of those with one hash, enough."""
     bits, image, count = np.unique(np.array(hashes, np.uint64), return_inverse=True, return_counts=True)

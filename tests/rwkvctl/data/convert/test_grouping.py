@@ -135,7 +135,7 @@ def test_two_frames_a_patient_of_nnunet(tmp_path: Path):
     assert {"heart022", "heart023"} <= patient["train"] | patient["val"] | patient["test"]
     assert sum({"heart022", "heart023"} <= own for own in patient.values()) == 1
     assert len(made.content.duplicates.copies) == 1
-    assert made.content.duplicates.near is None
+    assert made.content.duplicates.near == []
     assert verify(made.root).warnings == []
 
 

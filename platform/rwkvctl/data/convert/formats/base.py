@@ -88,7 +88,8 @@ class Sample:
     """One sample, checked and encoded.
 
     members: extension -> bytes, without json; meta: its json; sources: path in the source -> SHA-256;
-    size: (H, W); pixels: how many pixels each class id has (segmentation), or None.
+    size: (H, W); pixels: how many pixels each class id has (segmentation), or None; look: of the first sample of a
+    volume, what tells whether another volume is the same scan, see `store.same_volume`.
     """
 
     key: str
@@ -97,6 +98,7 @@ class Sample:
     sources: dict[str, str]
     size: tuple[int, int]
     pixels: NDArray[np.int64] | None = None
+    look: str | None = None
 
 
 Read = Callable[[str, Any], Sample]

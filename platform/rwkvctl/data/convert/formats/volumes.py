@@ -14,6 +14,7 @@ from rwkvctl.base.errors import BadFile
 from rwkvctl.data.convert.formats.base import Sample, count_pixels, encode_npy
 from rwkvctl.data.convert.sources import RawFile
 from rwkvctl.data.images import intensity
+from rwkvctl.data.store import same_volume
 from rwkvctl.data.store.writer import Limits
 
 PLANES = Limits(samples=192, bytes=1 << 62)
@@ -92,7 +93,9 @@ class VolumeReader:
             if volume.by_slice:
                 sources = dict([list(sources.items())[z]])
             volume = Volume(volume.image[z], volume.ids[z], sources, {**volume.meta, "z": z})
-        return volume_sample(self.dataset, part, item.key, case, volume, self.num_classes)
+        sample = volume_sample(self.dataset, part, item.key, case, volume, self.num_classes)
+        first = not isinstance(item, Plane) or item.z == 0
+        return replace(sample, look=same_volume.packed(same_volume.look(self._last[1].image))) if first else sample
 
 
 def volume_sample(dataset: str, part: str, key: str, case: Case, volume: Volume, num_classes: int) -> Sample:
