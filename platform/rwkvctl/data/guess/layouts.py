@@ -15,6 +15,7 @@ from rwkvctl.data.guess import folder_layouts, name_layouts, numbered_layouts
 from rwkvctl.data.guess.folder_layouts import MOST_TRIES
 from rwkvctl.data.guess.looks import LOOKED_AT, MOST_LABELS
 from rwkvctl.data.guess.stems import Folders, Patterns
+from rwkvctl.data.images.files import EXTENSIONS
 
 
 def candidates(files: Sequence[RawFile]) -> Iterator[Patterns]:
@@ -36,7 +37,7 @@ def candidates(files: Sequence[RawFile]) -> Iterator[Patterns]:
         name_layouts.of_equal_names,
     )
     made = dict.fromkeys(patterns for way in ways for patterns in itertools.islice(way(folders), MOST_TRIES // 2))
-    yield from list(made)[:MOST_TRIES]
+    yield from map(_with_endings, list(made)[:MOST_TRIES])
 
 
 def by_numbers(files: Sequence[RawFile]) -> Iterator[Patterns]:
@@ -52,4 +53,15 @@ def by_numbers(files: Sequence[RawFile]) -> Iterator[Patterns]:
     images = [kind for kind in found if kind not in masks and most[kind] > fewest]
     masks.sort(key=lambda kind: not says_mask(kind.words))
     told = numbered_layouts.patterns(images, masks, lambda file: mask_contents.levels(file) > 2)
-    yield from itertools.islice(told, MOST_TRIES // 2)
+    yield from map(_with_endings, itertools.islice(told, MOST_TRIES // 2))
+
+
+def _with_endings(patterns: Patterns) -> Patterns:
+    """`*.ah` as `*.ah.*`, since what stands behind a pattern's last dot is an ending."""
+    images, masks = (text if _ends(text.rpartition("/")[2]) else f"{text}.*" for text in patterns)
+    return images, masks
+
+
+def _ends(name: str) -> bool:
+    _, dot, ending = name.rpartition(".")
+    return not dot or f".{ending}".lower() in EXTENSIONS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +11,7 @@ import numpy as np
 
 from rwkvctl.base.errors import UserError
 from rwkvctl.data.convert import discover, field_of_view, mask_contents, name_words, part_folders, pattern_pairs
-from rwkvctl.data.convert.discover import Problems, natural_key
+from rwkvctl.data.convert.discover import Problems, common_beginning, natural_key
 from rwkvctl.data.convert.name_patterns import parse
 from rwkvctl.data.convert.pattern_pairs import Matched
 from rwkvctl.data.convert.sources import RawFile, Source
@@ -85,9 +86,22 @@ def guess(source: Source) -> Guess | None:
 def _joined(source: Source, best: Guess, others: Sequence[Guess]) -> Guess | None:
     """All masks of the images, where their kinds differ in a word and each shows one thing: `{left,right}Mask/*`."""
     alike = [own for own in others if own.images == best.images and own.lesser == best.lesser]
-    masks = numbered_layouts.one_of([own.masks for own in (best, *alike)]) if alike and not best.words else ""
+    kinds = [own.masks for own in (best, *alike)] if alike and not best.words else []
+    masks = numbered_layouts.one_of(kinds) or _of_any_kind(kinds)
     made = _tried(source, best.images, masks) if masks else None
     return made if made and made.rank == best.rank and made.words and not made.mixed else None
+
+
+def _of_any_kind(masks: Sequence[str]) -> str:
+    """`{kind}/*_*` of `1. Exudates/*_EX` and `2. Optic disc/*_OD`; "" of what differs in another way."""
+    columns = list(zip(*(own.split("/") for own in masks), strict=False))
+    if not columns or len({own.count("/") for own in masks}) > 1:
+        return ""
+    *folders, names = columns
+    front = re.sub(r"[^\W_]+$", "", common_beginning(names))
+    back = re.sub(r"^[^\W_]+", "", common_beginning([name[len(front) :][::-1] for name in names])[::-1])
+    written = ["{kind}" if len(set(own)) > 1 else own[0] for own in folders]
+    return "/".join([*written, f"{front}*{back}"]) if written.count("{kind}") == 1 and len(set(names)) > 1 else ""
 
 
 def _question(best: Guess, others: Sequence[Guess]) -> str:
@@ -161,14 +175,14 @@ def _words(found: Matched) -> tuple[str, ...]:
     """What tells several masks of an image apart, where few names do: those of larger objects first, if they cover
     those of others, since of classes that overlap the later one is taken."""
     several = [own for own in found.masks.values() if len(own) > 1]
-    names = {" ".join(one.values.values()) for own in found.masks.values() for one in own}
-    one_wildcard = all(len(one.values) == 1 for own in several for one in own)
-    if not several or not one_wildcard or not all(names) or len(names) > _MOST_WORDS:
+    told = {tuple(one.values.values()) for own in found.masks.values() for one in own}
+    names = {values[-1] for values in told if values}
+    if not several or not all(names) or len(names) != len(told) or len(names) > _MOST_WORDS:
         return ()
     areas = dict.fromkeys(sorted(names, key=natural_key), 0)
     overlap = False
     for own in several[:_LOOKED_AT]:
-        drawn = {" ".join(one.values.values()): mask_contents.area(one.file) for one in own}
+        drawn = {list(one.values.values())[-1]: mask_contents.area(one.file) for one in own}
         shapes = {name: shape for name, shape in drawn.items() if shape is not None}
         for name, shape in shapes.items():
             areas[name] += int(shape.sum())

@@ -7,6 +7,7 @@ Decoding takes simplejpeg for JPEG and OpenCV for PNG; Pillow for what these two
 from __future__ import annotations
 
 import io
+import re
 import struct
 from typing import Any, Literal, NamedTuple
 
@@ -18,14 +19,14 @@ from PIL import Image, UnidentifiedImageError
 
 from rwkvctl.data.images import deep
 
-Kind = Literal["jpg", "png", "bmp", "tif", "gif"]
+Kind = Literal["jpg", "png", "bmp", "tif", "gif", "ppm"]
 Pixels = NDArray[np.uint8]
 Size = tuple[int, int]
 
 MAX_PIXELS = 1 << 27
 """Larger images are refused before any memory is taken for them (134 million pixels)."""
 
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".gif"})
+EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm"})
 
 _MAGIC: tuple[tuple[bytes, Kind], ...] = (
     (b"\xff\xd8\xff", "jpg"),
@@ -34,7 +35,12 @@ _MAGIC: tuple[tuple[bytes, Kind], ...] = (
     (b"II*\0", "tif"),
     (b"MM\0*", "tif"),
     (b"GIF8", "gif"),
+    (b"P4", "ppm"),
+    (b"P5", "ppm"),
+    (b"P6", "ppm"),
 )
+_DEEP_PPM = re.compile(rb"P[56](?:\s+(?:#[^\n]*\n\s*)*\d+){2}\s+(?:#[^\n]*\n\s*)*(?!(?:1?\d?\d|2[0-4]\d|25[0-5])\s)\d")
+"""A header whose greatest value is above 255."""
 _EXIF_ORIENTATION = 0x0112
 _LARGE_ENOUGH = 128  # px; pHash makes 32 of them
 _SUBFILE, _REDUCED_OR_MASK = 254, 0b101  # TIFF's tag NewSubfileType: a smaller copy, a transparency mask
@@ -329,6 +335,8 @@ def _open(data: bytes, decoded: bool = True) -> Image.Image:
             warnings.simplefilter("ignore")  # harmless: truncated EXIF, palette transparency, large image
             image: Image.Image = Image.open(io.BytesIO(data))
             _refuse_huge(image.height, image.width)
+            if image.format == "PPM" and _DEEP_PPM.match(data):
+                raise ValueError("a PPM or PGM of more than 8 bits; save it as PNG or TIFF")
             _refuse_pages(_pages(image), "pages" if image.format == "TIFF" else "frames")
             if (image.format, image.mode) == ("BMP", "1"):  # Pillow reads one of 8 bits with two colours as black
                 grey: Any = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)

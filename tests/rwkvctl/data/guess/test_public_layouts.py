@@ -54,6 +54,13 @@ def beside(rng: np.random.Generator, path: Path) -> np.ndarray:
     return ids
 
 
+def third(rng: np.random.Generator, path: Path) -> np.ndarray:
+    """Where no box of the two is."""
+    ids = np.roll(boxes(rng), 24, axis=0)
+    Image.fromarray(ids * 255).save(path)
+    return ids
+
+
 def around(rng: np.random.Generator, path: Path) -> np.ndarray:
     """Around every box of `mask`."""
     ids = np.zeros((SIZE, SIZE), np.uint8)
@@ -174,6 +181,18 @@ POLYPS = [
         for file in pair(f"TestDataset/{name}/images/{{n}}.png", f"TestDataset/{name}/masks/{{n}}.png", range(3))
     ],
 ]
+IDRID = [
+    file
+    for part, numbers in (("a. Training Set", range(1, 9)), ("b. Testing Set", range(55, 59)))
+    for image in (f"A. Segmentation/1. Original Images/{part}/IDRiD_{{n:02d}}.jpg",)
+    for top in (f"A. Segmentation/2. All Segmentation Groundtruths/{part}",)
+    for file in (
+        Files(image, numbers, photo),
+        Files(f"{top}/1. Microaneurysms/IDRiD_{{n:02d}}_MA.tif", numbers, mask, image, layer=1),
+        Files(f"{top}/4. Soft Exudates/IDRiD_{{n:02d}}_SE.tif", numbers[::3], third, image, layer=3),
+        Files(f"{top}/5. Optic Disc/IDRiD_{{n:02d}}_OD.tif", numbers, beside, image, layer=2),
+    )
+]
 PH2 = "PH2 Dataset images/IMD{n:03d}/IMD{n:03d}_"
 
 LAYOUTS = {
@@ -187,6 +206,14 @@ LAYOUTS = {
         ],
         "--images '*' --masks '*_{1stHO,2ndHO}' --annotator 1stHO",
         "masks of one thing are by several (1stHO, 2ndHO)",
+    ),
+    "STARE": Layout(
+        [
+            *pair("all-images/im{n:04d}.ppm", "labels-ah/im{n:04d}.ah.ppm", range(1, 8), around),
+            Files("labels-vk/im{n:04d}.vk.ppm", range(1, 8), around),
+        ],
+        "--images 'all-images/*' --masks '{kind}/*.*.*' --annotator ah",
+        "masks of one thing are by several (ah, vk)",
     ),
     "Montgomery": Layout(
         [
@@ -260,6 +287,13 @@ LAYOUTS = {
         [*pair("rgb/{n}.png", "masks/{n}.png", range(8)), Files("depth/{n}.png", range(8), depth)],
         "--images 'rgb/*' --masks 'masks/*'",
         "images could also be --images 'depth/*'; added as a second --images, it is further channels",
+    ),
+    "IDRiD": Layout(
+        IDRID,
+        "--images 'A. Segmentation/1. Original Images/*/IDRiD_*' "
+        "--masks 'A. Segmentation/2. All Segmentation Groundtruths/*/{kind}/IDRiD_*_*' --split-from folders "
+        "--classes background,MA,OD,SE",
+        "each mask is of a class",
     ),
     "HAM10000": Layout(
         [

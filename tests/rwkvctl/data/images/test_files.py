@@ -34,12 +34,27 @@ def test_jpeg_and_png_keep_their_bytes():
         assert checked.note == ""
 
 
-@pytest.mark.parametrize("kind", ["BMP", "TIFF"])
+@pytest.mark.parametrize("kind", ["BMP", "TIFF", "PPM"])
 def test_other_kinds_become_png_without_loss(kind):
     checked = image_files.check_image(encoded(Image.fromarray(RGB), kind))
     assert checked.kind == "png"
     assert "to png" in checked.note
     np.testing.assert_array_equal(image_files.decode_rgb(checked.data), RGB)
+
+
+@pytest.mark.parametrize("mode", ["L", "1"])
+def test_pgm_and_pbm(mode):
+    source = Image.fromarray(RGB).convert(mode)
+    checked = image_files.check_image(encoded(source, "PPM"))
+    np.testing.assert_array_equal(image_files.decode_rgb(checked.data), np.asarray(source.convert("RGB")))
+
+
+@pytest.mark.parametrize("extension", [".ppm", ".pgm"])
+def test_ppm_of_16_bits_is_refused(extension: str):
+    pixels = RGB.astype(np.uint16) * 257
+    data = cv2.imencode(extension, pixels if extension == ".ppm" else pixels[..., 0])[1].tobytes()
+    with pytest.raises(ValueError, match="a PPM or PGM of more than 8 bits; save it as PNG or TIFF"):
+        image_files.check_image(data)
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "1", "RGBA", "LA"])
