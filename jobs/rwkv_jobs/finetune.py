@@ -50,7 +50,7 @@ from rwkvctl.launch import preflight
 from rwkvctl.models import build as networks
 from rwkvctl.models import bundle
 from rwkvctl.models.calibrate import calibrated
-from rwkvctl.models.plan_volumes import planned
+from rwkvctl.models.plan_volumes import planned, volume_input
 from rwkvctl.registry import encoder_weights, references
 from rwkvctl.registry.cases import TABLE
 from rwkvctl.registry.release import SUMMARY
@@ -130,7 +130,7 @@ def train(spec: FinetuneSpec, run_dir: Path) -> None:
             named_if_not_deterministic(),
             kept_for_replay(recorder, spec, model, loader, position),
             Profiler(recorder, me.device, spec.train.profile_steps) as profiler,
-            closing(CaseScorer(manifest, spec.data, "val", me, hd95=False)) as scorer,
+            closing(CaseScorer(manifest, spec.data, "val", me, hd95=False, volumes=volume_input(spec))) as scorer,
             Stopping(me, run_dir) as stopping,
         ):
             while goes_on(spec, position):
@@ -268,6 +268,7 @@ def finish(
             gallery=gallery,
             precision=spec.train.precision,
             probabilities=Probabilities(fit=True),
+            volumes=volume_input(spec),
         )
     if not me.is_main:
         return

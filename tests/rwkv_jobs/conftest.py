@@ -30,7 +30,7 @@ TINY = {
     # Four patches of each of 4 volumes: four steps an epoch.
     "volumes": [
         "model.name=rwkv_unet_3d_xt", "train.epochs=2", "train.batch_size=4", "volumes.patch=[8, 32, 32]",
-        "volumes.patches_per_case=4", "train.validate_every=0",
+        "volumes.patches_per_case=4",
     ],
     # 12 labeled and 24 unlabeled images.
     "cervix": [

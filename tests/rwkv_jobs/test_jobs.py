@@ -186,7 +186,7 @@ TABLE: list[tuple[str, str, list[str], list[Check]]] = [
     ("patience", "finetune", ["train.epochs=9", "train.epoch_steps=1", "train.patience=1", "optimizer.lr=1e-12"],
      [trained(2, 2)]),
     ("loader processes", "finetune", ["train.epochs=1", "data.workers=1"], [trained(3, 1)]),
-    ("patches of volumes", "volumes", ["deep_supervision=scales"], [trained(8, 2), output_channels(4), patches]),
+    ("patches of volumes", "volumes", ["deep_supervision=scales"], [trained(8, 2), both_conventions, output_channels(4), patches]),
     ("classes", "pretrain", [], [trained(6, 2), averaged]),
     ("no average", "pretrain", ["ema_decay=null", "train.epochs=1", "optimizer.warmup_epochs=0"],
      [trained(3, 1), not_averaged]),

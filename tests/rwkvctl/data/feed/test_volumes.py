@@ -180,7 +180,7 @@ def test_turned_patches_are_those_of_scipy(spacing, angles):
     image = ndimage.gaussian_filter(rng.random((24, 50, 48), np.float32), 1.5)
     volume = Resampled(image[None], (image > np.median(image)).astype(np.uint8), {})
     start, patch = (5, 12, 10), (10, 24, 22)
-    moves = volume_patches.matrix(angles, 1.1, spacing)
+    moves = volume_patches.matrix(angles, (1.1, 1.1, 1.1), spacing)
     found, mask = volume_patches.turned(volume, start, patch, moves)
     half = (np.array(patch) - 1) / 2
     offset = np.array(start) + half - moves @ half
@@ -191,9 +191,15 @@ def test_turned_patches_are_those_of_scipy(spacing, angles):
 
 
 def test_thick_slices_stay_in_their_plane():
-    moves = volume_patches.matrix((30.0, 0.0, 0.0), 1.0, (8.0, 1.0, 1.0))
+    moves = volume_patches.matrix((30.0, 0.0, 0.0), (1, 1.2, 1.2), (8.0, 1.0, 1.5))
     np.testing.assert_allclose(moves[0], [1, 0, 0])
-    sphere = volume_patches.matrix((0.0, 20.0, 0.0), 1.0, (4.0, 1.0, 1.0))
+    volume = marked((9, 40, 44), channels=2)
+    for start, patch in (((2, 5, 6), (4, 24, 20)), ((-2, -4, 0), (13, 48, 16))):
+        slices, ids = volume_patches.turned_slices(volume, start, patch, moves[1:, 1:])
+        whole, other = volume_patches.turned(volume, start, patch, moves)
+        assert torch.allclose(slices, whole, atol=1e-5)
+        assert torch.equal(ids, other)
+    sphere = volume_patches.matrix((0.0, 20.0, 0.0), (1, 1, 1), (4.0, 1.0, 1.0))
     in_mm = np.diag([4.0, 1, 1]) @ sphere @ np.diag([0.25, 1, 1])
     np.testing.assert_allclose(in_mm @ in_mm.T, np.eye(3), atol=1e-12)  # a rotation of the body
 
