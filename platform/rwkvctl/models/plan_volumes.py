@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from rwkv_unet import planned_options
 from rwkvctl.base.errors import UserError
 from rwkvctl.config.specs.jobs import FinetuneSpec
 from rwkvctl.config.specs.parts import VOLUMETRIC, ModelSpec
+from rwkvctl.data.feed.resample import Spacing, shape_at
 from rwkvctl.data.feed.volume_cache import native_shape, spacing_of
 from rwkvctl.data.store.case_ids import cases_of
 from rwkvctl.data.store.case_reader import reader_for
@@ -27,6 +29,8 @@ from rwkvctl.training.volume_plan import (
     spacing_for,
 )
 
+MOST_VOXELS = 2**31
+"""Of a resampled case: four times those of 1,000 slices of 768 x 768 pixels."""
 OUR_LEVELS = 5
 """Of RWKV-UNet: the stem and four stages."""
 OUR_LEAST = (1, 16, 16)
@@ -58,6 +62,8 @@ def planned(spec: FinetuneSpec, manifest: Manifest) -> FinetuneSpec:
             f"volumes.spacing {list(own)}: {len(without)} of {len(sizes)} training cases have no spacing, as "
             f"{without[0]}; set it to native"
         )
+    if own is not None:
+        check_voxels(own, sizes)
     step = own or found or (volumes.thickness, 1.0, 1.0)
     ours = spec.model.name.startswith(VOLUMETRIC)
     most, least = (OUR_LEVELS, OUR_LEAST) if ours else (None, (1, 1, 1))
@@ -82,6 +88,17 @@ def case_sizes(spec: FinetuneSpec, manifest: Manifest) -> dict[str, CaseSize]:
 def train_cases(spec: FinetuneSpec, manifest: Manifest) -> list[str]:
     """The volumes that the training part's samples are of."""
     return cases_of(manifest.ids(spec.data.split, "train"))
+
+
+def check_voxels(spacing: Spacing, sizes: dict[str, CaseSize]) -> None:
+    """UserError for a spacing at which a case would have more voxels than anybody trains on."""
+    for case, size in sizes.items():
+        assert size.spacing is not None, "asked before"
+        if (voxels := math.prod(shape_at(size.shape, size.spacing, spacing))) > MOST_VOXELS:
+            raise UserError(
+                f"volumes.spacing {list(spacing)}: {case} would have {voxels:.1e} voxels, and its own spacing is "
+                f"{list(size.spacing)} mm (z, y, x)"
+            )
 
 
 def options_for(model: ModelSpec, levels: Levels, patch: Triple) -> dict[str, Any]:

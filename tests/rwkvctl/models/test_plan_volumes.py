@@ -61,6 +61,11 @@ def test_of_data_without_spacing_the_thickness_of_slices_counts(cardiac: Manifes
         planned(spec_of(cardiac, spacing=[4, 1, 1]), cardiac)
 
 
+def test_a_spacing_that_is_no_spacing_of_a_body_is_refused(spaced: Manifest):
+    with pytest.raises(UserError, match=r"spacing \[0.001, 0.001, 0.001\]: .* would have 1.4e\+14 voxels, and its own"):
+        planned(spec_of(spaced, spacing=[0.001, 0.001, 0.001]), spaced)
+
+
 def test_images_are_no_volumes(binary: Manifest):
     with pytest.raises(UserError, match=r"model.name rwkv_unet_3d_t: takes volumes, and data .* holds images; choose"):
         planned(spec_of(binary), binary)
