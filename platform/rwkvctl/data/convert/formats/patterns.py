@@ -8,7 +8,6 @@ whom one is wanted, or one file a class.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 
@@ -17,6 +16,7 @@ from rwkvctl.data.convert import (
     discover,
     field_of_view,
     grouping,
+    mask_wildcards,
     pair_tables,
     part_folders,
     pattern_channels,
@@ -63,9 +63,8 @@ DATASET = Dataset(
 )
 FOLDERS, TABLE, EXPRESSION = "folders", "table", "expression"
 OF_GROUPS = ("group", "patient")
-ANNOTATOR, CLASS, SPLIT = "annotator", "class", "split"
-"""Names of wildcards that say what they are."""
-_SHOWN = 6
+SPLIT = "split"
+"""The wildcard that says the part."""
 
 
 def recognise(source: Source) -> str | None:
@@ -93,10 +92,10 @@ def plan(source: Source, options: Options, problems: Problems) -> Plan:
     if not of_volumes and (fields := field_of_view.found(every)):
         problems.add(f"{source}: {given}: masks show {fields}, not labels; give those of the labels")
     if options.annotator is not None:
-        _take_annotator(found, options.annotator, problems)
-    _refuse_masks_of_other_parts(found)
-    class_of = _class_words(options)
-    by_class = _class_wildcard(found, class_of, options)
+        mask_wildcards.take_annotator(found, options.annotator, problems)
+    mask_wildcards.refuse_other_parts(found)
+    class_of = mask_wildcards.class_words(options, classes)
+    by_class = mask_wildcards.class_wildcard(found, class_of, options)
     pairs = _pairs(found, by_class, class_of, options.dataset)
     if options.intensity is not None and not of_volumes:
         raise UserError("--intensity: is for volumes; leave it out")
@@ -145,111 +144,6 @@ def _found(source: Source, options: Options, listing: Listing | None, problems: 
     return found, notes
 
 
-# Several masks an image ---------------------------------------------------------------------------------------------
-
-
-def _take_annotator(found: Matched, wanted: str, problems: Problems) -> None:
-    """Of each image the masks of one annotator alone."""
-    known = {name: _values_of(found, name) for name in _wildcards(found)}
-    if ANNOTATOR in known:
-        known = {ANNOTATOR: known[ANNOTATOR]}
-    name = next((name for name, values in known.items() if _same(wanted) in map(_same, values)), None)
-    if name is None:
-        there = "; ".join(_listed(values) for values in known.values())
-        raise UserError(
-            f"--annotator {wanted}: is in no name of a mask; "
-            + (f"there is {there}" if there else "give --masks a wildcard for it, as 'masks/*_{annotator}.png'")
-        )
-    for key, own in list(found.masks.items()):
-        found.masks[key] = [one for one in own if _same(one.values[name]) == _same(wanted)]
-        for one in found.masks[key]:
-            del one.values[name]
-        if not found.masks[key]:
-            problems.leave_out(
-                found.images[key].file, f"has no mask of annotator {wanted}; add it, or leave --annotator"
-            )
-            del found.masks[key], found.images[key]
-
-
-def _refuse_masks_of_other_parts(found: Matched) -> None:
-    """`train/masks/1.png` and `test/masks/1.png` are no two masks of one image."""
-    if not any(len(own) > 1 for own in found.masks.values()):
-        return
-    for name in _wildcards(found):
-        values = _values_of(found, name)
-        if len(values) > 1 and all(map(part_folders.part_of, values)):
-            raise UserError(
-                f"--masks: masks of one image are in {_listed(values)}; give --images a wildcard for that part too"
-            )
-
-
-def _class_words(options: Options) -> dict[str, int]:
-    """Class ids by the words that masks of one class are called by: the table's, or the names of the classes."""
-    if options.class_table and options.class_table.words:
-        return {_same(word): own for word, own in options.class_table.words}
-    return {_same(name): number for number, name in enumerate(options.classes or DATASET.classes)}
-
-
-def _class_wildcard(found: Matched, class_of: Mapping[str, int], options: Options) -> str | None:
-    """The wildcard that names a class, so that each mask is of one; None when the pixels say the class."""
-    names, classes, table = _wildcards(found), options.classes, options.class_table
-    known = class_of.keys() if classes else frozenset[str]()
-    for name in [CLASS] if CLASS in names else names:
-        values = _values_of(found, name)
-        missing = [value for value in values if _same(value) not in known]
-        if not missing:
-            return name
-        if name == CLASS or len(missing) < len(values):
-            raise UserError(
-                f"--classes: has no {_listed(missing)}, of which there are masks; name them all, the background first"
-            )
-    if table and not table.values and not table.colours:
-        values = [value for name in names for value in _values_of(found, name)]
-        raise UserError(
-            f"--classes: no mask is called {_listed([word for word, _ in table.words])} by --masks {options.masks}; "
-            + (f"there is {_listed(values)}" if values else "give --masks a wildcard for it, as 'masks/*_{class}.png'")
-        )
-    if classes and len(classes) > 2 and any(len(own) > 1 for own in found.masks.values()):
-        values = _values_of(found, names[0]) if names else []
-        raise UserError(
-            f"--masks: images have several masks ({_listed(values)}), none called like one of --classes "
-            f"{','.join(classes)}; name the classes as the masks are called, or take one mask with --annotator"
-        )
-    return None
-
-
-def _wildcards(found: Matched) -> list[str]:
-    """Those that tell masks of one image apart."""
-    return list(dict.fromkeys(name for own in found.masks.values() for one in own for name in one.values))
-
-
-def _values_of(found: Matched, name: str) -> list[str]:
-    values = {one.values[name]: None for own in found.masks.values() for one in own}
-    return sorted(values, key=natural_key)
-
-
-def _same(text: str) -> str:
-    return discover.slug(text)
-
-
-def _listed(values: Sequence[str]) -> str:
-    return ", ".join(value or "''" for value in values[:_SHOWN]) + (", ..." if len(values) > _SHOWN else "")
-
-
-def _note(found: Matched, by_class: str | None) -> list[str]:
-    """What becomes of several masks of an image."""
-    counts = Counter(len(own) for own in found.masks.values())
-    if by_class is not None:
-        files = ", ".join(f"{n} images have {count}" for count, n in sorted(counts.items()))
-        return [f"one mask a class ({_listed(_values_of(found, by_class))}): {files}"]
-    several = sum(n for count, n in counts.items() if count > 1)
-    if not several:
-        return []
-    known = [values for name in _wildcards(found) if len(values := _values_of(found, name)) <= _SHOWN]
-    told = f"; {' or '.join(map(_listed, known))} alone with --annotator" if known else ""
-    return [f"{several} images have several masks: their union is taken{told}"]
-
-
 # From pairs to a plan -----------------------------------------------------------------------------------------------
 
 
@@ -263,7 +157,7 @@ def _pairs(found: Matched, by_class: str | None, class_of: Mapping[str, int], da
     for text in names:
         image, masks = found.images[texts[text]], found.masks[texts[text]]
         group = next((image.values[name] for name in OF_GROUPS if name in image.values), None)
-        layers = tuple(class_of[_same(one.values[by_class])] for one in masks) if by_class is not None else ()
+        layers = tuple(class_of[mask_wildcards.same(one.values[by_class])] for one in masks) if by_class else ()
         pairs[texts[text]] = Pair(keys[text], image.file, tuple(one.file for one in masks), group, layers=layers)
     return pairs
 
@@ -307,7 +201,7 @@ def _planned(
         return (grouped_splits(ids["all"], of, options.ratio, options.seeds) if has_groups else {}) | random
 
     known = {file.path for pair in pairs for file in pair.files} | {own["id"] for own in problems.excluded}
-    notes = [*more_notes, *_note(found, by_class)]
+    notes = [*more_notes, *mask_wildcards.note(found, by_class)]
     if told and groups and (leak := pair_tables.leaks(part, groups.of)):
         notes.insert(0, leak)
     unused = [] if problems.found else _unused(source, known, of_volumes)
