@@ -43,7 +43,8 @@ def suggest(source: Source) -> Suggestion | None:
         parts = [_patterns(images[0].template, _joined(_templates(masks)))]
     if len(images) > 1 and not own:
         others = " or ".join(f"--images {shlex.quote(role.template)}" for role in images[1:_SHOWN])
-        parts.append(Suggestion({}, f"one contrast is taken of {len(images)}; another is {others}"))
+        told = f"one contrast is taken of {len(images)}; another is {others}; given as well, it is a further channel"
+        parts.append(Suggestion({}, told))
     if len(masks) > 1 and not own:
         parts.append(_several(images[0], masks, beside))
     else:

@@ -54,7 +54,8 @@ VOLUMES = {
         [f"{BRATS}seg.nii.gz"],
         "--images 'BraTS20_{a}/BraTS20_{a}_flair' --masks 'BraTS20_{a}/BraTS20_{a}_seg' "
         "--classes background=0,label_1=1,label_2=2,label_4=4",
-        "one contrast is taken of 4",
+        "another is --images 'BraTS20_{a}/BraTS20_{a}_t1' or --images 'BraTS20_{a}/BraTS20_{a}_t2' or "
+        "--images 'BraTS20_{a}/BraTS20_{a}_t1ce'; given as well, it is a further channel",
     ),
     "KiTS": Volumes(
         {"data/case_{n:05d}/imaging.nii.gz": None, "data/case_{n:05d}/segmentation.nii.gz": (1, 2)},
