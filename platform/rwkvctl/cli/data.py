@@ -103,7 +103,7 @@ def prepare(
     ] = None,
     split_from: Annotated[
         str | None,
-        typer.Option(help="Of pairs, what says train, val, test: folders, a column, a table, or a pattern."),
+        typer.Option(help="Of pairs, what says train, val, test: folders, lists, a column, a table, or a pattern."),
     ] = None,
     intensity: Annotated[
         str | None,

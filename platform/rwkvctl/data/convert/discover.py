@@ -16,6 +16,8 @@ from rwkvctl.data.convert.sources import RawFile, Source, natural_key
 from rwkvctl.data.images.files import EXTENSIONS
 from rwkvctl.data.store.index import MOST_KEY_BYTES, is_key_letter
 
+NO_MASK = "has no mask"
+"""How problems of images begin that lack one."""
 _SHOWN = 5
 _VOXELS = (*voxel_files.ENDINGS, ".raw", ".zraw")
 EXAMPLES = 3
@@ -132,7 +134,7 @@ def pair(
     orphans = sorted(masks.keys() - images.keys(), key=natural_key)
     mask = f"; a mask without an image is {masks[orphans[0]].name}" if orphans else ""
     for name in alone:
-        problems.leave_out(images[name], f"has no mask; {rule}{mask}; add its mask, or move the image elsewhere")
+        problems.leave_out(images[name], f"{NO_MASK}; {rule}{mask}; add its mask, or move the image elsewhere")
     image = f"; an image without a mask is {images[alone[0]].name}" if alone else ""
     for name in orphans:
         problems.leave_out(masks[name], f"has no image; {rule}{image}; add its image, or move the mask away")

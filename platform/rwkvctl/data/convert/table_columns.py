@@ -111,7 +111,7 @@ class Tails:
         for file in self.files:
             parts = _parts(file.path)
             self.by_name[parts[-1]].append((parts, file))
-            stem = parts[-1].rpartition(".")[0]
+            stem = parts[-1].rpartition(".")[0].removesuffix(".nii")
             self.by_name[stem].append(([*parts[:-1], stem], file))
 
     def of(self, cell: str, masks: bool) -> list[RawFile]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rwkvctl.base.errors import BadFile, UserError
-from rwkvctl.data.convert import class_table, discover, formats, pair_tables
+from rwkvctl.data.convert import class_table, discover, formats, pair_tables, part_lists
 from rwkvctl.data.convert.discover import EXAMPLES, Problems
 from rwkvctl.data.convert.formats.base import Item, Options, Plan
 from rwkvctl.data.convert.formats.pairs import Pair
@@ -134,7 +134,12 @@ def _guessed(source: Source) -> list[Finding]:
     form = formats.get("pairs")
     options = Options(form.DATASET.name, images=found.images, masks=found.masks, split_from=found.split_from)
     own = _planned(form, "patterns", source, options)
-    chosen = {"images": found.images, "masks": found.masks, "split-from": found.split_from}
+    if found.split_from is None and part_lists.are_there(source):
+        listed = replace(options, split_from=part_lists.LISTS)
+        by_lists = _planned(form, "patterns", source, listed)
+        if by_lists.samples * 2 >= own.samples and by_lists.samples and not by_lists.problems:
+            options, own = listed, by_lists
+    chosen = {"images": found.images, "masks": found.masks, "split-from": options.split_from}
     told = [f"--{name} {shlex.quote(value)}" for name, value in chosen.items() if value]
     if found.words and own.options:
         own = _of_one(found.words, form, source, options) or own

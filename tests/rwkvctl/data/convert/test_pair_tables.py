@@ -63,7 +63,10 @@ def test_columns_by_name(tree: Path):
     manifest = made(tree, text, images="x", masks="Y", split_from="z")
     assert manifest.splits["table"].counts == {"train": 6, "val": 1, "test": 1}
     refused(
-        tree, text, "has no column tells|--split-from w: give folders, a column of x, y, z, a table", split_from="w"
+        tree,
+        text,
+        "has no column tells|--split-from w: give folders, lists, a column of x, y, z, a table",
+        split_from="w",
     )
 
 

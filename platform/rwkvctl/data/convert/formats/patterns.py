@@ -19,6 +19,7 @@ from rwkvctl.data.convert import (
     mask_wildcards,
     pair_tables,
     part_folders,
+    part_lists,
     pattern_channels,
     pattern_pairs,
 )
@@ -29,6 +30,7 @@ from rwkvctl.data.convert.formats.folder import ClassIds, mask_reader
 from rwkvctl.data.convert.formats.pairs import Pair, pairs_plan
 from rwkvctl.data.convert.name_patterns import parse
 from rwkvctl.data.convert.pair_tables import Listing
+from rwkvctl.data.convert.part_lists import LISTS
 from rwkvctl.data.convert.pattern_pairs import Id, Matched
 from rwkvctl.data.convert.sources import Source, natural_key
 from rwkvctl.data.convert.table_columns import is_column
@@ -79,7 +81,7 @@ def plan(source: Source, options: Options, problems: Problems) -> Plan:
         raise UserError(
             "--images and --masks: give a pattern each, in quotes: --images 'images/*.png' --masks 'masks/*_mask.png'"
         )
-    _check_split_from(options, listing)
+    _check_split_from(source, options, listing)
     classes = options.classes or DATASET.classes
     if len(classes) < 2:
         raise UserError("--classes: name at least two, the background first")
@@ -118,13 +120,19 @@ def _image_patterns(options: Options) -> list[str]:
     return [options.images, *(options.more_images or ())]
 
 
-def _check_split_from(options: Options, listing: Listing | None) -> None:
+def _check_split_from(source: Source, options: Options, listing: Listing | None) -> None:
     text = options.split_from
+    if text is not None and part_lists.is_told(source, text):
+        if listing:
+            raise UserError(f"--split-from {text}: lists go with --images and --masks; leave out {listing.table.name}")
+        return
     if text in (None, FOLDERS) or (listing and (pair_tables.is_table(text) or is_column(listing.table, text))):
         return
     if "(" not in str(text):
         known = f", a column of {', '.join(listing.table.headings)}" if listing else ""
-        raise UserError(f"--split-from {text}: give {FOLDERS}{known}, a table (.csv), or a pattern: '(train|test)'")
+        raise UserError(
+            f"--split-from {text}: give {FOLDERS}, {LISTS}{known}, a table (.csv), or a pattern: '(train|test)'"
+        )
 
 
 def _found(source: Source, options: Options, listing: Listing | None, problems: Problems) -> tuple[Matched, list[str]]:
@@ -134,14 +142,41 @@ def _found(source: Source, options: Options, listing: Listing | None, problems: 
         found = pair_tables.matched(source, listing, problems)
     else:
         image, mask = parse("--images", str(options.images)), parse("--masks", str(options.masks))
-        found = pattern_pairs.matched(source, image, mask, problems, volume_pairs.meant(source.files, image, mask))
-        notes = pair_tables.annotate(found, listing, problems) if listing else []
+        volumes = volume_pairs.meant(source.files, image, mask)
+        if options.split_from is not None and part_lists.is_told(source, options.split_from):
+            aside = Problems(str(source), lenient=True)
+            found = pattern_pairs.matched(source, image, mask, aside, volumes)
+            notes = _by_lists(source, options.split_from, found, aside, problems)
+        else:
+            found = pattern_pairs.matched(source, image, mask, problems, volumes)
+        notes += pair_tables.annotate(found, listing, problems) if listing else []
     if listing:
         notes.append(f"{listing.table.name}: {listing.columns.told(listing.table)}")
         if listing.columns.folds is not None:
             folds = listing.table.headings[listing.columns.folds]
             notes.append(f"{listing.table.name}: column {folds} does not tell train, val and test, and was left out")
     return found, notes
+
+
+def _by_lists(source: Source, told: str, found: Matched, aside: Problems, problems: Problems) -> list[str]:
+    """Keep the images of lists, with their parts, in place; notes. An image without a mask is a problem if it is in one
+    of them. aside: what is wrong with the files, whether they are in lists or not."""
+    by_path = {file.path: file for file in source.files}
+    images = {one.file.path: name for name, one in found.images.items()}
+    bare = [(by_path[own["id"]], own["why"]) for own in aside.excluded if own["why"].startswith(discover.NO_MASK)]
+    every = [one.file for one in found.images.values()] + [file for file, _ in bare]
+    lists = part_lists.read(source, told, every, images.keys())
+    notes = part_lists.apply(lists, images.keys(), bare, problems)
+    problems.found += aside.found
+    for own in aside.excluded:
+        if not own["why"].startswith(discover.NO_MASK):
+            problems.leave_out(by_path[own["id"]], own["why"])
+    for path, name in images.items():
+        if path in lists.of:
+            found.images[name].values[SPLIT] = lists.of[path]
+        else:
+            del found.images[name], found.masks[name]
+    return notes
 
 
 # From pairs to a plan -----------------------------------------------------------------------------------------------
@@ -194,6 +229,8 @@ def _planned(
     def make_splits(ids: Mapping[str, Sequence[str]], of: Mapping[str, str]) -> dict[str, Split]:
         if told:
             name, what = FOLDERS, "the folders of the source"
+            if options.split_from and part_lists.is_told(source, options.split_from):
+                name, what = LISTS, "the lists of the source"
             if listing and isinstance(told, dict):
                 name, what = TABLE, "the table of the source"
             return {name: part_folders.published(ids, of, (options.seeds or DEFAULT_SEEDS)[0], what)}
