@@ -101,7 +101,8 @@ def enhanced(series: Path, file: Path) -> Path:
     ]
     for name in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness", "RescaleSlope",
                  "RescaleIntercept", "RescaleType"):  # fmt: skip
-        delattr(made, name)
+        if name in made:
+            delattr(made, name)
     made.NumberOfFrames, made.PixelData = len(slices), b"".join(each.PixelData for each in slices)
     file.parent.mkdir(parents=True, exist_ok=True)
     made.save_as(file, enforce_file_format=True)
