@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 _MASK = re.compile(
-    r"mask|label|lbl|(?<![a-z])gt(?![a-z])|truth|annot|segm|(?<![a-z])seg(?![a-z])|manual|target|beschrift"
+    r"mask|(?<![a-z])msk|label|lbl|(?<![a-z])gt(?![a-z])|truth|annot|segm|(?<![a-z])seg(?![a-z])|manual|target|beschrift"
     r"|masque|m[aá]scara|mascher|etiquet|étiquet|etichett|etykiet|etiket|r[oó]tulo|anotac|annotaz|v[eé]rit[eé]|mapa"
     r"|маск|размет|метк|сегмент|マスク|ラベル|正解|标签|標籤|标注|標註|掩|遮罩|分割|마스크|라벨",
     re.IGNORECASE,

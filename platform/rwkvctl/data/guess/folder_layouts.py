@@ -22,7 +22,7 @@ def of_folders(folders: Folders) -> Iterator[Patterns]:
         parts, own = mask.split("/"), image.split("/")
         differ = (n for n, pair in enumerate(zip(parts, own, strict=False)) if pair[0] != pair[1])
         depth = next(differ, None)
-        if depth is None:
+        if depth is None or _are_other_parts(parts[depth], own[depth]):
             continue
         if named and (not says_mask(parts[depth]) or says_mask(own[depth])):
             continue
@@ -41,6 +41,12 @@ def of_folders(folders: Folders) -> Iterator[Patterns]:
         if not alone:
             top = "*/" * (depth - 1) + "{id}/"
             yield f"{top}{sides[0]}/*", f"{top}{sides[1]}/{{n}}"
+
+
+def _are_other_parts(first: str, second: str) -> bool:
+    """`train` and `test`, neither of which has the masks of the other."""
+    found = part_folders.part_of(first), part_folders.part_of(second)
+    return None not in found and found[0] != found[1]
 
 
 def of_trees(folders: Folders) -> Iterator[Patterns]:

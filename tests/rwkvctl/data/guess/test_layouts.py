@@ -61,6 +61,16 @@ def deep(put: Save) -> None:
         put(f"{home}/overlay.png", image[::-1])
 
 
+def parts_with_kinds(put: Save) -> None:
+    """No word says mask; test/ has not the masks of train/, though they have the same names."""
+    for part in ("train", "test"):
+        for kind in ("liver", "kidney"):
+            for number in range(4):
+                image, (mask,) = sample(number + 4 * len(kind) + 40 * len(part), 48, 0)
+                put(f"{part}/{kind}/a/{kind}{number}.png", image)
+                put(f"{part}/{kind}/b/{kind}{number}.png", mask)
+
+
 def two_suffixes(put: Save) -> None:
     for number in range(8):
         image, (mask,) = sample(number, 48, 0)
@@ -135,6 +145,7 @@ def one_orphan(put: Save) -> None:
         (parts_in_names, "--images 'images_{split}/*' --masks 'Ground Truth_{split}/*' --split-from folders", 8, ""),
         (kinds_before_parts, "--images 'images/**/*' --masks 'labels/**/*' --split-from folders", 8, ""),
         (deep, "--images '**/original' --masks '**/mask'", 12, ""),
+        (parts_with_kinds, "--images '*/*/a/*' --masks '*/*/b/*' --split-from folders", 16, ""),
         (two_suffixes, "--images '*_image' --masks '*_lesion'", 8, ""),
         (thumbnails, "--images '*' --masks '*_{seg,thumb}' --annotator seg", 8, "takes another one: thumb"),
         (brackets, "--images 'photos {i} 2019/*' --masks 'masks {m}/*'", 8, ""),
