@@ -7,12 +7,13 @@ their distance from the border in voxels' sizes (`align_corners=False`).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
+
+if TYPE_CHECKING:  # shapes are asked for without torch
+    from torch import Tensor
 
 Shape = tuple[int, int, int]
 Spacing = tuple[float, float, float]
@@ -41,16 +42,28 @@ def resize_maps(volume: Tensor, shape: Shape) -> Tensor:
 def _resize(volume: Tensor, shape: Shape, within: str, *, smooth: bool) -> Tensor:
     if tuple(volume.shape[2:]) != shape[1:]:
         slices = volume.movedim(0, 1)  # (D, C, H, W)
-        volume = F.interpolate(slices, size=shape[1:], mode=within, antialias=smooth).movedim(1, 0)
+        volume = _interpolated(slices, shape[1:], within, smooth=smooth).movedim(1, 0)
     if volume.shape[1] != shape[0]:
         columns = volume.flatten(2)[None]  # (1, C, D, H * W)
         size = (shape[0], columns.shape[-1])
-        volume = F.interpolate(columns, size=size, mode="bilinear", antialias=smooth)[0].unflatten(-1, shape[1:])
+        volume = _interpolated(columns, size, "bilinear", smooth=smooth)[0].unflatten(-1, shape[1:])
     return volume
+
+
+def _interpolated(images: Tensor, size: tuple[int, int], mode: str, *, smooth: bool) -> Tensor:
+    """(N, C, *size) of (N, C, H, W). A single column is made as a row: torch 2.14 gives a wrong one with antialias."""
+    import torch.nn.functional as F
+
+    if size[1] == 1:
+        lying = images.transpose(2, 3).contiguous()
+        return F.interpolate(lying, size=(1, size[0]), mode=mode, antialias=smooth).transpose(2, 3)
+    return F.interpolate(images, size=size, mode=mode, antialias=smooth)
 
 
 def resize_mask(mask: NDArray[np.uint8], shape: Shape) -> NDArray[np.uint8]:
     """(D, H, W) -> uint8 `shape`: the class that is nearest by linear shares; of equal ones the higher, as nnU-Net."""
+    import torch
+
     if mask.shape == shape:
         return mask
     best, share = np.zeros(shape, np.uint8), torch.zeros(shape)

@@ -88,3 +88,10 @@ def by_simpleitk(volume: np.ndarray, wanted: tuple[int, int, int], how: int) -> 
     resampler.SetInterpolator(how)
     resampler.SetUseNearestNeighborExtrapolator(True)
     return sitk.GetArrayFromImage(resampler.Execute(image))
+
+
+def test_a_single_column_is_resized_as_one_of_several():
+    column = torch.rand(1, 3, 14, 1)
+    for height in (30, 7):
+        found = resize_image(column, (3, height, 1))
+        torch.testing.assert_close(found, resize_image(column.expand(-1, -1, -1, 5), (3, height, 5))[..., :1])
