@@ -23,7 +23,8 @@ from rwkvctl.launch.heartbeat import mark
 from rwkvctl.models import inference, volumes
 from rwkvctl.models.bundle import VolumeInput
 from rwkvctl.models.memory import Memory
-from rwkvctl.models.volumes import Counted, Seen
+from rwkvctl.models.volumes import Seen
+from rwkvctl.models.windows import Counted
 
 
 class Brought(NamedTuple):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from rwkvctl.base.ahead import ahead
 from rwkvctl.base.on_disk import release
 from rwkvctl.models import inference, tiles, volumes
+from rwkvctl.models.bring import Spacing
 from rwkvctl.models.bundle import BundleInfo
 from rwkvctl.models.certainty import Certainty, probabilities_of
 from rwkvctl.models.memory import Memory
@@ -24,12 +25,13 @@ from rwkvctl.models.segmenting import (
     Views,
     check_alike,
     check_square,
+    check_volume,
     float16_in_memory,
     is_volume,
     number_of_classes,
     size_seen,
 )
-from rwkvctl.models.volumes import Spacing
+from rwkvctl.models.windows import Counted
 
 AXES = (-2, -1)
 FLIPPED, FLIPPED_IN_VOLUMES = (-1, -2), (-1, -2, -3)
@@ -76,7 +78,7 @@ class Segmenter:
         kept: makes the array that is filled with the probabilities (classes, D, H, W), in memory or elsewhere.
         """
         for info in self.of_volumes:
-            volumes.check(info, image, spacing)
+            check_volume(info, image, spacing)
         if self.plain:  # the best of the resized logits needs no probabilities
             certainty, temperature = Certainty(), self.info.temperature
 
@@ -137,7 +139,7 @@ class Segmenter:
         over_three = [self.over_three_axes(*own, memory) for own, memory in every if own.info.volumes is not None]
         small = volumes.brought(over_three, volume, spacing)
         windows = sum(network.count(own) for network, own in zip(over_three, small, strict=True))
-        counted = volumes.Counted(windows, len(volume), seen)
+        counted = Counted(windows, len(volume), seen)
         each: list[Iterator[Tensor]] = [
             map(partial(self.of_member, own, memory), map(volume.__getitem__, parts))
             for own, memory in every

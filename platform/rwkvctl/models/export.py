@@ -69,6 +69,10 @@ def export(model: nn.Module, info: BundleInfo, out: Path, form: str, *, fixed_si
     """
     if form not in WRITERS:
         raise UserError(f"--format {form}: choose onnx or pt2")
+    if info.volumes is not None:
+        raise UserError(
+            "--logits: of a network over three axes the file takes patches and gives logits anyway; leave it out"
+        )
     write, open_ = WRITERS[form]
     height, width = training_size(info)
     shapes: tuple[dict[int, Any], ...] = ({0: torch.export.Dim("batch", min=1)},)

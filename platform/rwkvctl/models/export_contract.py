@@ -8,8 +8,9 @@ from typing import Any
 from rwkvctl.data.feed.model_input import IMAGENET_MEAN, IMAGENET_STD
 from rwkvctl.data.images import grid, normalise
 from rwkvctl.models import export_rules
-from rwkvctl.models.bundle import BundleInfo
+from rwkvctl.models.bundle import BundleInfo, VolumeInput
 from rwkvctl.models.onnx_model import INFO, takes_window
+from rwkvctl.models.windows import LEAST_WEIGHT, SIGMA
 
 CONTRACT = "rwkvctl.expects"
 
@@ -19,13 +20,19 @@ RESIZING = (
 )
 
 
+RESAMPLING = (
+    "volumes to `spacing`: rows and columns cubic (Keys, a = -0.5), then slices linear, with wider kernels where an "
+    "axis shrinks (antialias), centres on centres; logits back linearly, then the largest one"
+)
+
+
 def contract(info: BundleInfo, form: str) -> dict[str, Any]:
     """The content of `NAME.json`, which the file's metadata has too."""
+    if info.volumes is not None:
+        return common(info, form) | of_volumes(info, info.volumes)
     size = info.image_size
     logits = 1 if len(info.classes) <= 2 else len(info.classes)
-    return {
-        "schema": "rwkv-exported/1",
-        "format": form,
+    return common(info, form) | {
         "inputs": inputs(info, form),
         "outputs": {
             "ids": {"dtype": "uint8", "shape": ["N", "H", "W"], "values": "class ids, at the input's own size"},
@@ -37,19 +44,60 @@ def contract(info: BundleInfo, form: str) -> dict[str, Any]:
                 else "at the network's size, before temperature and sigmoid; above 0 is the foreground",
             },
         },
-        "classes": dict(enumerate(info.classes)),
         "network_size": [size, size] if isinstance(size, int) else list(size),
         "resize": RESIZING,
         "normalisation": {"divide_by": 255, "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
         if info.image_kind == "rgb8"
         else None,
+        "spacing": "not resampled: slices as they are stored, whatever their spacing",
+    }
+
+
+def common(info: BundleInfo, form: str) -> dict[str, Any]:
+    """What is said of every file."""
+    return {
+        "schema": "rwkv-exported/1",
+        "format": form,
+        "classes": dict(enumerate(info.classes)),
         "intensity": info.intensity,
         "orientation": orientation(info),
-        "spacing": "not resampled: slices as they are stored, whatever their spacing",
         "temperature": info.temperature,
         "dataset": info.dataset,
         "network": info.model,
         "weights_sha256": info.weights_sha256,
+    }
+
+
+def of_volumes(info: BundleInfo, own: VolumeInput) -> dict[str, Any]:
+    """Of a network over three axes, whose file takes patches."""
+    logits = 1 if len(info.classes) <= 2 else len(info.classes)
+    return {
+        "inputs": {
+            "patches": {
+                "dtype": "float32",
+                "shape": ["N", info.channels, *own.patch],
+                "axes": "patches, channels, slices, rows, columns, see orientation",
+                "values": "normalised as `intensity` says, of the whole volume; then brought to `spacing`",
+            }
+        },
+        "outputs": {
+            "logits": {
+                "dtype": "float32",
+                "shape": ["N", logits, *own.patch],
+                "values": "before temperature and "
+                + ("softmax" if logits > 1 else "sigmoid; above 0 is the foreground"),
+            }
+        },
+        "patch": list(own.patch),
+        "spacing": None if own.spacing is None else {"mm": list(own.spacing), "axes": "slices, rows, columns"},
+        "resize": RESAMPLING if own.spacing else None,
+        "windows": {
+            "overlap": own.overlap,
+            "first": "0 along each axis, then every int(side * (1 - overlap)) voxels; the last ends with the volume",
+            "smaller_volumes": "lie in the middle, with the smaller half of what lacks before them; their border is "
+            "continued",
+            "weights": f"a Gaussian of {SIGMA:g} of each side around the middle, at least {LEAST_WEIGHT:g}",
+        },
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -77,19 +77,27 @@ class Parity:
         }
 
 
-def check(model: nn.Module, info: BundleInfo, path: Path, form: str, files: list[Path], *, shown: Path) -> Parity:
-    """Compare a file with the model; JobFailedError, which names it as `shown`, where it gives something else."""
-    exported: Runs = onnx_model.open_file(path) if form == "onnx" else Pt2Model(path, info)
-    compared = [of_values(model, info, exported, values) for values in made_up(info)]
-    compared += of_files(model, info, exported, files)
-    for one in compared:
+def opened(path: Path, info: BundleInfo, form: str) -> Runs:
+    """A file that was just written."""
+    return onnx_model.open_file(path) if form == "onnx" else Pt2Model(path, info)
+
+
+def compared_images(model: nn.Module, info: BundleInfo, exported: Runs) -> Iterator[Compared]:
+    """Images and slices that are made up."""
+    return (of_values(model, info, exported, values) for values in made_up(info))
+
+
+def judged(compared: Iterable[Compared], *, shown: Path) -> Parity:
+    """JobFailedError, which names the file as `shown`, where it gives something else than the model."""
+    every = list(compared)
+    for one in every:
         if not (one.different <= MOST_DIFFERENT and (one.probability or 0.0) <= PROBABILITY):
             raise JobFailedError(
                 f"{shown}: of {one.input} {tuple(one.shape)} {one.different:.2%} of the pixels are of other classes "
                 f"than predict's (at most {MOST_DIFFERENT:.2%}), probabilities differ by {one.probability or 0:.1e} "
                 f"(at most {PROBABILITY:.0e})"
             )
-    return Parity(compared, {name: found for name in LIBRARIES if (found := installed(name))})
+    return Parity(every, {name: found for name in LIBRARIES if (found := installed(name))})
 
 
 def installed(library: str) -> str:
@@ -115,6 +123,11 @@ class Pt2Model:
         given += [torch.from_numpy(own) for own in onnx_model.numbers(self.info, raw=raw).values()]
         ids, logits = self.module(*given)
         return ids.numpy(), logits.numpy()
+
+    def patches(self, x: Logits) -> Logits:
+        """See `onnx_model.Runs`."""
+        found: Logits = self.module(torch.from_numpy(np.ascontiguousarray(x))).numpy()
+        return found
 
 
 # Values that are made up --------------------------------------------------------------------------------------------

@@ -1,4 +1,5 @@
-"""A trained model as one file with its pre- and post-processing: raw values in, class ids out, both at their own size.
+"""A trained model as one file with its pre- and post-processing: raw values in, class ids out, both at their own size;
+of a network over three axes the network alone, see `export_volumes`.
 
 Beside the file stand `NAME.json`, what it takes and gives, and `NAME.parity.json`, how far its masks are from those of
 `predict`; a file whose masks are not those is not left.
@@ -7,6 +8,7 @@ Beside the file stand `NAME.json`, what it takes and gives, and `NAME.parity.jso
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from rwkv_unet import fuse_for_inference
 from rwkvctl.base import files
 from rwkvctl.base.errors import UserError
 from rwkvctl.base.files import sha256_file, write_json
-from rwkvctl.models import export_parity
+from rwkvctl.models import export_parity, export_volumes
 from rwkvctl.models.bundle import BundleInfo
 from rwkvctl.models.export import WRITERS, Graph, exporting
 from rwkvctl.models.export_contract import contract, metadata
@@ -47,9 +49,13 @@ def export(model: nn.Module, info: BundleInfo, out: Path, form: str, inputs: lis
     compared = export_parity.compared_files(inputs or [], info)
     model = fuse_for_inference(model)
     with files.atomic_path(out) as temporary, torch.no_grad():
+        of_volumes = info.volumes is not None
         with exporting(model, form):
-            WRITERS[form][0](graph(model, info, form), temporary)
-        parity = export_parity.check(model, info, temporary, form, compared, shown=out)
+            WRITERS[form][0]((export_volumes.graph if of_volumes else graph)(model, info, form), temporary)
+        exported = export_parity.opened(temporary, info, form)
+        made_up = (export_volumes.compared if of_volumes else export_parity.compared_images)(model, info, exported)
+        of_files = export_parity.of_files(model, info, exported, compared)
+        parity = export_parity.judged(chain(made_up, of_files), shown=out)
     write_json(beside(out, "json"), contract(info, form) | {"file": out.name, "sha256": sha256_file(out)})
     write_json(beside(out, "parity.json"), parity.as_fields() | {"file": out.name, "sha256": sha256_file(out)})
     return ExportedWhole(str(out), form, out.stat().st_size, parity)

@@ -43,6 +43,9 @@ class Runs(Protocol):
         """Ids (N, H, W) and logits (N, classes, h, w) of images uint8 (N, H, W, 3) or slices float32 (D, H, W[, C]),
         which are normalised already, or by the file's own rule."""
 
+    def patches(self, x: Logits) -> Logits:
+        """Logits (B, classes, D, H, W) of windows (B, C, D, H, W), of a network over three axes."""
+
 
 class OnnxModel:
     """An open file; `info` is what it says of its model."""
@@ -57,8 +60,20 @@ class OnnxModel:
         try:
             ids, logits = self.session.run(["ids", "logits"], feed)
         except Exception as error:  # onnxruntime's own have no common base
-            raise JobFailedError(f"{self.path}: onnxruntime: {' '.join(str(error).split())[:200]}") from error
+            raise self._failed(error) from error
         return ids, logits
+
+    def patches(self, x: Logits) -> Logits:
+        """See `Runs`."""
+        try:
+            [logits] = self.session.run(["logits"], {"patches": np.ascontiguousarray(x)})
+        except Exception as error:
+            raise self._failed(error) from error
+        found: Logits = logits
+        return found
+
+    def _failed(self, error: Exception) -> JobFailedError:
+        return JobFailedError(f"{self.path}: onnxruntime: {' '.join(str(error).split())[:200]}")
 
     @property
     def device(self) -> str:

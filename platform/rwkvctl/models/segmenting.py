@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rwkvctl.base.errors import UserError
-from rwkvctl.models.bundle import BundleInfo
+from rwkvctl.models.bundle import BundleInfo, VolumeInput
 from rwkvctl.models.clean_up import cleaned_up
 from rwkvctl.models.sureness import Sureness
 
@@ -108,6 +108,31 @@ class MakesMasks(Protocol):
 def check_values(images: NDArray[Any]) -> None:
     if images.dtype != np.uint8 and not np.isfinite(images).all():
         raise UserError("image holds NaN or infinite values: replace them before segmenting it")
+
+
+def check_volume(info: BundleInfo, image: Volume, spacing: Sequence[float] | None) -> None:
+    """UserError, with the way on, for what a network over three axes cannot see."""
+    assert info.volumes is not None
+    check_volume_form(info, image)
+    if reason := lacks_spacing(info.volumes, spacing):
+        raise UserError(f"{reason}: give a scan that has one (NIfTI, NRRD, MHA, DICOM)")
+
+
+def check_volume_form(info: BundleInfo, image: Volume) -> None:
+    several = f", {info.channels}" if info.channels > 1 else ""
+    if not is_volume(info, image) or image.dtype != np.float32 or image.shape[3:] != ((info.channels,) * bool(several)):
+        raise UserError(
+            f"is {image.dtype} {tuple(image.shape)}, and the model takes whole volumes, (D, H, W{several}): give a scan"
+        )
+    if 0 in image.shape:
+        raise UserError(f"has no voxels {tuple(image.shape)}")
+
+
+def lacks_spacing(own: VolumeInput, spacing: Sequence[float] | None) -> str:
+    """What is wrong where a volume has none and a network needs it; "" where nothing is."""
+    if spacing is not None or own.spacing is None:
+        return ""
+    return f"has no spacing, and the model takes volumes {own.spacing_in_words}"
 
 
 def is_volume(info: BundleInfo, image: Volume) -> bool:

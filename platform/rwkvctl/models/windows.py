@@ -12,10 +12,13 @@ import itertools
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from rwkvctl.models.segmenting import not_seen
 
 Floats = NDArray[np.float32]
 Maps = Any
@@ -60,6 +63,22 @@ def weights_of(patch: Sequence[int]) -> Floats:
 def count(shape: Sequence[int], patch: Sequence[int], overlap: float) -> int:
     """How many windows a volume has."""
     return math.prod(len(spans(size, side, overlap)) for size, side in zip(shape, patch, strict=True))
+
+
+@dataclass
+class Counted:
+    """Tells of windows as if they were slices: as many as the volume has when all windows of all networks are seen."""
+
+    windows: int
+    slices: int
+    seen: Callable[[int], None] = not_seen
+    done: int = 0
+
+    def more(self, windows: int) -> None:
+        before = self.done * self.slices // self.windows
+        self.done += windows
+        if new := self.done * self.slices // self.windows - before:
+            self.seen(new)
 
 
 def slide(

@@ -21,7 +21,7 @@ import rwkv_unet
 from rwkvctl.base.errors import UserError
 from rwkvctl.data.feed.resample import resize_image, resize_maps, shape_at
 from rwkvctl.data.images import intensity
-from rwkvctl.models import volumes, windows
+from rwkvctl.models import bring, volumes, windows
 from rwkvctl.models.bundle import BundleInfo, VolumeInput
 from rwkvctl.models.ensemble import Member, Options, Segmenter
 from rwkvctl.models.inference import best_class
@@ -130,14 +130,14 @@ def test_a_volume_as_it_is_gives_what_monai_gives(shape: tuple[int, int, int], o
 def test_at_another_spacing_it_gives_what_a_plain_script_gives(
     spacing: tuple[float, float, float], channels: int, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(volumes, "AT_ONCE", 900)  # some slices, some rows at a time
+    monkeypatch.setattr(bring, "AT_ONCE", 900)  # some slices, some rows at a time
     wanted, native = (2.5, 1.1, 1.3), (11, 37, 50)
     image = volume(*native, *([channels] if channels > 1 else []))
     model, shape = Lately(channels).eval(), shape_at(native, spacing, wanted)
     expected = plainly(model, image, PATCH, shape)
     one = Member(model, info(wanted, channels=channels))
     seen = volumes.Seen(model, VolumeInput(patch=PATCH, spacing=wanted), Memory(2))
-    logits = list(seen.logits(volumes.at_spacing(image, shape), native, [slice(0, 5), slice(5, 11)]))
+    logits = list(seen.logits(bring.at_shape(image, shape, volumes.resized), native, [slice(0, 5), slice(5, 11)]))
     torch.testing.assert_close(torch.cat(logits).movedim(0, 1), expected, atol=1e-5, rtol=0)
     found = Segmenter([one]).segment(image, spacing=spacing)
     assert (found.mask != expected.argmax(dim=0).numpy()).mean() < 1e-4  # ties
@@ -148,8 +148,8 @@ def test_at_another_spacing_it_gives_what_a_plain_script_gives(
 def test_a_volume_is_brought_to_a_spacing_by_parts_as_by_the_whole(shape: Any, monkeypatch: pytest.MonkeyPatch):
     image = volume(7, 33, 41, 2)
     expected = resize_image(torch.from_numpy(image).movedim(-1, 0), shape).numpy()
-    monkeypatch.setattr(volumes, "AT_ONCE", 2500)
-    np.testing.assert_array_equal(volumes.at_spacing(image, shape), expected)
+    monkeypatch.setattr(bring, "AT_ONCE", 2500)
+    np.testing.assert_array_equal(bring.at_shape(image, shape, volumes.resized), expected)
 
 
 def test_one_logit_is_the_foreground():
