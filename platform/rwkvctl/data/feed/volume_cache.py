@@ -23,6 +23,7 @@ from safetensors.numpy import save
 from rwkvctl.base import files
 from rwkvctl.base.errors import UserError, explain
 from rwkvctl.config import settings
+from rwkvctl.data.feed import cases
 from rwkvctl.data.feed.resample import Shape, Spacing, resize_image, resize_mask, shape_at
 from rwkvctl.data.store.manifest import Manifest
 from rwkvctl.data.store.reader import Reader
@@ -195,11 +196,8 @@ def there(path: Path) -> bool:
 
 def spacing_of(reader: Reader, row: int) -> Spacing | None:
     """mm along z, y, x; None where the source does not tell."""
-    found = reader.meta(row).get("spacing_mm")
-    if not found:
-        return None
-    z, y, x = map(float, found)
-    return z, y, x
+    found = cases.spacing_of(reader.meta(row))
+    return None if found is None else (found[0], found[1], found[2])
 
 
 def native_shape(reader: Reader, row: int) -> Shape:
@@ -227,14 +225,12 @@ def shape_of(reader: Reader, row: int, spacing: Spacing | None) -> Shape:
 def resampled(reader: Reader, row: int, spacing: Spacing | None, ignore_index: int | None) -> Resampled:
     """A case as it is trained on, from its shard. UserError for voxels that are not finite, or a mask of another
     extent."""
-    shape, mask = shape_of(reader, row, spacing), reader.mask(row)
-    volume = np.asarray(reader.volume(row))
-    if volume.shape[:3] != mask.shape:
-        raise UserError(f"{reader.key(row)}: image {volume.shape[:3]} and mask {mask.shape} differ; prepare it again")
+    shape, case = shape_of(reader, row, spacing), cases.read_case(reader, row)
+    volume = np.asarray(case.image)
     if not np.isfinite(volume).all():
-        raise UserError(f"{reader.key(row)}: image holds NaN or infinite values; prepare the data again")
+        raise UserError(f"{case.key}: image holds NaN or infinite values; prepare the data again")
     channels = np.ascontiguousarray(np.moveaxis(volume, -1, 0) if volume.ndim == 4 else volume[None])
-    image, small = resize_image(torch.from_numpy(channels), shape).contiguous().numpy(), resize_mask(mask, shape)
+    image, small = resize_image(torch.from_numpy(channels), shape).contiguous().numpy(), resize_mask(case.mask, shape)
     return Resampled(image, small, {value: some_of(small, value) for value in foreground(small, ignore_index)})
 
 
