@@ -338,3 +338,24 @@ def test_a_sweep_holds_all_that_it_varies():
 
 def test_the_defaults_of_the_augmentation_are_the_papers():
     assert PretrainSpec.model_fields["augment"].default == recipe("imagenet").augment
+
+
+@pytest.mark.parametrize(
+    ("base", "said"),
+    [
+        ({"data": {"dataset": "a"}}, "base.optimizer: missing; base.train: missing"),
+        ({"job": "finetune", "train": {"epoch": 1}}, "base.train.epoch: unknown field (did you mean epochs or epoch"),
+        (
+            {"job": "pretrain", "label_smoothin": 1},
+            "base.label_smoothin: unknown field (did you mean label_smoothing?)",
+        ),
+        ({"job": "evaluate"}, "base.job: input should be 'finetune', got 'evaluate'"),
+        (3, "base: must be a mapping of fields, got 3"),
+    ],
+)
+def test_the_base_of_a_sweep_is_named_by_its_fields_alone(base: object, said: str):
+    """Whatever kind it is of; a fine-tuning where it does not say."""
+    space = {"cover": True, "params": {"data.split": {"choice": ["a", "b"]}}}
+    with pytest.raises(UserError) as caught:
+        load.build(TuneSpec, {"space_name": "x", "space": space, "trials": 2, "base": base}, "sweep")
+    assert said in str(caught.value)

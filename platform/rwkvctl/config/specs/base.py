@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import itertools
+from typing import Annotated, Any, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
@@ -25,6 +26,10 @@ class Spec(BaseModel):
     )
 
 
+KINDS = (("base", "finetune"), ("base", "pretrain"))
+"""Of a sweep's base, as pydantic names them in the place of an error."""
+
+
 def problems(error: ValidationError, spec: type[Spec]) -> str:
     """Everything that is wrong with a spec, on one line, each with the path of its field."""
     return listed([describe(item, spec) for item in error.errors()])
@@ -37,7 +42,7 @@ def listed(found: list[str]) -> str:
 
 def describe(item: Any, spec: type[Spec]) -> str:
     """One pydantic error as `path: what is wrong`."""
-    path = ".".join(str(part) for part in item["loc"])
+    path = ".".join(str(part) for part in _fields_of(item["loc"]))
     if item["type"] == "extra_forbidden":
         return f"{path}: unknown field{near(item['loc'], spec)}"
     if item["type"] == "missing":
@@ -55,12 +60,21 @@ def describe(item: Any, spec: type[Spec]) -> str:
     return f"{path}: {message[0].lower()}{message[1:]}{given}"
 
 
+def _fields_of(location: tuple[str | int, ...]) -> list[str | int]:
+    """Without the kind of a sweep's base, which pydantic puts behind it."""
+    return [part for before, part in zip(("", *location), location, strict=False) if (before, part) not in KINDS]
+
+
 def near(location: tuple[str | int, ...], spec: type[Spec]) -> str:
     """` (did you mean ...?)` for an unknown field, from the fields of the node that it stands in."""
     node: Any = spec
-    for part in location[:-1]:
+    for before, part in zip(("", *location), location[:-1], strict=False):
+        if (before, part) in KINDS:
+            continue
         field = node.model_fields.get(str(part))
         node = field.annotation if field is not None else None
+        if part == "base" and (kinds := get_args(node)):
+            node = get_args(kinds[int(("base", "pretrain") in itertools.pairwise(location))])[0]
         if not (isinstance(node, type) and issubclass(node, BaseModel)):
             return ""
     known = f"known: {', '.join(node.model_fields)}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from rwkvctl.config.specs.augment import ClassificationAugment, SegmentationAugment
 from rwkvctl.config.specs.base import Address, Spec
@@ -308,13 +308,22 @@ Sampler = Literal["tpe", "random", "grid", "gp", "cmaes", "nsga2", "nsga3"]
 Pruner = Literal["asha", "median", "hyperband", "none"]
 
 
+def _kind_of_base(base: Any) -> str:
+    """A sweep's base is a fine-tuning unless it says that it is a pretraining."""
+    job = base.get("job") if isinstance(base, dict) else getattr(base, "job", None)
+    return "pretrain" if job == "pretrain" else "finetune"
+
+
 class TuneSpec(JobSpec):
     """A sweep over a space around one fine-tuning spec; the folds of a cross-validation may be of classifiers too."""
 
     job: Literal["tune"] = "tune"
     space_name: str
     space: SpaceSpec
-    base: Annotated[FinetuneSpec | PretrainSpec, Field(discriminator="job")]
+    base: Annotated[
+        Annotated[FinetuneSpec, Tag("finetune")] | Annotated[PretrainSpec, Tag("pretrain")],
+        Discriminator(_kind_of_base),
+    ]
     trials: Positive
     concurrency: Positive | None = None
     """Trials at once; null is as many as there are CPUs (or GPUs) for."""
