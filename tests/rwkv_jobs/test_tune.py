@@ -220,11 +220,8 @@ def header(name: str) -> list[str]:
 def test_every_space_opens_with_the_command_that_runs_it(name: str):
     words = header(name)
     assert words[:4] == ["rwkvctl", "tune", "--space", name]
-    assert load.read_space(name).recipe in ("binary", "synapse")
-    assert (
-        words[words.index("--data") + 1]
-        == f"shards/{'clinicdb' if load.read_space(name).recipe == 'binary' else 'synapse'}"
-    )
+    data = {"binary": "clinicdb", "synapse": "synapse", "volumes": "my_volumes"}
+    assert words[words.index("--data") + 1] == f"shards/{data[load.read_space(name).recipe]}"
 
 
 @pytest.mark.slow
@@ -237,9 +234,10 @@ def test_a_trial_of_every_shipped_space_trains_and_is_scored(name: str, scans: P
         objectives=[words[i + 1] for i, word in enumerate(words) if word == "--objective"] or None,
         sampler=None, pruner=given.get("--pruner"), constraints=None, warm_start=None, gpus_per_trial=None,
     )  # fmt: skip
-    data = shards / "polyps" if given["--data"] == "shards/clinicdb" else scans
+    data = {"clinicdb": shards / "polyps", "my_volumes": shards / "chests"}.get(given["--data"][7:], scans)
     fixed = {*space.params, *(["data.image_size"] if name == "encoders" else [])}
     own = [line for line in TINY if line.partition("=")[0] not in fixed]
+    own += ["volumes.patch=[8, 32, 32]"] if space.recipe == "volumes" else []
     own = [line.replace("epochs=1", "epochs=2") if search.get("pruner") else line for line in own]
     spec = assemble.tune_spec(name, None, str(data), {"variant": "xt"}, [*own, HERE], None, 1, 1, None, "sweep", search)
     result = drive(spec, run_folder.create(spec, str(tmp_path)))

@@ -22,6 +22,7 @@ from rwkvctl.config.specs.jobs import (
 )
 from rwkvctl.config.specs.objectives import parse_bound, parse_objective
 from rwkvctl.config.specs.parts import VOLUMETRIC, takes_volumes
+from rwkvctl.config.specs.space import SpaceSpec
 from rwkvctl.launch.complete_spec import on_machine, with_data
 from rwkvctl.runs import folder as run_folder
 
@@ -161,7 +162,7 @@ def tune_spec(
         raise UserError("--space: say which (see: rwkvctl recipe list)")
     found = load.read_space(space)
     if recipe is None:
-        recipe = found.recipe if data is None else pick_recipe("finetune", data)[0]
+        recipe = found.recipe if data is None else recipe_for_space(found, data)
     base = training_spec("finetune", recipe, data, options, assignments, resume)
     assert isinstance(base, FinetuneSpec)
     fields = {
@@ -178,6 +179,14 @@ def tune_spec(
         "study_storage": study,
     }
     return load.build(TuneSpec, fields | search, f"space {space}")
+
+
+def recipe_for_space(space: SpaceSpec, data: str) -> str:
+    """The recipe that a sweep begins with where none is named: the data's own, but for a space of networks over three
+    axes, which that knows nothing of."""
+    if takes_volumes(load.read_recipe(space.recipe).get("model")):
+        return space.recipe
+    return pick_recipe("finetune", data)[0]
 
 
 def search_options(

@@ -142,7 +142,8 @@ class SpaceSpec(Spec):
     """What a sweep varies: paths of a fine-tuning spec and the values that each may take."""
 
     recipe: str = "binary"
-    """The recipe that is varied when neither the command line nor the data names one."""
+    """The recipe that is varied when neither the command line nor the data names one; one of networks over three axes
+    when the command line names none."""
     params: Annotated[dict[str, Values], Field(min_length=1)]
     cover: bool = False
     """Try the combinations in their order instead of letting Optuna choose (finite spaces only). Either way a finite
