@@ -22,6 +22,7 @@ from rwkv_jobs.networks import Networks
 from rwkv_jobs.volume_masks import VolumeMasks
 from rwkv_jobs.worker import Worker
 from rwkv_unet import create_model
+from rwkvctl.config.specs.jobs import PredictSpec
 from rwkvctl.config.specs.parts import DataSpec
 from rwkvctl.data.convert import synth
 from rwkvctl.data.convert.prepare import prepare
@@ -33,6 +34,7 @@ from rwkvctl.models import bundle, calibrate, members
 from rwkvctl.models.bundle import VolumeInput
 from rwkvctl.models.certainty import Certainty, probabilities_of
 from rwkvctl.models.predict import predict_files
+from rwkvctl.runs import folder as run_folder
 from rwkvctl.training import metrics
 
 from .conftest import Jobs
@@ -240,3 +242,32 @@ def test_volumes_without_a_spacing_are_refused_in_one_line(
     native = save(tmp_path / "native", hearts, seen=VolumeInput(patch=(8, 32, 32)))
     run_dir = new(jobs, "native", native)
     assert guarded("evaluate", str(run_dir), []) == 0
+
+
+def test_predict_is_a_job_of_volumes_too(jobs: Jobs, raw: Path, spaced: Manifest, tmp_path: Path, capfd: Any) -> None:
+    model, scan = save(tmp_path / "model", spaced), next(raw.rglob("imagesTr/*.nii.gz"))
+    np.save(tmp_path / "v.npy", np.zeros((5, 20, 30), np.float32))
+
+    def predicted(name: str, inputs: Path, **fields: Any) -> int:
+        spec = PredictSpec.model_validate(
+            {"name": name, "model": str(model), "inputs": [str(inputs)], "out": str(tmp_path / name)}
+            | {"cluster": {"launcher": "process"}, "storage": str(jobs.runs)}
+            | {"tracking": {"uri": f"sqlite:///{jobs.home / 'mlflow.db'}"}}
+            | fields
+        )
+        return guarded("predict", str(run_folder.create(spec, str(jobs.runs))), [])
+
+    assert predicted("masks", scan, probabilities=True, tta="flips") == 0
+    mask = nibabel.load(tmp_path / "masks" / scan.name)
+    np.testing.assert_allclose(mask.affine, nibabel.load(scan).affine)
+    with np.load(next((tmp_path / "masks").glob("*.npz"))) as kept:
+        [likely] = kept.values()
+    assert likely.shape == (len(spaced.classes), *mask.shape)
+    np.testing.assert_allclose(likely.astype(np.float32).sum(axis=0), 1, atol=5e-3)
+    capfd.readouterr()
+    for inputs, fields, said in (
+        (scan, {"tile": True}, "--tile: the model sees volumes, always through a window; leave it out"),
+        (tmp_path / "v.npy", {}, "v.npy: has no spacing, and the model takes volumes at 4 x 2 x 2 mm (z, y, x): give"),
+    ):
+        assert predicted("other", inputs, **fields) == 2
+        assert said in capfd.readouterr().err

@@ -28,6 +28,8 @@ from rwkvctl.models.inference import best_class
 from rwkvctl.models.memory import Memory
 from rwkvctl.models.predict import predict_files
 
+from ..data.images.dicom_series import write_ct
+
 PATCH = (4, 16, 16)
 
 
@@ -348,3 +350,34 @@ def test_files_without_a_spacing(tmp_path: Path):
     [written] = predict_files(model, info(), [tmp_path / "v.npy"], tmp_path / "masks")
     expected = plainly(model, volume(5, 20, 30), PATCH).argmax(dim=0).numpy()
     np.testing.assert_array_equal(np.load(written), expected)
+
+
+def test_a_dicom_series_is_seen_at_its_spacing(tmp_path: Path):
+    hounsfield = np.random.default_rng(3).integers(-150, 150, (9, 30, 26)).astype(np.int16)
+    write_ct(tmp_path / "series", hounsfield, spacing=(0.8, 0.9, 3.2))
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(tmp_path / "series")))
+    sitk.WriteImage(series := reader.Execute(), str(tmp_path / "series.mha"))
+    model, wanted = Lately().eval(), (2.0, 1.0, 1.0)
+    [written] = predict_files(model, for_scans(wanted), [tmp_path / "series"], tmp_path / "masks")
+    found, expected = sitk.ReadImage(str(written)), expected_of(tmp_path / "series.mha", model, wanted)
+    assert (sitk.GetArrayFromImage(found) != expected).mean() < 1e-3
+    np.testing.assert_allclose(found.GetSpacing(), series.GetSpacing(), atol=1e-4)
+    np.testing.assert_allclose(found.GetOrigin(), series.GetOrigin(), atol=1e-3)
+
+
+def test_channels_in_files_of_their_own(tmp_path: Path):
+    values = np.random.default_rng(3).integers(-150, 150, (2, 26, 30, 9)).astype(np.int16)
+    for number, channel in enumerate(values):
+        image = nibabel.Nifti1Image(channel, np.diag([-0.9, -0.8, 3.2, 1]))
+        nibabel.save(image, tmp_path / f"case_{number:04d}.nii.gz")
+    rules = {"channels": [intensity.rule(-100, 100), intensity.rule(-50, 50)]}
+    model, wanted = Lately(2).eval(), (2.0, 1.0, 1.0)
+    own = info(wanted, channels=2, intensity=rules, orientation="itk")
+    [written] = predict_files(model, own, [tmp_path / "case_0000.nii.gz"], tmp_path / "masks")
+    scaled = [(np.clip(v, -top, top) + np.float32(top)) / (2 * top) for v, top in zip(values, (100, 50), strict=True)]
+    stacked = np.stack([each.transpose(2, 1, 0) for each in scaled], axis=-1).astype(np.float32)
+    shape = shape_at((9, 30, 26), (3.2, 0.8, 0.9), wanted)
+    expected = plainly(model, stacked, PATCH, shape).argmax(dim=0).numpy()
+    found = np.asarray(nibabel.load(written).dataobj).transpose(2, 1, 0)
+    assert (found != expected).mean() < 1e-3
