@@ -1,6 +1,7 @@
 """Images per second of RWKV-UNet T, S and B, in training and inference, beside networks of smp and MONAI.
 
     python benchmarks/bench_model.py [--model NAME[,FIELD=WORD...]] [--size 224] [--batch 24] [--dtype bfloat16]
+    python benchmarks/bench_model.py --size 32x64x64     # networks for volumes, of one channel, at such a patch
 
 Needs torch and timm, and triton on a GPU; rwkv_unet and biwkv may be on PYTHONPATH (PYTHONPATH=kernels:.). Networks
 whose library is not installed are left out, with a line that says so. A training step is forward pass, cross entropy,
@@ -17,6 +18,7 @@ import multiprocessing
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +29,7 @@ from rwkv_unet import create_model
 
 OURS = ["rwkv_unet_t", "rwkv_unet_s", "rwkv_unet_b"]
 THEIRS = ["smp:unet-resnet50", "monai:SwinUNETR"]
+OF_VOLUMES = ["rwkv_unet_3d_t", "monai:DynUNet", "monai:SegResNet", "monai:SwinUNETR"]
 CLASSES = 9
 
 
@@ -38,7 +41,7 @@ def main() -> None:
         action="append",
         help="a name that create_model takes; may be repeated",
     )
-    parser.add_argument("--size", action="append", type=int, help="side of the images; may be repeated")
+    parser.add_argument("--size", action="append", help="side of the images, or DxHxW of volumes; may be repeated")
     parser.add_argument("--batch", type=int, help="images a step; 24 on a GPU, 1 on a CPU")
     parser.add_argument("--dtype", action="append", choices=["float32", "bfloat16"], help="may be repeated")
     parser.add_argument("--seconds", type=float, default=10.0, help="about how long to measure a table")
@@ -49,17 +52,18 @@ def main() -> None:
     args = parser.parse_args()
     torch.backends.cudnn.benchmark = True  # as in training jobs
     cuda = torch.device(args.device).type == "cuda"
-    sizes = args.size or ([224, 512] if cuda else [224])
+    sizes = args.size or (["224", "512"] if cuda else ["224"])
     dtypes = [getattr(torch, name) for name in args.dtype or (["float32", "bfloat16"] if cuda else ["float32"])]
     batch = args.batch or (24 if cuda else 1)
-    names = list(available(args.model or OURS + THEIRS))
     print(torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads", torch.__version__)
     figures: dict[str, dict[str, float]] = {}
     for size in sizes:
+        sides = sides_of(size)
+        names = list(available(args.model or (OF_VOLUMES if len(sides) == 3 else OURS + THEIRS), len(sides)))
         for dtype in dtypes:
             for train in (True, False) if args.direction is None else (args.direction == "training",):
                 forms = ["eager", "compiled"] if (cuda if args.compile is None else args.compile) else ["eager"]
-                shape = (batch, 3, size, size)
+                shape = (batch, 1 if len(sides) == 3 else 3, *sides)
                 found = table(names, forms, shape, dtype, train, args.device, args.seconds, args.memory)
                 what = "training" if train else "inference"
                 figures[f"{what} {size} {str(dtype).removeprefix('torch.')}"] = found
@@ -67,22 +71,31 @@ def main() -> None:
                     args.json.write_text(json.dumps(figures, indent=1))
 
 
-def available(names: list[str]) -> Iterator[str]:
+def sides_of(size: str) -> tuple[int, ...]:
+    """224 is (224, 224), and 32x64x64 is (32, 64, 64)."""
+    sides = tuple(map(int, size.split("x")))
+    return sides * 2 if len(sides) == 1 else sides
+
+
+def available(names: list[str], axes: int) -> Iterator[str]:
     """Those that can be made here."""
     for name in names:
         try:
             with torch.device("meta"):
-                make(name)
+                make(name, axes)
         except ValueError as error:
             print(f"without {name}: {error}")
         else:
             yield name
 
 
-def make(name: str) -> nn.Module:
+def make(name: str, axes: int) -> nn.Module:
     """A model by its name, with fields whose values are words: rwkv_unet_t,scan=quad."""
     name, *fields = name.split(",")
-    return create_model(name, num_classes=CLASSES, **dict(field.split("=") for field in fields))
+    options: dict[str, Any] = dict(field.split("=") for field in fields)
+    if axes == 3:
+        options |= {"in_channels": 1} | ({"spatial_dims": 3} if name.startswith("monai:") else {})
+    return create_model(name, num_classes=CLASSES, **options)
 
 
 def table(
@@ -104,7 +117,7 @@ def table(
     steps = {f"{name} {form}": make_step(name, form, shape, dtype, train, device) for name, form in rows}
     times = least_times(steps, device, seconds)
     what = "training" if train else "inference"
-    print(f"\n{what}, {shape[2]} x {shape[3]}, batch {shape[0]}, {str(dtype).removeprefix('torch.')}")
+    print(f"\n{what}, {' x '.join(map(str, shape[2:]))}, batch {shape[0]}, {str(dtype).removeprefix('torch.')}")
     width = max(28, *(len(label) + 1 for label in times))
     print(f"{'':{width}}{'ms':>10}{'images/s':>10}{'MiB':>8}{'speed':>8}")
     first = next(iter(times.values()))
@@ -120,8 +133,9 @@ def table(
 
 def make_step(name: str, form: str, shape: tuple[int, ...], dtype: torch.dtype, train: bool, device: str) -> Step:
     """A step of a new model on images and targets that stay the same."""
-    model = make(name).to(device).to(memory_format=torch.channels_last).train(train)
-    images = torch.randn(shape, device=device).contiguous(memory_format=torch.channels_last)
+    layout = torch.channels_last if len(shape) == 4 else torch.channels_last_3d  # as in training
+    model: nn.Module = make(name, len(shape) - 2).to(device).to(memory_format=layout).train(train)
+    images = torch.randn(shape, device=device).contiguous(memory_format=layout)
     called = torch.compile(model) if form == "compiled" else model
     if not train:
         return partial(infer, called, images, dtype)

@@ -14,6 +14,7 @@ that. Attention needs queries, keys and values, of which WKV has no queries: the
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import math
 import time
@@ -44,6 +45,9 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--shape", action="append", help="B,T,C or B,HxW,C or B,DxHxW,C; may be repeated")
     parser.add_argument("--seconds", type=float, default=2.0, help="about how long to measure a shape and direction")
+    parser.add_argument(
+        "--no-attention", action="store_true", help="without its row, which takes minutes at 32k tokens"
+    )
     parser.add_argument("--json", type=Path, help="a file for the figures")
     args = parser.parse_args()
     kind = torch.device(args.device).type
@@ -53,12 +57,12 @@ def main() -> None:
     print(f"{name}, {str(dtype).removeprefix('torch.')}, torch {torch.__version__}")
     figures: dict[str, Directions] = {}
     for shape in shapes:
-        figures[shape] = measure(shape, args.device, dtype, args.seconds)
+        figures[shape] = measure(shape, args.device, dtype, args.seconds, not args.no_attention)
         if args.json:  # after every shape, for one that is stopped
             args.json.write_text(json.dumps(figures, indent=1))
 
 
-def measure(shape: str, device: str, dtype: torch.dtype, seconds: float) -> Directions:
+def measure(shape: str, device: str, dtype: torch.dtype, seconds: float, attend: bool) -> Directions:
     """Prints the tables of one shape; milliseconds and the share of a copy, by direction and row."""
     batch, spatial, channels = (tuple(map(int, part.split("x"))) for part in shape.split(","))
     sizes = (*batch, math.prod(spatial), *channels)
@@ -75,7 +79,8 @@ def measure(shape: str, device: str, dtype: torch.dtype, seconds: float) -> Dire
         for name in backends(nd.BACKENDS, k):
             operators[name] = partial(flat_nd, *volume, backend=name), volume
         operators["bi_wkv"] = partial(bi_wkv, *leaves), leaves
-    operators["attention"] = partial(attention, k, v), [k, v]
+    if attend:
+        operators["attention"] = partial(attention, k, v), [k, v]
 
     figures: Directions = {}
     for direction, tensors in (("forward", 3), ("forward+backward", 8)):
@@ -89,21 +94,37 @@ def measure(shape: str, device: str, dtype: torch.dtype, seconds: float) -> Dire
         steps["copy"] = partial(torch.empty_like(source).copy_, source)
         times = least_times(steps, device, seconds)
         print(f"\nB {batch[0]}  T {shape.split(',')[1]}  C {channels[0]}  {direction}")
-        memory = {name: f"{peak_memory(run):10.0f}" for name, run in steps.items()} if k.is_cuda else {}
-        print(f"{'':12}{'ms':>10}{'vs scan':>9}{'GB/s':>8}{'of copy':>9}{'peak MB' if memory else '':>10}".rstrip())
+        memory = {name: peak_memory(run, k.device) for name, run in steps.items()}
+        print(f"{'':12}{'ms':>10}{'vs scan':>9}{'GB/s':>8}{'of copy':>9}{'peak MB':>10}")
         for name, t in times.items():
             ratios = f"{times['scan'] / t:8.1f}x{moved / t / 1e9:8.1f}{times['copy'] / t:9.0%}"
-            print(f"{name:12}{t * 1e3:10.3f}{ratios}{memory.get(name, '')}", flush=True)
+            print(f"{name:12}{t * 1e3:10.3f}{ratios}{memory[name]:10.0f}", flush=True)
         figures[direction] = {name: {"ms": t * 1e3, "of_copy": times["copy"] / t} for name, t in times.items()}
     return figures
 
 
-def peak_memory(run: Step) -> float:
-    """Megabytes that a run on a GPU takes beside its inputs: results, gradients and scratch."""
+def peak_memory(run: Step, device: torch.device) -> float:
+    """Megabytes that a run takes beside its inputs: results, gradients and scratch; of the CPU by Linux's count, NaN
+    without it."""
+    if device.type != "cuda":
+        try:
+            ctypes.CDLL(None).malloc_trim(0)  # what is kept for reuse would hide what a run takes
+            Path("/proc/self/clear_refs").write_text("5")  # the largest so far is what there is now
+            before = resident("VmHWM")
+            run()
+            return (resident("VmHWM") - before) / 1e3
+        except (OSError, AttributeError):
+            return math.nan
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     run()
     return (torch.cuda.max_memory_allocated() - before) / 1e6
+
+
+def resident(field: str) -> int:
+    """Kilobytes of this process: VmHWM the most since it was reset."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
 def backends(known: dict[str, Backend], k: Tensor) -> Iterator[str]:

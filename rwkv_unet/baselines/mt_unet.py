@@ -136,8 +136,9 @@ class LocalGlobal(nn.Module):
         return y.permute(0, 2, 3, 1)[:, :height, :width]
 
     def _attend(self, x: Tensor) -> Tensor:
-        q, k, v = (y.unflatten(-1, (HEADS, -1)).transpose(3, 4) for y in self.qkv(x).chunk(3, -1))
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(3, 4).flatten(4))
+        each = self.qkv(x.flatten(0, 2)).chunk(3, -1)  # ONNX has attention over (batch, heads, tokens, channels) alone
+        q, k, v = (y.unflatten(-1, (HEADS, -1)).transpose(1, 2) for y in each)
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)).view_as(x)
 
 
 def filled(x: Tensor) -> Tensor:

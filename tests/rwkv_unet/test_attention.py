@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -59,6 +60,54 @@ def test_spatial_mix_over_axes_does_not_know_rows_from_columns() -> None:
     key, value = torch.randn(2, 2, 3, 5, 8)
     turned = transposed.attend(key.transpose(1, 2), value.transpose(1, 2))
     torch.testing.assert_close(turned.transpose(1, 2), mixer.attend(key, value))
+
+
+def neighbours(x: torch.Tensor) -> torch.Tensor:
+    """What a token of (B, D, H, W, 6) sees beside it: of each channel the value from another of its six neighbours."""
+    seen = torch.zeros_like(x)
+    steps = [(0, 0, -1), (0, 0, 1), (0, -1, 0), (0, 1, 0), (-1, 0, 0), (1, 0, 0)]
+    for place in itertools.product(*(range(side) for side in x.shape[1:4])):
+        for channel, step in enumerate(steps):
+            z, y, w = (a + b for a, b in zip(place, step, strict=True))
+            if min(z, y, w) >= 0 and z < x.shape[1] and y < x.shape[2] and w < x.shape[3]:
+                seen[:, *place, channel] = x[:, z, y, w, channel]
+    return seen
+
+
+def test_spatial_mix_over_three_axes_is_the_formula_token_by_token() -> None:
+    """Shift, projections, gate and Bi-WKV written out; the decay of an axis is spread over its size."""
+    torch.manual_seed(0)
+    mixer, x = SpatialMixND(6, axes=3).double(), torch.randn(2, 3, 4, 5, 6, dtype=torch.float64)
+    for parameter in mixer.parameters():
+        torch.nn.init.normal_(parameter)
+    shifted, sizes = neighbours(x), torch.tensor([3, 4, 5])
+    key, value, receptance = (
+        (x * mix.ratio + shifted * (1 - mix.ratio)) @ layer.weight.T
+        for mix, layer in (
+            (mixer.mix_key, mixer.key),
+            (mixer.mix_value, mixer.value),
+            (mixer.mix_receptance, mixer.receptance),
+        )
+    )
+    places = torch.cartesian_prod(*(torch.arange(side) for side in (3, 4, 5)))
+    steps = (places[:, None] - places[None]).abs()  # (60, 60, 3)
+    weight = (-(steps.double() / sizes) @ mixer.decay)[None] + key.flatten(1, 3)[:, None]  # (B, 60, 60, C)
+    own = (torch.eye(60, dtype=torch.bool)[None, :, :, None]).expand_as(weight)
+    weight = torch.where(own, weight + mixer.first / 60, weight).softmax(2)
+    attended = torch.einsum("bijc,bjc->bic", weight, value.flatten(1, 3)).unflatten(1, (3, 4, 5))
+    expected = (torch.sigmoid(receptance) * mixer.norm(attended)) @ mixer.output.weight.T
+    torch.testing.assert_close(mixer(x), expected)
+
+
+def test_every_voxel_sees_all_voxels_and_the_shift_its_six_neighbours() -> None:
+    torch.manual_seed(0)
+    mixer, x = SpatialMixND(12, axes=3), torch.randn(1, 3, 4, 5, 12, requires_grad=True)
+    for corner in ((0, 0, 0), (-1, -1, -1), (1, 2, 3)):
+        (gradient,) = torch.autograd.grad(mixer(x)[0][corner].square().sum(), x)
+        assert (gradient.abs().amax(dim=-1) > 0).all()
+    (gradient,) = torch.autograd.grad(mixer.shift(x)[0, 1, 2, 2].sum(), x)
+    seen = {tuple(place) for place in gradient[0].abs().amax(dim=-1).nonzero().tolist()}
+    assert seen == {(0, 2, 2), (2, 2, 2), (1, 1, 2), (1, 3, 2), (1, 2, 1), (1, 2, 3)}
 
 
 def test_mhsa_is_the_same_in_evaluation() -> None:

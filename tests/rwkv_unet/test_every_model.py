@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -219,3 +220,32 @@ def test_exports(traced: nn.Module) -> None:
     with torch.no_grad():
         program = torch.export.export(traced, (x,))
         torch.testing.assert_close(program.module()(x), traced(x), rtol=1e-4, atol=1e-5)
+
+
+DEEP = {"deep_supervision": True}
+ONNX: list[Case] = [
+    *((name, SHORT[name]) for name in ("mt_unet", "vm_unet")),
+    ("rwkv_unet_t", {**SMALL, "shift": "deformable", "scan": "quad"}),
+    ("rwkv_unet_3d_t", {**SMALL, **UNEVEN, "norm": "group", **DEEP}),
+    *((name, options | DEEP) for name, options in VOLUMES if name == "monai:DynUNet"),
+    *(case for case in VOLUMES if case[0] in ("monai:AttentionUnet", "monai:SegResNet")),
+]
+"""Of every operator one network, since others take long: attention in windows, a scan, a grid that is sampled, orders
+of tokens, and over three axes WKV, every kind of convolution and resizing."""
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of torch and onnxscript, about themselves
+@pytest.mark.parametrize("case", ONNX, ids=_label)
+def test_onnxruntime_gives_the_logits(case: Case, tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    export = pytest.importorskip("rwkvctl.models.export")
+    model, path = make(*case).eval(), tmp_path / "model.onnx"
+    x = images(model, 1, 2, 1)
+    with torch.no_grad():
+        expected = model(x)
+        export.write_onnx(export.Graph(model, (x,), (None,), ("image",), ("logits",), {}), path)
+    assert expected.std() > 1e-3
+    assert {node.domain for node in onnx.load(path).graph.node} == {""}, "standard operators only"
+    logits = export.open_onnx(path)(x)
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
