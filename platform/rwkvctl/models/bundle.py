@@ -273,6 +273,19 @@ def build(info: BundleInfo) -> nn.Module:
     else:
         from rwkv_unet import create_model as create
     try:
-        return create(name, **arguments)
+        model = create(name, **arguments)
     except (ValueError, TypeError, RuntimeError) as error:
         raise UserError(f"{INFO_NAME}: model: {' '.join(str(error).split())[:200]}") from None
+    if info.volumes is not None:
+        check_patch(info.volumes.patch, getattr(model, "divisor", (1, 1, 1)))
+    return model
+
+
+def check_patch(patch: tuple[int, ...], divisor: tuple[int, ...] | int) -> None:
+    """UserError for a patch that a network over three axes does not take."""
+    by = (divisor,) * 3 if isinstance(divisor, int) else divisor
+    if len(by) != len(patch) or any(side < 1 or side % d for side, d in zip(patch, by, strict=True)):
+        raise UserError(
+            f"{INFO_NAME}: volumes.patch: {list(patch)}, and the network takes multiples of {list(by)}: get the model "
+            "again"
+        )

@@ -18,6 +18,7 @@ from mlflow.exceptions import MlflowException
 from PIL import Image
 
 from rwkv_unet import create_model
+from rwkvctl.base.errors import UserError
 from rwkvctl.data.convert import synth
 from rwkvctl.data.convert.prepare import prepare
 from rwkvctl.data.feed.cases import iter_cases
@@ -142,3 +143,16 @@ def test_what_is_for_images_alone_is_one_line(
     assert said in done.err
     assert len(done.err.strip().splitlines()) == 1
     assert not (tmp_path / "a.png").exists()
+
+
+@pytest.mark.parametrize("patch", [(8, 30, 32), (6, 32, 32)])
+def test_a_patch_that_the_network_does_not_take_is_named(patch: tuple[int, int, int]):
+    described = {"name": "rwkv_unet_3d_xt", "num_classes": 4, "in_channels": 1}
+    info = BundleInfo.model_validate(
+        {"model": described, "classes": ["background", "a", "b", "c"], "image_size": patch[1:], "channels": 1}
+        | {"image_kind": "float", "volumes": {"patch": patch}}
+    )
+    with pytest.raises(
+        UserError, match=r"volumes.patch: \[.*\], and the network takes multiples of \[8, 16"
+    ):
+        bundle.build(info)
