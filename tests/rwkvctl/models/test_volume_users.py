@@ -152,7 +152,5 @@ def test_a_patch_that_the_network_does_not_take_is_named(patch: tuple[int, int, 
         {"model": described, "classes": ["background", "a", "b", "c"], "image_size": patch[1:], "channels": 1}
         | {"image_kind": "float", "volumes": {"patch": patch}}
     )
-    with pytest.raises(
-        UserError, match=r"volumes.patch: \[.*\], and the network takes multiples of \[8, 16"
-    ):
+    with pytest.raises(UserError, match=r"volumes.patch: \[.*\], and the network takes multiples of \[8, 16"):
         bundle.build(info)
