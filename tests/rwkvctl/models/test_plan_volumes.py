@@ -78,8 +78,20 @@ def test_images_are_no_volumes(binary: Manifest):
         ({"volumes": None}, "model.name rwkv_unet_3d_t: takes volumes, and volumes is null: leave it out"),
         ({"deep_supervision": "sum"}, "deep_supervision: of networks over three axes it is none or scales"),
         ({"consistency": {}}, "consistency: is for images and slices: set it to null"),
-        ({"volumes": {"patch": [8, 32]}}, "volumes.patch"),
-        ({"volumes": {"spacing": [0, 1, 1]}}, "volumes.spacing"),
+        (
+            {"volumes": {"patch": [8, 32]}},
+            "volumes.patch: must be auto, or whole numbers of voxels [depth, ",
+        ),
+        ({"volumes": {"patch": [0, 32, 32]}}, "volumes.patch: must be auto, or whole numbers of voxels"),
+        (
+            {"volumes": {"spacing": [0, 1, 1]}},
+            "volumes.spacing: must be auto, native, or millimetres [z, y, x]",
+        ),
+        (
+            {"volumes": {"spacing": "thin"}},
+            "volumes.spacing: must be auto, native, or millimetres [z, ",
+        ),
+        ({"volumes": {"thicknes": 3}}, "volumes.thicknes: unknown field (did you mean thickness?)"),
         ({"volumes": {"foreground": 1.5}}, "volumes.foreground: input should be less than or equal to 1, got 1.5"),
         ({"volumes": {"overlap": 1.0}}, "volumes.overlap: input should be less than 1, got 1.0"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from types import NoneType
 from typing import Annotated, Any, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
@@ -75,6 +76,8 @@ def near(location: tuple[str | int, ...], spec: type[Spec]) -> str:
         node = field.annotation if field is not None else None
         if part == "base" and (kinds := get_args(node)):
             node = get_args(kinds[int(("base", "pretrain") in itertools.pairwise(location))])[0]
+        if NoneType in (either := get_args(node)):  # one that may be null
+            node = next(kind for kind in either if kind is not NoneType)
         if not (isinstance(node, type) and issubclass(node, BaseModel)):
             return ""
     known = f"known: {', '.join(node.model_fields)}"

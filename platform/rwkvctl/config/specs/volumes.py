@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import math
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from rwkvctl.config.specs.base import Spec
 
@@ -13,15 +14,36 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 Millimetres = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
+def is_triple(value: Any, *kinds: type) -> bool:
+    """Three positive numbers of these kinds."""
+    numbers: list[Any] = list(value) if isinstance(value, list | tuple) else []
+    return len(numbers) == 3 and all(type(each) in kinds and 0 < each < math.inf for each in numbers)
+
+
+def check_patch(value: Any) -> Any:
+    """One line for what is neither of the two, in the place of one for each."""
+    if value == "auto" or is_triple(value, int):
+        return value
+    raise ValueError("must be auto, or whole numbers of voxels [depth, height, width]")
+
+
+def check_spacing(value: Any) -> Any:
+    if value in ("auto", "native") or is_triple(value, int, float):
+        return value
+    raise ValueError("must be auto, native, or millimetres [z, y, x]")
+
+
 class VolumesSpec(Spec):
     """What a network over three axes is shown of volumes; `auto` is planned from the training cases, as nnU-Net does,
     when the run first starts."""
 
-    patch: tuple[Positive, Positive, Positive] | Literal["auto"] = "auto"
+    patch: Annotated[tuple[Positive, Positive, Positive] | Literal["auto"], BeforeValidator(check_patch)] = "auto"
     """(D, H, W) voxels."""
     patch_voxels: Positive = 2**20
     """The most voxels of a patch that is planned."""
-    spacing: tuple[Millimetres, Millimetres, Millimetres] | Literal["auto", "native"] = "auto"
+    spacing: Annotated[
+        tuple[Millimetres, Millimetres, Millimetres] | Literal["auto", "native"], BeforeValidator(check_spacing)
+    ] = "auto"
     """mm along z, y, x that volumes are brought to; native leaves them as they are. auto: the median of the training
     cases, native where they have none."""
     thickness: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
