@@ -100,6 +100,8 @@ def tracked(spec: JobSpec, run_dir: Path) -> Iterator[Syncer]:
     """Send the journal to MLflow and to its mirrors while the block runs, and how it ended."""
     syncer = Syncer(run_dir, spec.tracking.uri or "", spec.tracking.experiment, parent=spec.tracking.parent)
     sweep = isinstance(spec, TuneSpec)
+    if sweep:  # Optuna and MLflow both use it, and two threads that import it at once may each get half of it
+        importlib.import_module("sqlalchemy")
     mirrors = JournalMirrors(run_dir, spec.tracking.mirrors or ())
     syncer.start(delay=0.0 if sweep else FIRST_SENT_AFTER)
     mirrors.start(delay=FIRST_SENT_AFTER)

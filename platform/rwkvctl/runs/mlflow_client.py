@@ -12,7 +12,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 from rwkvctl.base import uris
 from rwkvctl.base.errors import UserError
@@ -73,15 +73,20 @@ def is_silent(tracking_uri: str) -> bool:
 
 
 def is_unreachable(database: str) -> bool:
-    """Whether nobody listens at a database's address; False for one that is a file."""
-    from sqlalchemy.engine import make_url
+    """Whether nobody listens at a database's address; False for one that is a file.
 
-    address = make_url(database)
-    port = address.port or PORTS.get(address.get_backend_name())
-    if address.host is None or port is None or unquote(address.host).startswith("/"):
+    SQLAlchemy could take the address apart, but another thread may be importing it: two threads that come to a package
+    from both ends (`sqlalchemy` and `sqlalchemy.engine`) get it half made.
+    """
+    address = urlsplit(database)
+    try:
+        port = address.port or PORTS.get(address.scheme.partition("+")[0])
+    except ValueError:  # MLflow says what is wrong with it
+        return False
+    if address.hostname is None or port is None or unquote(address.hostname).startswith("/"):
         return False
     try:
-        socket.create_connection((address.host, port), SILENT_AFTER).close()
+        socket.create_connection((address.hostname, port), SILENT_AFTER).close()
     except OSError:
         return True
     return False

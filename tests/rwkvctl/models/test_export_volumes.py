@@ -192,8 +192,8 @@ def test_what_an_exported_file_does_not_do(exported: Path, tmp_path: Path, rwkvc
     flat.info = info(volumes=None)
     with pytest.raises(UserError, match="exported files of slices and of volumes are no ensemble"):
         OnnxSegmenter([opened, flat])
-    network = create_model("rwkv_unet_3d_t", num_classes=3, in_channels=1)
-    described = {"name": "rwkv_unet_3d_t", "num_classes": 3, "in_channels": 1}
+    described = {"name": "rwkv_unet_3d_t", "num_classes": 3, "in_channels": 1, "flat_stages": 2}
+    network = create_model(**described)
     bundle.save(tmp_path / "model", network.state_dict(), info(model=described))
     done = rwkvctl(f"model export {tmp_path}/model --logits --out {tmp_path}/a.onnx")
     assert done.code == 2
