@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 
 from rwkvctl.base.errors import BadFile
 from rwkvctl.data.convert import formats, pixel_range
+from rwkvctl.data.convert.choices import options_of
 from rwkvctl.data.convert.discover import EXAMPLES, Problems, by_kind
 from rwkvctl.data.convert.formats.base import Item, Plan, Sample
-from rwkvctl.data.convert.prepare import options_of, planned_splits, told_notes
+from rwkvctl.data.convert.manifest_content import told_notes
+from rwkvctl.data.convert.prepare import planned_splits
 from rwkvctl.data.convert.sources import open_sources
 from rwkvctl.data.images.files import decode_rgb
 from rwkvctl.data.store.contact_sheet import sheet_of, tile

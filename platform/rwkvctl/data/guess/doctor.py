@@ -11,11 +11,11 @@ from typing import Any
 
 from rwkvctl.base.errors import BadFile, UserError
 from rwkvctl.data.convert import class_table, discover, formats, pair_tables, part_lists
+from rwkvctl.data.convert.choices import options_of
 from rwkvctl.data.convert.discover import EXAMPLES, Problems
 from rwkvctl.data.convert.formats.base import Item, Options, Plan
 from rwkvctl.data.convert.formats.pairs import Pair
 from rwkvctl.data.convert.formats.scan_pairs import ScanCase
-from rwkvctl.data.convert.prepare import options_of
 from rwkvctl.data.convert.sources import Source, natural_key, open_sources
 from rwkvctl.data.convert.suggestion import Suggestion
 from rwkvctl.data.guess import mask_classes, mask_survey, picture_patterns, volume_patterns
