@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from rwkvctl.base.errors import UserError
-from rwkvctl.cli import data_export
+from rwkvctl.cli import data_export, data_print
 from rwkvctl.cli.progress import AsJson, progress_bar
 
-if TYPE_CHECKING:
-    from rwkvctl.data.convert.formats.base import Dataset
-    from rwkvctl.data.convert.rehearsal import Rehearsal
-    from rwkvctl.data.store.manifest import Manifest
-
 MOST_PROBLEMS = 12
-WIDTH_IN_FILES = 250
 
 app = typer.Typer(help="Make, check and look at data sets.", no_args_is_help=True)
 app.add_typer(data_export.app, name="export")
@@ -170,7 +164,7 @@ def prepare(
         return
     with bucket.prepared(location, scratch, overwrite) as folder, progress_bar(quiet=as_json) as progress:
         run(format_name, source, folder, **choices, overwrite=overwrite, workers=workers, progress=progress)
-    _show(Manifest.load(location), as_json)
+    data_print.show(Manifest.load(location), as_json)
 
 
 def _rehearse(
@@ -192,38 +186,12 @@ def _rehearse(
         content = asdict(found) | {"sheet": str(picture) if picture else None}
         print(json.dumps(content, indent=2, ensure_ascii=False))
     else:
-        for line in _rehearsal_lines(found):
+        for line in data_print.rehearsal_lines(found):
             print(line)
         print(f"  picture      {picture}" if picture else "  picture      none, as nothing could be read")
         print(f"nothing was written to {location}")
     if found.problems:
         raise typer.Exit(1)
-
-
-def _rehearsal_lines(found: Rehearsal) -> Iterator[str]:
-    yield f"{found.dataset}, form {found.form}"
-    yield f"  samples      {', '.join(f'{part} {n}' for part, n in found.counts.items())}"
-    for example in found.examples:
-        image, *masks = example
-        more = f", ... ({len(masks)} in all)" if len(masks) > 3 else ""
-        yield f"  pair         {image}  with  {', '.join(masks[:3])}{more}" if masks else f"  sample       {image}"
-    total = sum(found.counts.values())
-    if found.read < total:
-        yield f"  read         {found.read} of {total} samples, of which are:"
-    if found.sizes:
-        yield from _balance(
-            {"stats": {"size_hist": found.sizes, "pixel_fraction": found.shares}, "classes": found.classes}
-        )
-    yield f"  groups       {found.groups or 'none'}" + (" (patients, sequences) known" if found.groups else " known")
-    for number, (name, parts) in enumerate(found.splits.items()):
-        counts = ", ".join(f"{part} {n}" for part, n in parts.items())
-        yield f"  split        {name}{'' if number else ' (default)'}: {counts}"
-    if found.excluded:
-        yield f"  left out     {_left_out([own['id'] for own in found.excluded])}"
-    for warning in found.warnings:
-        yield f"  warning      {warning}"
-    for problem in found.problems:
-        yield f"  problem      {problem}"
 
 
 @app.command()
@@ -252,7 +220,7 @@ def verify(
         for why in report.quarantined.values():
             print(f"quarantined: {why}")
         count = len(report.problems)
-        apart = f", {_samples(len(report.quarantined))} in quarantine" if report.quarantined else ""
+        apart = f", {data_print.samples(len(report.quarantined))} in quarantine" if report.quarantined else ""
         state = f"sound{apart}" if report.ok else f"{count} problem{'s' if count > 1 else ''}"
         print(f"{report.root}: {state} ({report.samples} samples in {report.shards} shards)")
     if not report.ok:
@@ -269,7 +237,7 @@ def show(
     from rwkvctl.data.store.manifest import Manifest
 
     manifest = Manifest.load(path)
-    _show(manifest, as_json)
+    data_print.show(manifest, as_json)
     if sheet:
         from rwkvctl.base import files
         from rwkvctl.data.store.contact_sheet import contact_sheet
@@ -302,7 +270,7 @@ def split(
         raise UserError("data split: give --rule RULE or --folds K, one of them")
     manifest = Manifest.load(path)
     for name in names:
-        print(_split_line(manifest, name))
+        print(data_print.split_line(manifest, name))
     print(f"use it with: --set data.split={names[0]}")
 
 
@@ -345,10 +313,6 @@ def doctor(
         raise typer.Exit(1)
 
 
-def _samples(n: int) -> str:
-    return f"{n} sample{'' if n == 1 else 's'}"
-
-
 @app.command("list")
 def list_(
     name: Annotated[str | None, typer.Argument(help="Show this one: its classes and the layouts it may have.")] = None,
@@ -364,14 +328,14 @@ def list_(
 
     if name:
         dataset = formats.get(name).DATASET
-        print(json.dumps(asdict(dataset), indent=2)) if as_json else _print_dataset(dataset)
+        print(json.dumps(asdict(dataset), indent=2)) if as_json else data_print.print_dataset(dataset)
         return
     root = root or _data_root()
     found: dict[str, Any] = {}
     for path in sorted(root.glob(f"*/{FILE_NAME}")) if root.is_dir() else []:
         if not path.parent.name.startswith("."):
             try:
-                found[str(path.parent)] = _summary(Manifest.load(path.parent))
+                found[str(path.parent)] = data_print.summary_of(Manifest.load(path.parent))
             except UserError as error:
                 found[str(path.parent)] = {"error": str(error)}
     if as_json:
@@ -379,10 +343,10 @@ def list_(
         print(json.dumps({"formats": table, "root": str(root), "datasets": found}, indent=2))
         return
     prepared = {summary.get("format") for summary in found.values()}
-    _print_table([form.DATASET for form in formats.every()], prepared)
+    data_print.print_table([form.DATASET for form in formats.every()], prepared)
     print(f"data sets in {root}" + ("" if found else ": none yet; make one with rwkvctl data prepare"))
     for path_text, summary in found.items():
-        print(f"  {Path(path_text).name:20} " + (summary.get("error") or _one_line(summary)))
+        print(f"  {Path(path_text).name:20} " + (summary.get("error") or data_print.one_line(summary)))
 
 
 @app.command("verify-synapse")
@@ -430,136 +394,6 @@ def synth(
     with _writable("--out", out):
         trees.write(name, out, n=n, size=size, seed=seed, traps=trap or ())
     print(f"{out}: synthetic {name}; next: {trees.how_to_prepare(name, out)}")
-
-
-def _print_table(datasets: Sequence[Dataset], prepared: set[str | None]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for title in ("data set", "task", "classes", "expected", "forms", "prepared", "licence", "from"):
-        table.add_column(title, overflow="fold")
-    for dataset in datasets:
-        table.add_row(
-            dataset.name,
-            dataset.task,
-            str(len(dataset.classes)) if dataset.classes else "any",
-            ", ".join(f"{n} {what}" for what, n in dataset.expected.items()) or "any number",
-            ", ".join(dataset.forms),
-            "yes" if dataset.name in prepared else "no",
-            dataset.licence,
-            dataset.access,
-        )
-    console = Console(markup=False, highlight=False)
-    if not console.is_terminal:
-        console.width = WIDTH_IN_FILES
-    console.print(table)
-
-
-def _print_dataset(dataset: Dataset) -> None:
-    """All that is known of one data set, above all the layouts of the downloads that are understood."""
-    print(f"{dataset.name}: {dataset.title}")
-    for number, name in enumerate(dataset.classes[:20]):
-        print(f"  class {number:<4} {name}")
-    if len(dataset.classes) > 20:
-        print(f"  ... and {len(dataset.classes) - 20} more classes")
-    for what, count in dataset.expected.items():
-        print(f"  expected   {count} {what}")
-    for form, layout in dataset.forms.items():
-        print(f"  form       {form}: {layout}")
-    print(f"  licence    {dataset.licence}")
-    print(f"  from       {dataset.access}")
-    if dataset.citation:
-        print(f"  cite       {dataset.citation}")
-
-
-def _one_line(summary: dict[str, Any]) -> str:
-    return f"{summary['task']}, {summary['samples']} samples, {len(summary['classes'])} classes"
-
-
-def _summary(manifest: Manifest) -> dict[str, Any]:
-    content = manifest.content
-    return {
-        "path": manifest.location,
-        "dataset": manifest.dataset,
-        "format": content.source.format,
-        "task": manifest.task,
-        "classes": manifest.classes,
-        "channels": manifest.channels,
-        "channel_names": manifest.channel_names,
-        "image_kind": manifest.image_kind,
-        "samples": content.counts["samples"],
-        "quarantined": manifest.quarantined,
-        "bytes": sum(shard.bytes for shard in manifest.shards),
-        "shards": len(manifest.shards),
-        "fingerprint": manifest.fingerprint,
-        "default_split": manifest.default_split,
-        "splits": {name: entry.model_dump(exclude={"sha256"}) for name, entry in manifest.splits.items()},
-        "duplicates": content.duplicates.model_dump(),
-        "excluded": [own.model_dump() for own in content.excluded],
-        "warnings": content.warnings,
-        "stats": content.stats,
-    }
-
-
-def _show(manifest: Manifest, as_json: bool) -> None:
-    summary = _summary(manifest)
-    if as_json:
-        print(json.dumps(summary, indent=2, ensure_ascii=False))
-        return
-    names = ", ".join(manifest.classes[:8]) + (", ..." if len(manifest.classes) > 8 else "")
-    print(summary["path"])
-    print(f"  data set     {manifest.dataset}, {manifest.task}, {manifest.image_kind}")
-    if manifest.channel_names:
-        print(f"  channels     {manifest.channels}: {', '.join(manifest.channel_names)}; the first is shown")
-    print(f"  classes      {len(manifest.classes)}: {names}")
-    print(f"  samples      {summary['samples']} in {summary['shards']} shards, {summary['bytes'] / 1e6:.1f} MB")
-    for line in _balance(summary):
-        print(line)
-    for name in manifest.splits:
-        print(f"  split        {_split_line(manifest, name)}")
-    print(f"  duplicates   {_duplicates_line(manifest)}")
-    if manifest.content.excluded:
-        print(f"  left out     {_left_out([own.id for own in manifest.content.excluded])}")
-    if manifest.quarantined:
-        print(f"  quarantine   {_samples(manifest.quarantined)} damaged and left out")
-    for warning in summary["warnings"]:
-        print(f"  warning      {warning}")
-    print(f"  fingerprint  {manifest.fingerprint}")
-
-
-def _split_line(manifest: Manifest, name: str) -> str:
-    entry = manifest.splits[name]
-    order = dict.fromkeys(["train", "val", "test", *entry.counts])  # then unlabeled, if there are such
-    counts = ", ".join(f"{part} {entry.counts[part]}" for part in order)
-    default = " (default)" if name == manifest.default_split else ""
-    leaks = f"; {entry.leak_groups_shared} groups leak" if entry.leak_groups_shared else ""
-    return f"{name}{default}: {counts}{leaks}"
-
-
-def _duplicates_line(manifest: Manifest) -> str:
-    found = manifest.content.duplicates
-    copies = f"{sum(map(len, found.copies))} copies in {len(found.copies)} clusters"
-    if found.near is None:
-        return f"{copies}; near-duplicates were not looked for"
-    return f"{copies}; {sum(map(len, found.near))} near-duplicates in {len(found.near)} clusters"
-
-
-def _left_out(ids: Sequence[str]) -> str:
-    return f"{len(ids)}: {', '.join(ids[:3])}{', ...' if len(ids) > 3 else ''}; all are listed in the manifest"
-
-
-def _balance(summary: dict[str, Any]) -> list[str]:
-    """Image sizes, and the share of each class in the pixels."""
-    sizes = summary["stats"]["size_hist"]
-    top = sorted(sizes, key=sizes.__getitem__, reverse=True)[:4]
-    more = f", {len(sizes) - len(top)} more" if len(sizes) > len(top) else ""
-    lines = ["  sizes        " + ", ".join(f"{size} ({sizes[size]})" for size in top) + more]
-    shares = summary["stats"].get("pixel_fraction")
-    if shares:
-        named = zip(summary["classes"], shares, strict=True)
-        lines.append("  pixels       " + ", ".join(f"{name} {100 * share:.2f} %" for name, share in named))
-    return lines
 
 
 @contextmanager
