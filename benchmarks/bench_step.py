@@ -171,7 +171,7 @@ def ours(spec: PretrainSpec, manifest: Manifest, me: Worker) -> Turn:
         loader = train_loader(spec, spec.augment, manifest, me)
         meter = Meter(me, spec.train.batch_size, macs=0)
         for number, batch in enumerate(meter.batches(ahead(loader.epoch(next(epochs)), me.device)), 1):
-            stepper.step(objective.of(batch, stepper.parts), position.step, linear=True)
+            stepper.step(objective.of(batch, position.step, stepper.parts), position.step, linear=True)
             position.step += 1
             if number in (WARM_UP, WARM_UP + steps):
                 stepper.metrics()  # waits for the device, as with every line of a job's log

@@ -16,33 +16,22 @@ from torch import Tensor, nn
 
 from rwkv_jobs.consistency import Unlabeled
 from rwkv_jobs.epochs import (
-    advance,
-    checkpoint_is_due,
-    close_epoch,
-    goes_on,
     improves,
-    log_is_due,
-    moving_average,
-    parts_read,
     read_decoded,
     train_loader,
     validation_is_due,
 )
-from rwkv_jobs.failed_step import kept_for_replay
 from rwkv_jobs.fit import run_training
 from rwkv_jobs.form import TrainingForm
 from rwkv_jobs.gallery import Gallery
-from rwkv_jobs.meter import Meter
-from rwkv_jobs.model_summary import describe, model_info
-from rwkv_jobs.profiler import Profiler
+from rwkv_jobs.model_summary import model_info
 from rwkv_jobs.recorder import Recorder
 from rwkv_jobs.scoring import CaseScorer, Probabilities, has_foreground, score_cases, write_cases
-from rwkv_jobs.stepper import LossOf, Stepper, Total
-from rwkv_jobs.stopping import Stopping
-from rwkv_jobs.worker import Worker, autocast, named_if_not_deterministic, set_arithmetic, worker
+from rwkv_jobs.stepper import LossOf, Total
+from rwkv_jobs.training_loop import Training
+from rwkv_jobs.worker import Worker, autocast, set_arithmetic, worker
 from rwkvctl.base.files import write_json
 from rwkvctl.config.specs.jobs import FinetuneSpec
-from rwkvctl.data.feed.ahead import ahead
 from rwkvctl.data.feed.model_input import to_input
 from rwkvctl.data.feed.samples import Batch, micro_batch
 from rwkvctl.data.store.manifest import Manifest
@@ -55,12 +44,11 @@ from rwkvctl.registry import encoder_weights, references
 from rwkvctl.registry.cases import TABLE
 from rwkvctl.registry.release import SUMMARY
 from rwkvctl.runs.journal import say
-from rwkvctl.runs.samples_seen import SamplesSeen
 from rwkvctl.training import deep_supervision
 from rwkvctl.training.checkpoint import Position, TrainState
 from rwkvctl.training.checkpoint_folder import read_checked
 from rwkvctl.training.losses import segmentation_loss
-from rwkvctl.training.optimizer import encoder_of, make_optimizer
+from rwkvctl.training.optimizer import encoder_of
 
 NO_FOREGROUND = (
     "warning: no validation mask contains foreground, so validation scores mean nothing; the last weights are kept"
@@ -100,67 +88,27 @@ def train(spec: FinetuneSpec, run_dir: Path) -> None:
         loader = train_loader(spec, spec.augment, manifest, me)
         read_decoded(spec, loader, recorder.say)
         model = networks.channels_last(make_model(spec, manifest, run_dir).to(me.device))
-        ema = moving_average(spec, model)
-        state = TrainState(
-            model,
-            make_optimizer(model, spec.optimizer),
-            manifest.fingerprint,
-            spec.model_dump(mode="json"),
-            ema.module if ema else None,
-        )
-        recorder.restore(state)
-        recorder.reads(manifest, spec.data.split, *parts_read(spec))
-        recorder.params(described := describe(model, manifest, networks.input_shape(spec, manifest.channels)))
-        recorder.event(
-            "plan", epochs=spec.train.epochs, steps_per_epoch=loader.steps_per_epoch, step=state.position.step
-        )
-        position = state.position
-        form = TrainingForm(model, spec, me)
-        recorder.batch_norm_over(form.normalised_over)
-        stepper = Stepper(
-            spec, me, form, state.optimizer, loader.steps_per_epoch, position, recorder.say, recorder.failure
-        )
-        seen = SamplesSeen(me.rank)
-        meter = Meter(me, spec.train.batch_size, described["macs_true"])
-        objective = Objective(spec, manifest, me, form, loader.steps_per_epoch)
+        shape = networks.input_shape(spec, manifest.channels)
+        training = Training(spec, manifest, me, recorder, loader, model, shape)
+        objective = Objective(spec, manifest, me, training.form, loader.steps_per_epoch)
         comparable = not spec.train.validate_every or has_foreground(manifest, spec.data, "val", me)
         if not comparable:
             recorder.say(NO_FOREGROUND)
-        with (
-            named_if_not_deterministic(),
-            kept_for_replay(recorder, spec, model, loader, position),
-            Profiler(recorder, me.device, spec.train.profile_steps) as profiler,
-            closing(CaseScorer(manifest, spec.data, "val", me, hd95=False, volumes=volume_input(spec))) as scorer,
-            Stopping(me, run_dir) as stopping,
-        ):
-            while goes_on(spec, position):
-                prepare_epoch(spec, form, position)
-                batches = ahead(loader.epoch(position.epoch, position.consumed), me.device)
-                for batch in meter.batches(batches):
-                    seen.note(position.step + 1, batch.keys)
-                    stepper.step(objective.of(batch, position.step, stepper.parts), position.step, linear=False)
-                    if ema is not None:
-                        ema.update(model, step=position.step)
-                    profiler.step()
-                    last = advance(position, spec.train.batch_size, loader.steps_per_epoch)
-                    due = log_is_due(spec, position)
-                    recorder.metrics(stepper.metrics() | meter.metrics() if due else None, position.step)
-                    if (stopping.look() or checkpoint_is_due(spec, position)) and not last:
-                        stepper.check_finite()
-                        recorder.checkpoint(state)
-                        stopping.leave()
-                stepper.check_finite()
-                close_epoch(position)
-                better = validate(spec, scorer, state, recorder) or not comparable
-                recorder.checkpoint(state, best=better)
-                stopping.leave()
-                meter.start()
-        finish(spec, manifest, model, me, run_dir, recorder, described)
+        with closing(CaseScorer(manifest, spec.data, "val", me, hd95=False, volumes=volume_input(spec))) as scorer:
+            training.run(
+                run_dir,
+                objective,
+                begin_epoch=lambda: prepare_epoch(spec, training.form, training.position),
+                validate=lambda: validate(spec, scorer, training.state, recorder) or not comparable,
+            )
+        finish(spec, manifest, model, me, run_dir, recorder, training.described)
 
 
 class Objective:
     """The loss of the global batch: equation 10 over the labeled images and, if the spec has it, consistency over the
     unlabeled ones."""
+
+    linear = False
 
     def __init__(self, spec: FinetuneSpec, manifest: Manifest, me: Worker, form: TrainingForm, steps_per_epoch: int):
         self.spec, self.ignore_index, self.me, self.form = spec, manifest.ignore_index, me, form

@@ -14,31 +14,20 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from rwkv_jobs.epochs import (
-    advance,
-    checkpoint_is_due,
-    close_epoch,
-    goes_on,
     improves,
-    log_is_due,
-    moving_average,
-    parts_read,
     train_loader,
     validation_is_due,
 )
-from rwkv_jobs.failed_step import kept_for_replay
 from rwkv_jobs.fit import run_training
 from rwkv_jobs.form import TrainingForm
-from rwkv_jobs.meter import Meter
-from rwkv_jobs.model_summary import describe, model_info
-from rwkv_jobs.profiler import Profiler
+from rwkv_jobs.model_summary import model_info
 from rwkv_jobs.recorder import Recorder
 from rwkv_jobs.scoring import count_accuracy, named
-from rwkv_jobs.stepper import LossOf, Stepper, Total
-from rwkv_jobs.stopping import Stopping
-from rwkv_jobs.worker import Worker, autocast, named_if_not_deterministic, set_arithmetic, worker
+from rwkv_jobs.stepper import LossOf, Total
+from rwkv_jobs.training_loop import Training
+from rwkv_jobs.worker import Worker, autocast, set_arithmetic, worker
 from rwkvctl.base.files import write_json
 from rwkvctl.config.specs.jobs import PretrainSpec
-from rwkvctl.data.feed.ahead import ahead
 from rwkvctl.data.feed.model_input import to_input
 from rwkvctl.data.feed.samples import Batch, micro_batch
 from rwkvctl.data.store.manifest import Manifest
@@ -48,9 +37,7 @@ from rwkvctl.models import bundle
 from rwkvctl.registry import classifier_start, encoder_weights
 from rwkvctl.registry.release import SUMMARY
 from rwkvctl.runs.journal import say
-from rwkvctl.runs.samples_seen import SamplesSeen
 from rwkvctl.training.checkpoint import TrainState
-from rwkvctl.training.optimizer import make_optimizer
 
 
 def check(spec: PretrainSpec, run_dir: Path) -> None:
@@ -83,62 +70,26 @@ def train(spec: PretrainSpec, run_dir: Path) -> None:
         manifest = Manifest.load(spec.data.path or "")
         loader = train_loader(spec, spec.augment, manifest, me)
         model = make_model(spec, manifest, run_dir).to(me.device).to(memory_format=torch.channels_last)
-        ema = moving_average(spec, model)
-        optimizer = make_optimizer(model, spec.optimizer)
-        state = TrainState(
-            model, optimizer, manifest.fingerprint, spec.model_dump(mode="json"), ema.module if ema else None
+        shape = (manifest.channels, spec.data.image_size, spec.data.image_size)
+        training = Training(spec, manifest, me, recorder, loader, model, shape)
+        training.run(
+            run_dir,
+            Objective(spec, me, training.form),
+            begin_epoch=model.train,
+            validate=lambda: validate(spec, manifest, me, training.state, recorder),
         )
-        recorder.restore(state)
-        recorder.reads(manifest, spec.data.split, *parts_read(spec))
-        recorder.params(described := describe(model, manifest, (manifest.channels, *[spec.data.image_size] * 2)))
-        recorder.event(
-            "plan", epochs=spec.train.epochs, steps_per_epoch=loader.steps_per_epoch, step=state.position.step
-        )
-        position = state.position
-        form = TrainingForm(model, spec, me)
-        recorder.batch_norm_over(form.normalised_over)
-        stepper = Stepper(spec, me, form, optimizer, loader.steps_per_epoch, position, recorder.say, recorder.failure)
-        seen = SamplesSeen(me.rank)
-        meter = Meter(me, spec.train.batch_size, described["macs_true"])
-        objective = Objective(spec, me, form)
-        with (
-            named_if_not_deterministic(),
-            kept_for_replay(recorder, spec, model, loader, position),
-            Profiler(recorder, me.device, spec.train.profile_steps) as profiler,
-            Stopping(me, run_dir) as stopping,
-        ):
-            while goes_on(spec, position):
-                model.train()
-                batches = ahead(loader.epoch(position.epoch, position.consumed), me.device)
-                for batch in meter.batches(batches):
-                    seen.note(position.step + 1, batch.keys)
-                    stepper.step(objective.of(batch, stepper.parts), position.step, linear=True)
-                    if ema is not None:
-                        ema.update(model, step=position.step)
-                    profiler.step()
-                    last = advance(position, spec.train.batch_size, loader.steps_per_epoch)
-                    due = log_is_due(spec, position)
-                    recorder.metrics(stepper.metrics() | meter.metrics() if due else None, position.step)
-                    if (stopping.look() or checkpoint_is_due(spec, position)) and not last:
-                        stepper.check_finite()
-                        recorder.checkpoint(state)
-                        stopping.leave()
-                stepper.check_finite()
-                close_epoch(position)
-                better = validate(spec, manifest, me, state, recorder)
-                recorder.checkpoint(state, best=better)
-                stopping.leave()
-                meter.start()
-        finish(spec, manifest, model, me, run_dir, recorder, described)
+        finish(spec, manifest, model, me, run_dir, recorder, training.described)
 
 
 class Objective:
     """Cross entropy with label smoothing over the global batch: a sum over its images."""
 
+    linear = True
+
     def __init__(self, spec: PretrainSpec, me: Worker, form: TrainingForm):
         self.spec, self.me, self.form = spec, me, form
 
-    def of(self, batch: Batch, parts: int) -> LossOf:
+    def of(self, batch: Batch, step: int, parts: int) -> LossOf:
         """As a function of one of this worker's micro-batches of a step."""
         return lambda part, total: self.loss(micro_batch(batch, part, parts), total)
 

@@ -20,7 +20,8 @@ from rwkv_jobs import finetune, pretrain
 from rwkv_jobs.epochs import train_loader
 from rwkv_jobs.failed_step import FOLDER, read
 from rwkv_jobs.form import TrainingForm
-from rwkv_jobs.stepper import LossOf, Stepper
+from rwkv_jobs.stepper import Stepper
+from rwkv_jobs.training_loop import Objective
 from rwkv_jobs.worker import Worker, pick_device, set_arithmetic
 from rwkvctl.base.errors import UserError
 from rwkvctl.base.uris import mask
@@ -61,14 +62,14 @@ def replay(run_dir: Path) -> list[str]:
     stepper = Stepper(
         spec, me, form, make_optimizer(model, spec.optimizer), loader.steps_per_epoch, Position(), lambda text: None
     )
-    loss_of: LossOf
+    objective: Objective
     if isinstance(spec, FinetuneSpec):
         finetune.prepare_epoch(spec, form, Position(epoch=failed["epoch"]))
         objective = finetune.Objective(spec, manifest, me, form, loader.steps_per_epoch)
-        loss_of = objective.of(batch, failed["step"], stepper.parts)
     else:
         model.train()
-        loss_of = pretrain.Objective(spec, me, form).of(batch, stepper.parts)
+        objective = pretrain.Objective(spec, me, form)
+    loss_of = objective.of(batch, failed["step"], stepper.parts)
     said = [
         f"step {failed['step'] + 1}, in epoch {failed['epoch'] + 1}, on {me.device} in {spec.train.precision}; "
         f"{failed['reason']} was not finite",
@@ -76,7 +77,7 @@ def replay(run_dir: Path) -> list[str]:
     ]
     with watched(model) as found:
         try:
-            loss = stepper.gradients(loss_of, failed["step"], isinstance(spec, PretrainSpec))
+            loss = stepper.gradients(loss_of, failed["step"], objective.linear)
         except RuntimeError as error:
             if "returned nan values" not in str(error):
                 raise

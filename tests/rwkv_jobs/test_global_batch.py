@@ -93,7 +93,7 @@ def steps_of(spec: FinetuneSpec | PretrainSpec, me: Worker, dtype: torch.dtype, 
         if isinstance(spec, FinetuneSpec):
             stepper.step(objective.of(spoiled(batch), step, stepper.parts), step, linear=False)
         else:
-            stepper.step(pretrain.Objective(spec, me, form).of(batch, stepper.parts), step, linear=True)
+            stepper.step(pretrain.Objective(spec, me, form).of(batch, step, stepper.parts), step, linear=True)
         losses.append(stepper.metrics()["train/loss"])
     state = {name.removeprefix("network."): x for name, x in model.state_dict().items()}
     return {"losses": torch.tensor(losses, dtype=torch.float64), **state}
