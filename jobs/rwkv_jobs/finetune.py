@@ -48,10 +48,14 @@ from rwkvctl.training import deep_supervision
 from rwkvctl.training.checkpoint import Position, TrainState
 from rwkvctl.training.checkpoint_folder import read_checked
 from rwkvctl.training.losses import segmentation_loss
-from rwkvctl.training.optimizer import encoder_of
+from rwkvctl.training.optimizer import encoder_of, keeps_its_encoder
 
 NO_FOREGROUND = (
     "warning: no validation mask contains foreground, so validation scores mean nothing; the last weights are kept"
+)
+KEEPS_NOISE = (
+    "warning: {name} keeps its encoder's weights, which start at random; give those of SAM with --encoder pretrained "
+    "or --encoder FILE"
 )
 
 
@@ -88,6 +92,8 @@ def train(spec: FinetuneSpec, run_dir: Path) -> None:
         loader = train_loader(spec, spec.augment, manifest, me)
         read_decoded(spec, loader, recorder.say)
         model = networks.channels_last(make_model(spec, manifest, run_dir).to(me.device))
+        if spec.model.encoder_weights is None and keeps_its_encoder(model):
+            recorder.say(KEEPS_NOISE.format(name=spec.model.name))
         shape = networks.input_shape(spec, manifest.channels)
         training = Training(spec, manifest, me, recorder, loader, model, shape)
         objective = Objective(spec, manifest, me, training.form, loader.steps_per_epoch)

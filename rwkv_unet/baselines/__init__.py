@@ -1,4 +1,4 @@
-"""The networks that the paper compares with (Tables III to VI), one file each, written from their papers.
+"""The networks that the paper compares with (Tables III to VI and XIV), one file each, written from their papers.
 
 All of them take (B, in_channels, H, W) and give logits (B, num_classes, H, W), those with `deep_supervision` a list of
 such logits in training mode; `divisor` is what H and W have to be
@@ -29,6 +29,7 @@ from rwkv_unet.baselines.options import check_options
 from rwkv_unet.baselines.pvt_cascade import PVTCascade
 from rwkv_unet.baselines.pvtformer import PVTFormer
 from rwkv_unet.baselines.rolling_unet import RollingUNet
+from rwkv_unet.baselines.samed import SAMS, SAMed
 from rwkv_unet.baselines.swin_unet import SwinUNet
 from rwkv_unet.baselines.trans_cascade import TransCascade
 from rwkv_unet.baselines.trans_deeplab import TransDeepLab
@@ -77,6 +78,8 @@ BASELINES: dict[str, Callable[..., nn.Module]] = {
     "mamba_unet": MambaUNet,
     "h_vmunet": HVMUNet,
     "zig_rir": ZigRiR,
+    "samed_b": SAMed,
+    "samed_h": partial(SAMed, encoder=SAMS[-1]),
 }
 
 

@@ -15,10 +15,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from rwkv_jobs import finetune
 from rwkv_jobs.failed_step import read
 from rwkv_jobs.replay import replay
 from rwkvctl.cli import app
+from rwkvctl.data.store.manifest import Manifest
 from rwkvctl.runs import folder as run_folder
 from rwkvctl.runs.journal import MEASURED
 from rwkvctl.runs.lease import RunLease
@@ -99,6 +102,9 @@ import torch
 from functools import partial
 torch.compile = partial(torch.compile, backend="eager")  # code is generated in minutes, and is not the point
 """
+
+SAMED = "model.name=samed_b model.options.width=64 model.options.depth=4"
+"""Whose encoder is not trained."""
 
 
 def free_port() -> int:
@@ -190,6 +196,25 @@ def test_a_compiled_run_goes_on_exactly_and_keeps_the_names_of_its_weights(
     kill_at(jobs, "finetune", run_dir, 5, TRACE_ONLY)
     assert jobs.run("finetune", run_dir) == 0
     assert weights(run_dir) == weights(uninterrupted("finetune"))
+
+
+@pytest.mark.slow
+def test_a_run_with_a_frozen_encoder_goes_on_exactly_and_leaves_it_as_it_began(jobs: Jobs):
+    """Nor does the moving average move; the weights beside the encoder do."""
+    fields = [*SAMED.split(), "ema_decay=0.5"]
+    assert jobs.run("finetune", "straight", *fields) == 0
+    assert [x for x in events(jobs.runs / "straight", "message") if "encoder's weights, which start" in x["text"]]
+    killed = jobs.new("finetune", "killed", *fields)
+    kill_at(jobs, "finetune", killed, 5)
+    assert jobs.run("finetune", killed) == 0
+    assert weights(killed) == weights(jobs.runs / "straight")
+    spec = run_folder.read_spec(killed)
+    begun = finetune.make_model(spec, Manifest.load(spec.data.path), killed).state_dict()
+    for name in ("model", "ema"):
+        ended = load_file(latest(killed) / f"{name}.safetensors")
+        same = [key for key, x in ended.items() if torch.equal(x, begun[key])]
+        frozen = [key for key in begun if key.startswith("encoder.")]
+        assert same == [*sorted(frozen), "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"], name
 
 
 def test_recomputed_activations_change_nothing(jobs: Jobs, uninterrupted: Callable[[str], Path]):
@@ -320,6 +345,11 @@ def test_a_damaged_shard_is_refused_before_anything_is_written(
         ("model.attention=mhsa model.encoder=resnet18", "mhsa"),
         ("model.encoder_weights=nowhere", "run 'nowhere' is not in"),
         ("data.split=nope", "nope"),
+        (
+            f"{SAMED} freeze_encoder=1",
+            "freeze_encoder: samed_b keeps its encoder's weights in every epoch; set it to 0",
+        ),
+        (f"{SAMED} optimizer.layer_decay=0.7", "optimizer.layer_decay: this network keeps its encoder's weights; set"),
         ("train.batch_size=64 train.tail=drop", "train.batch_size 64 is more than the 12 training samples"),
         ("cluster.workers=2", "needs torchrun --nproc-per-node 2"),
     ],

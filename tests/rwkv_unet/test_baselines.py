@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from typing import Any
 
@@ -56,6 +57,8 @@ TABLE_VI = [
     ("mamba_unet", 19_121_376, 4.5661),
     ("h_vmunet", 8_569_231, 0.7556),
     ("zig_rir", 24_269_820, 2.7632),
+    ("samed_b", 93_324_160, 32.3254),
+    ("samed_h", 641_187_200, 259.2987),
 ]
 LIBRARIES = [
     ("smp:unet-resnet50", 32_521_105, 10.7096),
@@ -97,8 +100,10 @@ SMALLER: dict[str, dict[str, Any]] = {
     **{name: {"width": 8} for name in ("vm_unet", "mamba_unet")},
     "h_vmunet": {"dims": (4, 4, 8, 16, 32, 32)},
     "zig_rir": {"dims": (8,) * 4},
+    "samed_b": {"width": 64, "depth": 4},
 }
 LARGER = (
+    "samed_h",
     *("rolling_unet_m", "rolling_unet_l", "unext", "r50_vit_cup", "trans_cascade"),
     *("hiformer_b", "hiformer_l", "levit_unet_192", "levit_unet_384", "metaseg_b"),
 )
@@ -159,6 +164,10 @@ def test_grey_images_and_sizes_that_do_not_fit(name: str) -> None:
         ("h_vmunet", {"dims": (8, 16, 32, 64, 128, 200)}, r"^model.dims: level 6 must be divisible by 32, not 200$"),
         ("h_vmunet", {"orders": (2, 3)}, r"^model.orders must be four numbers from 2 to 8, not \(2, 3\)$"),
         ("h_vmunet", {"depth": 0}, r"^model.depth must be a positive integer, not 0$"),
+        ("samed_b", {"encoder": "samvit_base"}, r"^model.encoder: unknown image encoder of SAM 'samvit_base'; did you"),
+        ("samed_b", {"rank": 0}, r"^model.rank must be a positive integer, not 0$"),
+        ("samed_b", {"width": 96}, r"^model.width must be a positive multiple of 64, not 96$"),
+        ("samed_b", {"depth": 6}, r"^model.depth must be a positive multiple of 4, not 6$"),
         ("emcad", {"encoder": "pvt_v2_b9"}, r"^model.encoder: unknown PVTv2 'pvt_v2_b9'; did you mean"),
     ],
 )
@@ -335,6 +344,58 @@ def test_deep_supervision_adds_three_heads_to_emcad_and_nothing_to_cascade() -> 
         assert count_macs(deep, (3, 64, 64)) == count_macs(plain, (3, 64, 64))
         assert set(plain.state_dict()) <= set(deep.state_dict())
     assert [name for name in BASELINES if has_deep_supervision(name)] == ["pvt_cascade", "emcad", "trans_cascade"]
+
+
+def samed() -> Any:
+    torch.manual_seed(0)
+    return create_model("samed_b", num_classes=3, width=64, depth=8)
+
+
+def test_samed_adds_to_queries_and_values_alone_and_at_first_nothing() -> None:
+    model, x = samed(), torch.randn(1, 3, 64, 64)
+    kept = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    assert kept == [name for name, _ in model.named_parameters() if name.startswith("encoder.")]
+    assert [block.window_size for block in model.encoder.blocks] == 4 * [14, 0]
+    qkv, adapter, tokens = model.encoder.blocks[0].attn.qkv, model.adapters[0], torch.randn(2, 5, 64)
+    with torch.no_grad():
+        logits, before = model(x), qkv(tokens)
+        torch.testing.assert_close(before, tokens @ qkv.weight.T + qkv.bias)
+        for up in (adapter.up_q, adapter.up_v):
+            nn.init.normal_(up.weight)
+        q, k, v = (qkv(tokens) - before).chunk(3, -1)
+        torch.testing.assert_close(q, tokens @ (adapter.up_q.weight @ adapter.down_q.weight).T, rtol=0, atol=1e-5)
+        torch.testing.assert_close(v, tokens @ (adapter.up_v.weight @ adapter.down_v.weight).T, rtol=0, atol=1e-5)
+        assert k.abs().max() == 0
+        assert (model(x) - logits).abs().max() > 1e-4
+
+
+def test_a_copy_of_samed_has_additions_of_its_own() -> None:
+    """A moving average is such a copy."""
+    model, x = samed().eval(), torch.randn(1, 3, 64, 64)
+    copied = copy.deepcopy(model)
+    with torch.no_grad():
+        logits = model(x)
+        for parameter in copied.adapters.parameters():
+            nn.init.normal_(parameter)
+        assert torch.equal(model(x), logits)
+        assert (copied(x) - logits).abs().max() > 1e-4
+
+
+def test_positions_of_sam_are_resized_to_the_image() -> None:
+    model = samed().eval()
+    ramp = torch.linspace(-1, 1, 64)
+    with torch.no_grad():
+        model.encoder.pos_embed.copy_(ramp[:, None, None].expand(1, 64, 64, 64))
+        seen: list[torch.Tensor] = []
+        model.encoder.blocks[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        model(torch.zeros(1, 3, 64, 96))
+    rows = (seen[0] - model.encoder.patch_embed.proj.bias)[0, :, :, 0]
+    assert rows.shape == (4, 6)
+    torch.testing.assert_close(rows, ramp.reshape(4, 16)[:, 7:9].mean(1)[:, None].expand(4, 6), rtol=0, atol=1e-6)
+    places = model.prompt_encoder.pe_layer
+    with torch.no_grad():  # the middle of a map of any size is the image's
+        torch.testing.assert_close(places(3, 5)[:, 1, 2], places(7, 1)[:, 3, 0], rtol=0, atol=1e-5)
+        assert (places(3, 5)[:, 0, 2] - places(3, 5)[:, 2, 2]).abs().max() > 0.1
 
 
 SMP = ["unet", "unetplusplus", "manet", "linknet", "fpn", "pspnet", "deeplabv3", "deeplabv3plus", "pan", "upernet"]

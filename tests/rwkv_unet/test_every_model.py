@@ -43,24 +43,28 @@ VOLUMES: list[tuple[str, dict[str, Any]]] = [
 ]
 """Small, and uneven along the axes where they can be. UNETR takes volumes of one size alone: test_volumetric.py."""
 Case = tuple[str, dict[str, Any]]
+TOO_LARGE = ("samed_h",)
+"""Of 2.6 GB; those of a smaller one are its modules."""
 CASES: list[Case] = [
-    *((name, {}) for name in list_models(examples=True)),
+    *((name, {}) for name in list_models(examples=True) if name not in TOO_LARGE),
     *(("rwkv_unet_t", {**SMALL, **ablation}) for ablation in ABLATIONS),
     ("vit_cup", {"encoder": "vit_tiny_patch16_224"}),
     ("uctransnet", {"width": 8}),
     ("mt_unet", {"width": 8}),
     ("pvtformer", {"encoder": "pvt_v2_b0"}),
+    ("samed_b", {"width": 64, "depth": 4}),
     *VOLUMES,
 ]
 
 LARGER = (
+    *TOO_LARGE,
     *("rolling_unet_m", "rolling_unet_l", "unext", "r50_vit_cup"),
     *("hiformer_b", "hiformer_l", "levit_unet_192", "levit_unet_384", "metaseg_b", "rwkv_unet_3d_s", "rwkv_unet_3d_b"),
 )
 """The modules of a smaller one, which is traced in their place."""
 HEAVY = [
     (name, {})
-    for name in ("trans_cascade", "vit_cup", "uctransnet", "mt_unet", "pvtformer", *LARGER)
+    for name in ("trans_cascade", "vit_cup", "uctransnet", "mt_unet", "pvtformer", "samed_b", *LARGER)
     if not name.startswith(("rolling", "unext"))
 ]
 HEAVY += [case for case in VOLUMES if case[0] == "monai:SwinUNETR"]
@@ -77,6 +81,7 @@ SHORT: dict[str, dict[str, Any]] = {
     "mamba_unet": {"width": 4, "depths": (1, 1, 1, 1)},
     "h_vmunet": {"dims": (4, 4, 4, 4, 4, 4), "orders": (2, 2, 2, 2), "depth": 1},
     "zig_rir": {"dims": (8, 8, 8, 8), "depths": (1, 1, 1, 1)},
+    "samed_b": {"width": 64, "depth": 4},
 }
 BASELINES = [name for name in list_models() if not name.startswith("rwkv_unet_")]
 EQUAL_BLOCKS = ("transunet", "fcbformer", "pvt_cascade", "emcad", "trans_cascade", "vit_cup", "pvtformer")
@@ -224,14 +229,14 @@ def test_exports(traced: nn.Module) -> None:
 
 DEEP = {"deep_supervision": True}
 ONNX: list[Case] = [
-    *((name, SHORT[name]) for name in ("mt_unet", "vm_unet")),
+    *((name, SHORT[name]) for name in ("mt_unet", "vm_unet", "samed_b")),
     ("rwkv_unet_t", {**SMALL, "shift": "deformable", "scan": "quad"}),
     ("rwkv_unet_3d_t", {**SMALL, **UNEVEN, "norm": "group", **DEEP}),
     *((name, options | DEEP) for name, options in VOLUMES if name == "monai:DynUNet"),
     *(case for case in VOLUMES if case[0] in ("monai:AttentionUnet", "monai:SegResNet")),
 ]
-"""Of every operator one network, since others take long: attention in windows, a scan, a grid that is sampled, orders
-of tokens, and over three axes WKV, every kind of convolution and resizing."""
+"""Of every operator one network, since others take long: attention in windows or towards an image, a scan, a grid that
+is sampled, orders of tokens, and over three axes WKV, every kind of convolution and resizing."""
 
 
 @pytest.mark.slow

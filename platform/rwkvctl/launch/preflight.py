@@ -175,6 +175,8 @@ def check_options(spec: TrainingSpec, manifest: Manifest) -> None:
     optimizer.check(model, spec.optimizer)
     if isinstance(spec, FinetuneSpec) and spec.freeze_encoder and optimizer.encoder_of(model) is None:
         raise UserError(f"freeze_encoder: {spec.model.name} has no encoder; set it to 0")
+    if isinstance(spec, FinetuneSpec) and spec.freeze_encoder and optimizer.keeps_its_encoder(model):
+        raise UserError(f"freeze_encoder: {spec.model.name} keeps its encoder's weights in every epoch; set it to 0")
     if spec.train.activation_checkpointing and not any(isinstance(x, GLSP | UpBlock) for x in model.modules()):
         raise UserError("train.activation_checkpointing: only blocks of RWKV-UNet have it; set it to false")
 

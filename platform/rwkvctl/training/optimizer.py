@@ -34,6 +34,8 @@ def check(model: nn.Module, spec: OptimizerSpec) -> None:
     names = [str(name) for name in list_optimizers()]
     if spec.name not in names:
         raise UserError(f"optimizer.name: timm has no optimizer {spec.name!r}; {did_you_mean(spec.name, names)}")
+    if spec.layer_decay is not None and keeps_its_encoder(model):
+        raise UserError("optimizer.layer_decay: this network keeps its encoder's weights; set it to null")
     if spec.layer_decay is not None and len({group["lr_scale"] for group in layer_groups(model, spec)}) < 3:
         raise UserError("optimizer.layer_decay: timm cannot tell the layers of this encoder apart; set it to null")
 
@@ -64,6 +66,12 @@ def encoder_of(model: nn.Module) -> nn.Module | None:
     network = getattr(model, "network", model)  # those of other libraries are wrapped
     encoder = getattr(network, "encoder", None)
     return encoder if isinstance(encoder, nn.Module) else None
+
+
+def keeps_its_encoder(model: nn.Module) -> bool:
+    """Whether the network itself leaves every weight of its encoder as it is (SAMed)."""
+    weights = list(encoder.parameters()) if (encoder := encoder_of(model)) is not None else []
+    return bool(weights) and not any(x.requires_grad for x in weights)
 
 
 def not_weights(model: Any) -> set[str]:
