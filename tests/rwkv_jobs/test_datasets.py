@@ -13,19 +13,21 @@ from .conftest import COMMON, TINY
 TREES = {  # data set: number of samples in its tree
     "acdc": 6, "arrays": 6, "bids": 6, "busi": 12, "clinicdb": 12, "colondb": 12, "decathlon": 6, "dicom": 6,
     "folder": 12, "fugc": 6, "glas": 8, "goals": 12, "imagefolder": 48, "imagenet": 48, "imagetable": 48, "isic2017": 6,
-    "kvasir": 12, "nnunet": 8, "pairs": 12, "psvfm": 12, "synapse": 6,
+    "kvasir": 12, "nnunet": 8, "pairs": 12, "psvfm": 12, "stacked": 12,
+    "stackedclasses": 48, "synapse": 6,
 }  # fmt: skip
 RECIPES = {
     "arrays": "multiclass", "bids": "binary", "decathlon": "multiclass", "dicom": "multiclass", "folder": "binary",
     "imagetable": "imagefolder", "nnunet": "multiclass", "pairs": "binary",
+    "stacked": "binary", "stackedclasses": "imagefolder",
 }  # fmt: skip
 OPTIONS = {
     "pairs": {"images": "Bilder/*.tif", "masks": "Masken/*_maske.gif"},
     "arrays": {"classes": ["background", "right ventricle", "myocardium", "left ventricle"]},
 }
-SHORTER = {name: ["optimizer.warmup_epochs=0"] for name in ("imagefolder", "imagenet", "imagetable")} | {
-    "fugc": ["consistency.batch_size=4"]
-}
+SHORTER = {
+    name: ["optimizer.warmup_epochs=0"] for name in ("imagefolder", "imagenet", "imagetable", "stackedclasses")
+} | {"fugc": ["consistency.batch_size=4"]}
 
 
 @pytest.mark.slow

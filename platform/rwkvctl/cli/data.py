@@ -110,11 +110,12 @@ def prepare(
         str | None,
         typer.Option(
             metavar="IMAGE,LABEL",
-            help="Of arrays: which of those in a file are image (or several, a channel each) and label.",
+            help="Of arrays and stacks: which are image (or several, a channel each) and label.",
         ),
     ] = None,
     axes: Annotated[
-        str | None, typer.Option(help="Of arrays: zyx, yxz, ...; slices follow one another along z [default: found]")
+        str | None,
+        typer.Option(help="Of arrays: zyx, yxz, ..., z across slices; of stacks nyxc, ..., n images [default: found]"),
     ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes [default: all cores]")] = None,
     allow_partial: Annotated[bool, typer.Option("--allow-partial", help="Accept a source that lacks files.")] = False,
@@ -386,7 +387,7 @@ def synth(
     kvasir:jpg, nnunet:volumes|slices|slice_channels|channels|ct,
     pairs:suffix|annotators|instances|classes|parts|grey|colour|palette|ids|objects|jpegmasks|languages|endings|beside|beginnings|cases|junk|csv|metadata|volume_suffix|volume_folders|volume_cases|volume_organs|volume_annotators|volume_contrasts|volume_tiff,
     decathlon:task|channels, dicom:seg|labelmap|rtstruct, bids:lesions|contrasts,
-    arrays:volumes|slices|npz|channels|onehot|parts, psvfm:png,
+    arrays:volumes|slices|npz|channels|onehot|parts, stacked:npy|npz|hdf5, stackedclasses:npz|npy, psvfm:png,
     synapse:transunet|samed|cascade|nifti.
     """
     from rwkvctl.data.convert import synth as trees

@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 from rwkvctl.data.images.arrays import Entry
 
-_LABEL = re.compile(
+LABEL = re.compile(
     r"label|lbl|ma?sk|seg|truth|target|annot|(?<![a-z])(?:gt|y)(?![a-z])|masque|m[aá]scara|маск|标签",
     re.IGNORECASE,
 )
-_IMAGE = re.compile(
+IMAGE = re.compile(
     r"ima?ge?|data|scan|vol|raw|input|slice|(?<![a-z])(?:x|ct|mri?|us|oct|t1|t2|flair|bild)(?![a-z])", re.IGNORECASE
 )
 _EXACT = re.compile(r"labels?|masks?|seg(?:mentation)?|gt|y|ground_?truth|target", re.IGNORECASE)
@@ -47,7 +47,7 @@ def roles(entries: Sequence[Entry]) -> Roles | None:
         return None
     named = [pair for pair in fitting if _is_label(pair[1]) and not _is_label(pair[0])]
     for narrower in (
-        lambda pair: _IMAGE.search(_last(pair[0])),
+        lambda pair: IMAGE.search(_last(pair[0])),
         lambda pair: _EXACT.fullmatch(_last(pair[1])),
         lambda pair: pair[1].dtype.kind in "biu",
     ):
@@ -103,7 +103,7 @@ def _are_few(image: tuple[int, ...], label: tuple[int, ...], found: Channels) ->
 
 
 def _is_label(entry: Entry) -> bool:
-    return _LABEL.search(_last(entry)) is not None
+    return LABEL.search(_last(entry)) is not None
 
 
 def _last(entry: Entry) -> str:

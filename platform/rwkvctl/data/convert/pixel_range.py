@@ -57,9 +57,8 @@ def _extents(files: Sequence[RawFile]) -> list[tuple[RawFile, deep.Extent]]:
 def _extent(file: RawFile) -> deep.Extent | None:
     """The extent of a deep image; None for any other, and for one that is damaged, which conversion will say."""
     try:
-        with file.open() as stream:
-            if not deep.may_be_deep(stream.read(32)):
-                return None
+        if not deep.may_be_deep(file.head()):
+            return None
         values = deep_values(file.read())
         return None if values is None else deep.extent(values)
     except (OSError, ValueError, BadFile):

@@ -17,6 +17,7 @@ from rwkvctl.data.store import bucket
 
 MAX_FILE_BYTES = 4 << 30
 """Larger raw files are not read into memory."""
+_HEAD = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,14 +26,14 @@ class RawFile:
 
     path: its place in the source, POSIX, archives being folders that are named like them;
     size: bytes; home: the folder or archive that holds it; inner: its name in there; kind, data, offset: how it is
-    read; stamp: time of change of the file or archive on disk.
+    read (`element`: see `array_elements`); stamp: time of change of the file or archive on disk.
     """
 
     path: str
     size: int
     home: str
     inner: str
-    kind: Literal["file", "zip", "tar", "object"]
+    kind: Literal["file", "zip", "tar", "object", "element"]
     stamp: int
     data: str = field(repr=False)
     offset: int = 0
@@ -73,6 +74,11 @@ class RawFile:
             raise BadFile(f"{self}: has other than its {self.size} bytes now; run the command again")
         refuse_lfs_pointer(self, content)
         return content
+
+    def head(self) -> bytes:
+        """Its first bytes, which tell its kind."""
+        with self.open() as stream:
+            return stream.read(_HEAD)
 
     def open(self) -> BinaryIO:
         """A seekable stream over its content."""

@@ -15,6 +15,7 @@ from rwkvctl.data.convert.choices import options_of
 from rwkvctl.data.convert.discover import EXAMPLES, Problems
 from rwkvctl.data.convert.formats.base import Item, Options, Plan
 from rwkvctl.data.convert.formats.pairs import Pair
+from rwkvctl.data.convert.formats.photos import Photo
 from rwkvctl.data.convert.formats.scan_pairs import ScanCase
 from rwkvctl.data.convert.sources import Source, natural_key, open_sources
 from rwkvctl.data.convert.suggestion import Suggestion
@@ -201,7 +202,8 @@ def _with(found: Suggestion, form: formats.Format, name: str, source: Source) ->
         if option in given:
             given[option] = read(given[option])
     own = _planned(form, name, source, options_of(form.DATASET, form.DATASET.name, **given))
-    own.options, own.question = found.options, found.question
+    own.options = found.options if "classes" in given else " ".join(filter(None, [found.options, own.options]))
+    own.question = "; ".join(filter(None, [found.question, own.question]))
     return own
 
 
@@ -230,6 +232,9 @@ def _planned(form: formats.Format, name: str, source: Source, options: Options) 
     finding.warnings = plan.warnings
     if plan.image_kind == "float":
         finding.examples = _cases(plan)
+    elif plan.task == "classification":
+        photos = [item for items in plan.parts.values() for item in items[:EXAMPLES] if isinstance(item, Photo)]
+        finding.examples = [f"{own.path}  is  {plan.classes[own.label]}" for own in photos[:EXAMPLES]]
     elif "class_table" in form.DATASET.options:
         pairs = [item for items in plan.parts.values() for item in items if isinstance(item, Pair)]
         seen = mask_survey.survey(source, pairs)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from rwkvctl.base.errors import BadFile
 from rwkvctl.data.convert.formats.folder import ClassIds
@@ -17,6 +17,7 @@ from rwkvctl.data.convert.sources import RawFile, Source
 from rwkvctl.data.guess import mask_classes
 from rwkvctl.data.guess.mask_classes import MOST_EDGE, MOST_OPENED, edges, is_read, listed
 from rwkvctl.data.images import masks
+from rwkvctl.data.images.files import deep_values
 
 MOST_FOR_VALUES = 400
 """Of masks with several classes so many are looked through for a rare one."""
@@ -123,9 +124,15 @@ def _opened(pair: Pair, own: Survey) -> Iterator[Content]:
 
 def _size(file: RawFile) -> tuple[int, int]:
     """Width and height as an image is shown, from its header."""
-    with file.open() as stream, Image.open(stream) as image:
-        turned = image.getexif().get(0x0112, 1) in _ROTATED
-        return (image.height, image.width) if turned else image.size
+    try:
+        with file.open() as stream, Image.open(stream) as image:
+            turned = image.getexif().get(0x0112, 1) in _ROTATED
+            return (image.height, image.width) if turned else image.size
+    except UnidentifiedImageError:
+        values = deep_values(file.read())  # floats in colour, which Pillow does not know
+        if values is None:
+            raise
+        return values.shape[1], values.shape[0]
 
 
 def _more(pairs: Sequence[Pair], read: int, held: int) -> Iterator[Content]:

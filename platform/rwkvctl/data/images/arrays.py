@@ -32,6 +32,12 @@ class Entry(NamedTuple):
     spacing: tuple[float, ...] | None = None
 
 
+class NpyHeader(NamedTuple):
+    shape: tuple[int, ...]
+    is_fortran: bool
+    dtype: np.dtype[Any]
+
+
 class ArrayFile(Protocol):
     """A file on disk or in an archive."""
 
@@ -49,12 +55,14 @@ class ArrayFile(Protocol):
     def read(self) -> bytes: ...
 
 
-def listed(file: ArrayFile) -> list[Entry]:
-    """The numeric arrays of a file, from its headers; BadFile where it is damaged, or holds objects."""
+def listed(file: ArrayFile, texts: bool = False) -> list[Entry]:
+    """The numeric arrays of a file, from its headers, with `texts` those of text in HDF5 too; BadFile where it is
+    damaged, or holds objects."""
     with _opened(file) as opened:
         if isinstance(opened, _Npz):
             return opened.entries()
-        found = {name: _entry(name, own) for name, own in _datasets(file, opened) if own.dtype.kind in "biuf"}
+        kinds = "biufSO" if texts else "biuf"
+        found = {name: _entry(name, own) for name, own in _datasets(file, opened) if own.dtype.kind in kinds}
         spacing = _spacing(opened.attrs) or _spacing({name: opened[name] for name in found if found[name].shape})
         return [own if own.spacing or not spacing else own._replace(spacing=spacing) for own in found.values()]
 
@@ -168,12 +176,18 @@ class _Npz:
 
     def _header(self, name: str) -> Entry:
         with self._member(name) as stream:
-            version = np.lib.format.read_magic(stream)
-            reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, _, dtype = reader(stream)
-        if dtype.hasobject:
-            raise BadFile(f"{self._file}: holds Python objects in {name or 'its array'!r}; save plain numbers")
-        return Entry(name, tuple(shape), dtype)
+            own = npy_header(self._file, stream, name)
+        return Entry(name, own.shape, own.dtype)
+
+
+def npy_header(file: object, stream: Any, name: str = "") -> NpyHeader:
+    """Of an `.npy` at the beginning of a stream, which then is where its numbers begin; BadFile for Python objects."""
+    version = np.lib.format.read_magic(stream)
+    reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, is_fortran, dtype = reader(stream)
+    if dtype.hasobject:
+        raise BadFile(f"{file}: holds Python objects in {name or 'its array'!r}; save plain numbers")
+    return NpyHeader(tuple(shape), is_fortran, dtype)
 
 
 @contextmanager

@@ -22,7 +22,8 @@ from rwkvctl.data.convert.sources import Source
 
 NAMES = (
     "synapse", "acdc", "busi", "clinicdb", "colondb", "fugc", "glas", "goals", "imagenet", "isic2017", "kvasir",
-    "psvfm", "nnunet", "decathlon", "bids", "dicom", "folder", "pairs", "arrays", "imagetable", "imagefolder",
+    "psvfm", "nnunet", "decathlon", "bids", "dicom", "folder", "pairs", "stacked", "stackedclasses", "arrays",
+    "imagetable", "imagefolder",
 )  # fmt: skip
 """The special ones first: `data doctor` names them in this order."""
 _MODULES = {"pairs": "patterns"}

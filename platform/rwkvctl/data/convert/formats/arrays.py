@@ -16,7 +16,14 @@ from rwkvctl.data.convert import array_pairs, array_roles, discover, part_folder
 from rwkvctl.data.convert.array_pairs import ArrayPair
 from rwkvctl.data.convert.array_roles import Roles
 from rwkvctl.data.convert.discover import Problems
-from rwkvctl.data.convert.formats import array_suggestion, nnunet_rules, volume_pairs, volume_sets
+from rwkvctl.data.convert.formats import (
+    array_suggestion,
+    nnunet_rules,
+    stacked,
+    stackedclasses,
+    volume_pairs,
+    volume_sets,
+)
 from rwkvctl.data.convert.formats.array_suggestion import folder_of, spread
 from rwkvctl.data.convert.formats.base import Dataset, Options, Plan
 from rwkvctl.data.convert.formats.volume_sets import Scans
@@ -46,7 +53,9 @@ FOLDERS = "folders"
 
 
 def recognise(source: Source) -> str | None:
-    """By the arrays of the first files."""
+    """By the arrays of the first files, unless they are all images in one."""
+    if stacked.recognise(source) or stackedclasses.recognise(source):
+        return None
     for file in spread(_files(source)):
         try:
             entries = arrays.listed(file)

@@ -37,6 +37,8 @@ FORMS = {
         "volume_tiff",
     ),
     "arrays": ("volumes", "slices", "npz", "channels", "onehot", "parts"),
+    "stacked": ("npy", "npz", "hdf5"),
+    "stackedclasses": ("npz", "npy"),
     "bids": ("lesions", "contrasts"),
     "decathlon": ("task", "channels"),
     "dicom": ("seg", "labelmap", "rtstruct"),

@@ -7,7 +7,7 @@ from pathlib import Path
 from rwkvctl.data.convert.synth.output import write
 from rwkvctl.data.images import files as image_files
 
-DATA = image_files.EXTENSIONS | {".h5", ".npz", ".gz", ".tar", ".parquet", ".mha", ".mhd", ".nrrd", ".dcm"}
+DATA = image_files.EXTENSIONS | {".h5", ".npz", ".npy", ".gz", ".tar", ".parquet", ".mha", ".mhd", ".nrrd", ".dcm"}
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
 SPARE = ("Layer_show", "superpixels", "unannotated", "Testing")
