@@ -33,6 +33,11 @@ DIM = 256
 """Channels of the decoder, which the encoder's neck gives."""
 HEADS, LAYERS, HIDDEN = 8, 2, 2048
 UP_DIMS = (DIM // 4, DIM // 8)
+OF_SAM = (
+    "prompt_encoder.",
+    *(f"mask_decoder.{name}." for name in ("transformer", "iou_token", "output_upscaling")),
+)
+"""Prefixes of what begins with SAM's own weights, beside the encoder: all that does not depend on the classes."""
 
 
 class SAMed(nn.Module):

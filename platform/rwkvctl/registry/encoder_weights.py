@@ -19,6 +19,7 @@ from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from rwkv_unet import RWKVUNet, RWKVUNetEncoder, load_official_state_dict
+from rwkv_unet.baselines.samed import OF_SAM, SAMed
 from rwkvctl.base import files
 from rwkvctl.base.errors import UserError
 from rwkvctl.config.specs.jobs import FinetuneSpec, JobSpec
@@ -32,6 +33,10 @@ CLASSIFIERS = ("head.", "fc.", "classifier.", "norm.")
 """Prefixes of what a classifier has after its last feature map, and an encoder does not need."""
 AUTHORS_STEM = "stage0.0."
 """In every name of the stem in the authors' own checkpoints."""
+SAM_ENCODER = "image_encoder."
+"""Before the encoder's names in checkpoints of SAM."""
+BESIDE = "beside:"
+"""Before the names of weights that a network takes from the same source for what it has behind the encoder."""
 LONGEST = 299
 
 State = Mapping[str, Tensor]
@@ -42,12 +47,15 @@ class Loaded(NamedTuple):
 
     matched: int
     unused: list[str]
+    beside: int = 0
+    """Tensors for what stands behind the encoder."""
 
     def __str__(self) -> str:
         classifier = all(name.startswith(CLASSIFIERS) for name in self.unused)
         what = "classifier head" if classifier else "not part of the encoder"
         unused = f"; {len(self.unused)} tensors of the source not used ({what})" if self.unused else ""
-        return f"encoder initialised from {self.matched} tensors, none missing{unused}"
+        beside = f"; mask decoder from {self.beside}" if self.beside else ""
+        return f"encoder initialised from {self.matched} tensors, none missing{beside}{unused}"
 
 
 def prepare_encoder_weights(spec: FinetuneSpec, run_dir: Path) -> Loaded | None:
@@ -61,14 +69,18 @@ def prepare_encoder_weights(spec: FinetuneSpec, run_dir: Path) -> Loaded | None:
     reference = spec.model.encoder_weights
     assert reference is not None
     try:
-        loaded = _fill(encoder, reference, spec)
-        refuse_odd_values(encoder.state_dict())
+        state = {} if reference == PRETRAINED else source(reference, spec)
+        loaded = _fill(encoder, state, spec)
+        beside = beside_encoder(network, state)
+        refuse_odd_values(encoder.state_dict() | beside)
     except ValueError as error:
         raise UserError(_cut(f"model.encoder_weights {_end(reference, 80)}: {error}")) from None
     with files.atomic_path(run_dir / FILE_NAME) as temporary:
-        tensors = {name: x.contiguous() for name, x in encoder.state_dict().items()}
+        tensors = encoder.state_dict() | {f"{BESIDE}{name}": x for name, x in beside.items()}
+        tensors = {name: x.contiguous() for name, x in tensors.items()}
         save_file(tensors, temporary, metadata={"reference": reference, "sha256": source_sha256(reference, spec)})
-    return loaded
+    unused = [name for name in loaded.unused if name not in beside]
+    return Loaded(loaded.matched, unused, len(beside))
 
 
 def source_of(run_dir: Path) -> dict[str, str] | None:
@@ -94,18 +106,28 @@ def load(model: nn.Module, run_dir: Path) -> None:
     """Start `model.encoder` from the weights that `prepare_encoder_weights` wrote, for colours; to other channels the
     first convolution is adapted as timm does: its weights are repeated, and scaled by 3 / channels."""
     encoder, given = model.get_submodule("encoder"), load_file(run_dir / FILE_NAME)
+    beside = {name: given.pop(name) for name in list(given) if name.startswith(BESIDE)}
     for name, own in encoder.state_dict().items():
         if given[name].ndim == own.ndim == 4 and own.shape[1] != given[name].shape[1] == 3:
             given[name] = adapt_input_conv(own.shape[1], given[name])
     encoder.load_state_dict(given)
+    model.load_state_dict({name.removeprefix(BESIDE): x for name, x in beside.items()}, strict=False)
 
 
-def _fill(encoder: nn.Module, reference: str, spec: FinetuneSpec) -> Loaded:
+def beside_encoder(network: nn.Module, state: State) -> dict[str, Tensor]:
+    """What SAMed has of SAM behind the encoder, by its own names, where `state` is a checkpoint of SAM: all but what
+    belongs to the masks, which are SAM's three and not the classes."""
+    if not isinstance(network, SAMed) or not any(name.startswith(SAM_ENCODER) for name in state):
+        return {}
+    own = {name: x.shape for name, x in network.state_dict().items() if name.startswith(OF_SAM)}
+    return {name: state[name] for name, shape in own.items() if name in state and state[name].shape == shape}
+
+
+def _fill(encoder: nn.Module, state: State, spec: FinetuneSpec) -> Loaded:
     timm_name = networks.timm_encoder(spec.model)
-    if reference == PRETRAINED:
+    if spec.model.encoder_weights == PRETRAINED:
         assert timm_name is not None, "references.check_encoder refuses it for an encoder of ours"
         return _from_classifier(encoder, published(timm_name).state_dict())
-    state = source(reference, spec)
     if timm_name is not None:
         return _fill_timm(encoder, timm_name, state)
     return _fill_ours(encoder, state)
@@ -138,6 +160,8 @@ def _fill_ours(encoder: nn.Module, state: State) -> Loaded:
 def _fill_timm(encoder: nn.Module, timm_name: str, state: State) -> Loaded:
     """From a classifier of timm's names, or from a network with the same encoder, whose names differ."""
     classifier = timm.create_model(timm_name, pretrained=False)
+    if any(name.startswith(SAM_ENCODER) for name in state):
+        state = {name.replace(".mlp.lin", ".mlp.fc") if SAM_ENCODER in name else name: x for name, x in state.items()}
     own, theirs = encoder.state_dict(), classifier.state_dict()
     prefix = weights_file.prefix_of(state, theirs)
     matched = _matches(state, prefix, theirs)

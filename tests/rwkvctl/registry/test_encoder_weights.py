@@ -245,6 +245,36 @@ def test_transformers_that_keep_a_part_of_the_classifier(name: str, encoder: str
     assert same(started_from, source)
 
 
+@pytest.mark.slow
+def test_a_checkpoint_of_sam_starts_the_encoder_and_what_no_class_has_of_the_decoder(tmp_path: Path):
+    torch.manual_seed(3)
+    sam = create_model("samed_b", num_classes=4)
+    state = {
+        name.replace("encoder.", "image_encoder.", 1).replace(".mlp.fc", ".mlp.lin") if name[0] == "e" else name: x
+        for name, x in sam.state_dict().items()
+        if not name.startswith(("adapters", "mask_decoder.output_hyper"))
+    }
+    of_masks = {f"mask_decoder.output_hypernetworks_mlps.{i}.layers.2.bias": torch.ones(32) for i in range(4)}
+    assert "image_encoder.blocks.11.mlp.lin2.bias" in state  # as Meta's file has it
+    assert "mask_decoder.transformer.layers.1.cross_attn_image_to_token.out_proj.weight" in state
+    torch.save(state | of_masks, tmp_path / "sam_vit_b.pth")
+    wanted = spec(tmp_path, name="samed_b", encoder_weights=str(tmp_path / "sam_vit_b.pth"))
+    references.check_encoder(wanted)
+    loaded = encoder_weights.prepare_encoder_weights(wanted, tmp_path / "run")
+    torch.manual_seed(4)
+    model = create_model("samed_b", num_classes=4)
+    own = {name: x.clone() for name, x in model.state_dict().items()}
+    encoder_weights.load(model, tmp_path / "run")
+    assert same(model.get_submodule("encoder"), sam.state_dict(), "encoder.")
+    kept = ("adapters.", "mask_decoder.output_hypernetworks_mlps.", "mask_decoder.mask_tokens.")
+    for name, x in model.state_dict().items():
+        assert torch.equal(x, (own if name.startswith(kept) else sam.state_dict())[name]), name
+    assert str(loaded) == (
+        "encoder initialised from 177 tensors, none missing; mask decoder from 91"
+        "; 5 tensors of the source not used (not part of the encoder)"
+    )
+
+
 def test_what_does_not_fit_is_refused(classifier: nn.Module, tmp_path: Path):
     state = {k: v for k, v in classifier.state_dict().items() if k != "stem.project.weight"} | {"decay": torch.ones(1)}
     state["stem.expand.conv.weight"] = torch.ones(24, 4, 1, 1)
