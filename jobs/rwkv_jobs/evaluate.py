@@ -6,6 +6,7 @@ python -m rwkv_jobs.evaluate RUN_FOLDER
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,7 @@ def data_of(spec: EvaluateSpec, model: Path) -> tuple[Manifest, bundle.BundleInf
     manifest = Manifest.load(path)
     bundle.require(info, KINDS[manifest.task], f"data {path} is for {manifest.task}, and model {spec.model}")
     same_data.check(manifest, info)
-    if info.volumes is not None and not manifest.has_volumes:
+    if not manifest.has_volumes and any(bundle.read_info(member).volumes for member in members.folders(model)):
         raise UserError(f"data {path}: holds images, and model {spec.model} takes whole volumes; give other --data")
     return manifest, info
 
@@ -226,7 +227,7 @@ def about(
         "split": f"{where.split}, part {where.part}",
         "cases": where.cases,
         "trained on": "unknown" if where.trained_on is None else f"{where.trained_on} of these cases",
-        **seen_in_words(info),
+        **seen_in_words([bundle.read_info(member) for member in members.folders(run_dir / "model")]),
         "run": run_dir.name,
         "program": where.code,
     }
@@ -242,9 +243,12 @@ def about(
     return f"{where.dataset}, {where.part}: {spec.model}", facts, [text for text in warnings if text]
 
 
-def seen_in_words(info: bundle.BundleInfo) -> dict[str, Any]:
-    """Of the facts, what the network sees."""
-    return {"image size": info.image_size} if info.volumes is None else {"volumes": info.volumes.in_words()}
+def seen_in_words(infos: Sequence[bundle.BundleInfo]) -> dict[str, Any]:
+    """Of the facts, what the networks see."""
+    sizes = dict.fromkeys(str(info.image_size) for info in infos if info.volumes is None)
+    volumes = dict.fromkeys(info.volumes.in_words() for info in infos if info.volumes is not None)
+    found = {"image size": "; ".join(sizes), "volumes": "; ".join(volumes)}
+    return {name: text for name, text in found.items() if text}
 
 
 def chosen_by_in_words(manifest: Manifest, where: measured.Measured) -> str | None:

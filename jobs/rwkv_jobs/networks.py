@@ -19,6 +19,8 @@ from rwkvctl.models.bundle import VolumeInput
 from rwkvctl.models.certainty import probabilities_of
 from rwkvctl.models.inference import Mask, Watch
 
+Size = int | tuple[int, int]
+
 LEAST = 1e-30
 """Of a mean probability, before its logarithm is taken."""
 
@@ -36,10 +38,13 @@ class Networks:
         temperatures: Sequence[float] = (1.0,),
         member_of: Mapping[str, int] | None = None,
         volumes: Sequence[VolumeInput | None] = (),
+        sizes: Sequence[Size | None] = (),
     ):
-        """volumes: how those over three axes see them; by default none is."""
+        """volumes: how those over three axes see them; by default none is. sizes: of the images that the others see,
+        which are asked for where there are both."""
         self.networks, self.temperatures, self.member_of = list(networks), list(temperatures), member_of
         self.volumes = list(volumes) or [None] * len(self.networks)
+        self.sizes = list(sizes) or [None] * len(self.networks)
 
     def of_case(self, key: str) -> list[int]:
         """The networks that a case is seen by."""
@@ -102,4 +107,5 @@ def load(folder: Path, device: torch.device, member_of: Mapping[str, int] | None
     found = [bundle.load(member, device=device) for member in members.folders(folder)]
     networks = [fuse_for_inference(network) for network, _ in found]
     infos = [info for _, info in found]
-    return Networks(networks, [info.temperature for info in infos], member_of, [info.volumes for info in infos])
+    temperatures, sizes = [info.temperature for info in infos], [info.image_size for info in infos]
+    return Networks(networks, temperatures, member_of, [info.volumes for info in infos], sizes)

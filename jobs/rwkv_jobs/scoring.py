@@ -206,7 +206,7 @@ def score_cases(
 ) -> Scores:
     """Score a part once, as `CaseScorer`."""
     if isinstance(model, Networks):
-        volumes = model.volumes[0]
+        volumes = next((own for own in model.volumes if own is not None), None)
     scorer = CaseScorer(manifest, data, part, me, hd95=hd95, choices=choices, ids=ids, volumes=volumes)
     with closing(scorer):
         return scorer.score(model, gallery=gallery, precision=precision, probabilities=probabilities)

@@ -33,7 +33,8 @@ from rwkvctl.data.store.manifest import Manifest
 from rwkvctl.models import bundle, calibrate, members
 from rwkvctl.models.bundle import VolumeInput
 from rwkvctl.models.certainty import Certainty, probabilities_of
-from rwkvctl.models.predict import predict_files
+from rwkvctl.models.ensemble import Member, Segmenter
+from rwkvctl.models.predict import plan, predict_files, predict_one
 from rwkvctl.runs import folder as run_folder
 from rwkvctl.training import metrics
 
@@ -219,6 +220,38 @@ def test_ensembles_and_calibration(jobs: Jobs, spaced: Manifest, tmp_path: Path)
     assert found is not None
     assert scores.calibration is not None
     assert found == calibrate.calibrated(scores.calibration, spaced, spaced.default_split)
+
+
+@pytest.mark.parametrize("first", ["slices", "volumes"])
+def test_an_ensemble_of_slices_and_volumes_is_scored_as_it_predicts(
+    first: str, jobs: Jobs, raw: Path, spaced: Manifest, tmp_path: Path
+) -> None:
+    own = {"name": "rwkv_unet_t", "num_classes": len(spaced.classes), "in_channels": spaced.channels}
+    torch.manual_seed(1)
+    network = create_model(**own)  # type: ignore[arg-type]
+    over_three = save(tmp_path / "volumes", spaced)
+    fields = bundle.read_info(over_three).model_dump() | {"model": own, "image_size": 48, "volumes": None}
+    bundle.save(tmp_path / "slices", network.state_dict(), bundle.BundleInfo.model_validate(fields))
+    names = [first, "volumes" if first == "slices" else "slices"]
+    members.save(tmp_path / "both", {name: tmp_path / name for name in names}, {})
+    run_dir = new(jobs, "eval", tmp_path / "both", split=spaced.default_split)
+    assert guarded("evaluate", str(run_dir), []) == 0
+    rows = list(csv.DictReader((run_dir / "artifacts" / "test" / "cases.csv").read_text().splitlines()))
+    [scan] = [path for path in raw.rglob("imagesTr/*.nii.gz") if rows[0]["case"].endswith(path.name[:-7])]
+    segmenter = Segmenter([Member(*bundle.load(tmp_path / name)) for name in names])
+    [[planned], [place]] = plan([scan], segmenter.info, tmp_path / "masks")
+    written = predict_one(segmenter, planned, place).mask
+    mask, truth = (np.asarray(nibabel.load(path).dataobj) for path in (written, truth_of(scan)))
+    seen = [row for row in rows if row["case"] == rows[0]["case"] and row["dsc_strict"]]
+    assert seen
+    for row in seen:
+        class_id = spaced.classes.index(row["class"])
+        both = np.logical_and(mask == class_id, truth == class_id).sum()
+        total = (mask == class_id).sum() + (truth == class_id).sum()
+        assert float(row["dsc_strict"]) == pytest.approx(2 * both / total, abs=1e-6)
+    page = (run_dir / "artifacts/test/evaluation.html").read_text()
+    assert "<dt>image size</dt><dd>48</dd>" in page
+    assert "in patches of 8 x 32 x 32 voxels" in page
 
 
 def test_data_of_images_is_refused_in_one_line(jobs: Jobs, shards: Path, tmp_path: Path, capfd: Any) -> None:
