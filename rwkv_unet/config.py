@@ -124,13 +124,20 @@ SIZES: dict[str, dict[str, Any]] = {
 MODELS = {f"rwkv_unet_{size}": sizes for size, sizes in SIZES.items()}
 VOLUMETRIC_MODELS = {f"rwkv_unet_3d_{size}": sizes for size, sizes in SIZES.items()}
 
+FIELDS_OF_IMAGES = ("attention", "shift", "scan", "shallow_attention", "glsp_channel_mix", "encoder")
+VOLUMETRIC_OPTIONS = ("strides", "kernels", "flat_stages", "norm", "deep_supervision")
+"""What networks for volumes have beside the config's fields, in place of those of images."""
+
 
 def model_config(name: str, *, num_classes: int, **overrides: Any) -> ModelConfig:
     """The config of a model above with fields overridden; ValueError, with near matches, for an unknown field."""
     fields = [field.name for field in dataclasses.fields(ModelConfig)]
+    apply = fields
+    if name in VOLUMETRIC_MODELS:
+        apply = [*VOLUMETRIC_OPTIONS, *(field for field in fields if field not in FIELDS_OF_IMAGES)]
     for key in overrides:
         if key not in fields:
-            raise ValueError(f"unknown model field {key!r}; {suggest(key, fields)}")
+            raise ValueError(f"unknown model field {key!r}; {suggest(key, apply)}")
     return ModelConfig(**{**MODELS, **VOLUMETRIC_MODELS}[name] | {"num_classes": num_classes, **overrides})
 
 

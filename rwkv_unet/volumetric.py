@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rwkv_unet.config import ModelConfig, model_config, suggest
+from rwkv_unet.config import FIELDS_OF_IMAGES, ModelConfig, model_config, suggest
 from rwkv_unet.images import check_images
 from rwkv_unet.layers import NORM_EPS
 from rwkv_unet.rwkv_unet_enc import init_linear, not_weights
@@ -29,7 +29,6 @@ from rwkv_unet.volumetric_blocks import (
     kernel,
 )
 
-FIELDS_OF_IMAGES = ("attention", "shift", "scan", "shallow_attention", "glsp_channel_mix", "encoder")
 STAGES = 4
 SUPERVISED = 2
 """Decoder blocks above the deepest but the last, whose maps deep supervision compares as well: all scales but the

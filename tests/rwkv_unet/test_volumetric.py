@@ -76,6 +76,12 @@ def test_axes_that_no_network_has(name: str, options: dict[str, Any], message: s
         ("rwkv_unet_3d_t", {"kernels": [[3, 5, 5]] * 5}, r"^model.kernels must be 5 triples of 1 or 3"),
         ("rwkv_unet_3d_t", {"kernels": [[3, 3, 3]] * 5, "flat_stages": 2}, r"^model.flat_stages is a short form of"),
         ("rwkv_unet_3d_t", {"attention": "mhsa"}, r"^model.attention does not apply to rwkv_unet_3d_t"),
+        ("rwkv_unet_3d_t", {"stride": 2}, r"^unknown model field 'stride'; did you mean strides\?$"),
+        (
+            "rwkv_unet_3d_t",
+            {"foo": 2},
+            r"^unknown model field 'foo'; choose from strides, kernels, flat_stages, norm, ",
+        ),
         ("monai:DynUNet", {"strides": [1, 2]}, r"^monai:DynUNet: model.strides must be those of three or more levels"),
         ("monai:DynUNet", {"strides": [1, [2, 2], 2]}, r"^length of stride in block 1 should be the same"),
         ("monai:UNet", {"strides": [[2, 2]] * 4}, r"monai:UNet: |^model.strides must have one number for all axes"),

@@ -177,6 +177,11 @@ def check_options(spec: TrainingSpec, manifest: Manifest) -> None:
         raise UserError(f"freeze_encoder: {spec.model.name} has no encoder; set it to 0")
     if isinstance(spec, FinetuneSpec) and spec.freeze_encoder and optimizer.keeps_its_encoder(model):
         raise UserError(f"freeze_encoder: {spec.model.name} keeps its encoder's weights in every epoch; set it to 0")
+    if isinstance(spec, FinetuneSpec) and spec.volumes is not None and spec.model.encoder_weights is not None:
+        raise UserError(
+            f"model.encoder_weights: {spec.model.name} has no encoder that can be initialised from weights; "
+            "leave it out"
+        )
     if spec.train.activation_checkpointing and not any(isinstance(x, GLSP | UpBlock) for x in model.modules()):
         raise UserError("train.activation_checkpointing: only blocks of RWKV-UNet have it; set it to false")
 

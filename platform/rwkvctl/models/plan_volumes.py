@@ -30,7 +30,7 @@ from rwkvctl.training.volume_plan import (
 )
 
 MOST_VOXELS = 2**31
-"""Of a resampled case: four times those of 1,000 slices of 768 x 768 pixels."""
+"""Of a resampled case, and of a patch: four times those of 1,000 slices of 768 x 768 pixels."""
 OUR_LEVELS = 5
 """Of RWKV-UNet: the stem and four stages."""
 OUR_LEAST = (1, 16, 16)
@@ -70,6 +70,10 @@ def planned(spec: FinetuneSpec, manifest: Manifest) -> FinetuneSpec:
     patch = volumes.patch
     if patch == "auto":
         patch = patch_for(median_shape(list(sizes.values()), own), step, volumes.patch_voxels, most, least)
+    elif math.prod(patch) > MOST_VOXELS:
+        raise UserError(
+            f"volumes.patch {list(patch)}: has {math.prod(patch):.1e} voxels; choose a smaller one, or auto"
+        )
     levels = levels_for(patch, step, most)
     model = spec.model.model_copy(update={"options": options_for(spec.model, levels, patch)})
     if volumes.patch == "auto":

@@ -12,6 +12,7 @@ from rwkvctl.config.specs.load import build, merge, read_recipe
 from rwkvctl.data.convert import synth
 from rwkvctl.data.convert.prepare import prepare
 from rwkvctl.data.store.manifest import Manifest
+from rwkvctl.launch import preflight
 from rwkvctl.models import build as networks
 from rwkvctl.models.plan_volumes import planned, volume_input
 
@@ -64,6 +65,18 @@ def test_of_data_without_spacing_the_thickness_of_slices_counts(cardiac: Manifes
 def test_a_spacing_that_is_no_spacing_of_a_body_is_refused(spaced: Manifest):
     with pytest.raises(UserError, match=r"spacing \[0.001, 0.001, 0.001\]: .* would have 1.4e\+14 voxels, and its own"):
         planned(spec_of(spaced, spacing=[0.001, 0.001, 0.001]), spaced)
+
+
+def test_a_patch_that_no_memory_holds_is_refused(spaced: Manifest):
+    with pytest.raises(UserError, match=r"volumes.patch \[16, 32000, 32000\]: has 1.6e\+10 voxels; choose a smaller"):
+        planned(spec_of(spaced, patch=[16, 32000, 32000]), spaced)
+
+
+def test_an_encoder_is_refused_before_a_run_is_made(spaced: Manifest):
+    spec = spec_of(spaced)
+    spec = spec.model_copy(update={"model": spec.model.model_copy(update={"encoder_weights": "RUN"})})
+    with pytest.raises(UserError, match=r"model.encoder_weights: rwkv_unet_3d_t has no encoder .*; leave it out$"):
+        preflight.check_options(planned(spec, spaced), spaced)
 
 
 def test_images_are_no_volumes(binary: Manifest):
