@@ -64,9 +64,10 @@ def selective_scan_reference(x: Tensor, step: Tensor, a: Tensor, b: Tensor, c: T
     """
     x, step, a, b, c, d = (z.double() for z in (x, step, a, b, c, d))
     h, y = torch.zeros_like(x[:, 0, :, :, None] * a), []
-    for t in range(x.shape[1]):
-        h = torch.exp(step[:, t, :, :, None] * a) * h + (step * x)[:, t, :, :, None] * b[:, t, :, None, :]
-        y.append((h * c[:, t, :, None, :]).sum(dim=-1) + d * x[:, t])
+    # Taken apart at once, since the gradient of x[:, t] alone is as large as x.
+    for x_t, step_t, b_t, c_t in zip(*(z.unbind(dim=1) for z in (x, step, b, c)), strict=True):
+        h = torch.exp(step_t[..., None] * a) * h + (step_t * x_t)[..., None] * b_t[:, :, None]
+        y.append((h * c_t[:, :, None]).sum(dim=-1) + d * x_t)
     return torch.stack(y, dim=1)
 
 
