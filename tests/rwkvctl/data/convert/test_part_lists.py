@@ -8,6 +8,8 @@ import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
 
 from rwkvctl.base.errors import UserError
@@ -159,3 +161,54 @@ def test_lists_and_a_table_are_not_both(voc: Path, tmp_path: Path):
     write(voc / "t.csv", ["image,patient", *(f"2019_{n:06d}.jpg,p{n // 2}" for n in range(1, 13))])
     with pytest.raises(UserError, match="--split-from lists: lists go with --images and --masks; leave out"):
         prepared(voc, tmp_path / "set", csv="t.csv")
+
+
+# Files with image and label inside ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def slices(tmp_path: Path) -> Path:
+    """Six volumes as slices, as SSL4MIS has ACDC: the list for training names slices, the others name volumes."""
+    tree = tmp_path / "knees"
+    rng = np.random.default_rng(0)
+    for case in range(1, 7):
+        for z in range(3):
+            path = tree / "slices" / f"knee{case:03d}_scan_slice_{z}.h5"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with h5py.File(path, "w") as file:
+                file["image"] = rng.random((32, 32), np.float32) * 300
+                file["label"] = (rng.random((32, 32)) < 0.2).astype(np.uint8)
+    write(tree / "train_slices.list", [f"knee{case:03d}_scan_slice_{z}" for case in (1, 2, 3) for z in range(3)])
+    write(tree / "val.list", ["knee004_scan"])
+    write(tree / "test.list", ["knee005_scan"])
+    return tree
+
+
+def test_slices_that_lists_name_by_themselves_or_by_their_volume(slices: Path, tmp_path: Path):
+    words = shlex.split(run("doctor", slices).partition("  prepare  ")[2])
+    assert words[words.index("--split-from") + 1] == "lists"
+    run(*words[2:], "--out", tmp_path / "set")
+    made = Manifest.load(tmp_path / "set")
+    patients = {
+        part: sorted({match[1] for match in map(re.compile(r"knee00(\d)").search, ids) if match})
+        for part, ids in made.split_ids("lists").items()
+    }
+    assert patients == {"train": ["1", "2", "3"], "val": ["4"], "test": ["5"]}
+    assert made.splits["lists"].counts == {"train": 9, "val": 1, "test": 1}
+    assert "1 images are in no list and were left out: slices/knee006_scan" in made.content.warnings
+
+
+def test_a_volume_whose_slices_are_in_two_lists(slices: Path, tmp_path: Path):
+    write(slices / "val.list", ["knee001_scan_slice_1", "knee004_scan"])
+    write(slices / "train_slices.list", [f"knee001_scan_slice_{z}" for z in (0, 2)])
+    line = "slices of slices/knee001_scan are in the lists for train and val; a volume is of one part"
+    with pytest.raises(UserError, match=line):
+        prepare("arrays", [slices], tmp_path / "set", split_from="lists")
+
+
+def test_what_says_nothing_of_arrays(slices: Path, tmp_path: Path):
+    with pytest.raises(UserError, match="--split-from cohort: give folders, for files in train/ and test/, or lists"):
+        prepare("arrays", [slices], tmp_path / "set", split_from="cohort")
+    (slices / "train_slices.list").unlink()
+    with pytest.raises(UserError, match=re.escape("--split-from lists: no train.txt with val.txt or test.txt in")):
+        prepare("arrays", [slices], tmp_path / "set", split_from="lists")

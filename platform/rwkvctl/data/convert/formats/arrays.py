@@ -10,9 +10,10 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from rwkvctl.base.errors import BadFile, UserError
-from rwkvctl.data.convert import array_pairs, array_roles, discover, part_folders
+from rwkvctl.data.convert import array_pairs, array_roles, discover, part_folders, part_lists
 from rwkvctl.data.convert.array_pairs import ArrayPair
 from rwkvctl.data.convert.array_roles import Roles
 from rwkvctl.data.convert.discover import Problems
@@ -29,7 +30,7 @@ from rwkvctl.data.convert.formats.base import Dataset, Options, Plan
 from rwkvctl.data.convert.formats.volume_sets import Scans
 from rwkvctl.data.convert.name_patterns import parse
 from rwkvctl.data.convert.sources import RawFile, Source, natural_key
-from rwkvctl.data.convert.suggestion import Suggestion
+from rwkvctl.data.convert.suggestion import Suggestion, joined
 from rwkvctl.data.images import arrays
 from rwkvctl.data.images.normalise import Rule
 
@@ -93,19 +94,22 @@ def plan(source: Source, options: Options, problems: Problems) -> Plan:
         cases = _of_volumes(found, layers, _axes(source, volumes, options.axes))
     else:
         cases = _of_slices(found, layers, warnings)
-    keys = discover.sample_keys(options.dataset, cases)
-    ordered = {keys[name]: cases[name] for name in sorted(cases, key=natural_key)}
+    parts, notes = _parts(source, cases, options.split_from, problems)
+    names = [name for name in sorted(cases, key=natural_key) if parts is None or name in parts]
+    keys = discover.sample_keys(options.dataset, names)
+    ordered = {keys[name]: cases[name] for name in names}
     made = volume_sets.volumes_plan(
         "volumes" if volumes else "slices",
         ordered,
         volume_pairs.labels(options, classes, bool(layers)),
         options,
         problems,
-        parts=_parts(ordered, options.split_from),
+        parts=None if parts is None else {keys[name]: parts[name] for name in names},
+        split=options.split_from if options.split_from == FOLDERS else part_lists.LISTS,
         root="",
         advice=volume_pairs.advice(options),
     )
-    made.warnings += warnings
+    made.warnings += [*warnings, *notes]
     channels = array_pairs.usual_counts(found)[0]
     return _with_channels(made, (roles.image, *roles.others), channels, options) if channels > 1 else made
 
@@ -125,13 +129,41 @@ def _headers(files: Sequence[RawFile], roles: Roles, axes: str | None, problems:
     return [pair for pair in found if pair.counts == usual]
 
 
-def _parts(cases: Mapping[str, Scans], told: str | None) -> dict[str, str] | None:
-    """The part of each case by its folders, with `--split-from folders`."""
+def _parts(
+    source: Source, cases: Mapping[str, Scans], told: str | None, problems: Problems
+) -> tuple[dict[str, str] | None, list[str]]:
+    """The part of each case by `--split-from`, and notes; a case that is in no list has none."""
     if told is None:
-        return None
-    if told != FOLDERS:
-        raise UserError(f"--split-from {told}: give {FOLDERS}, for files in train/ and test/")
-    return part_folders.by_folder({key: case.path for key, case in cases.items()})[0]
+        return None, []
+    if told == FOLDERS:
+        return part_folders.by_folder({name: case.path for name, case in cases.items()})[0], []
+    if part_lists.is_told(source, told):
+        return _by_lists(source, cases, told, problems)
+    raise UserError(
+        f"--split-from {told}: give {FOLDERS}, for files in train/ and test/, or {part_lists.LISTS}, for train.txt, "
+        "val.txt and test.txt that name them"
+    )
+
+
+def _by_lists(
+    source: Source, cases: Mapping[str, Scans], told: str, problems: Problems
+) -> tuple[dict[str, str], list[str]]:
+    """A line names a file, or the volume that slices were put together to."""
+    name_of = {file.path: name for name, case in cases.items() for file in case.image.files}
+    files = [file for case in cases.values() for file in case.image.files]
+    for name, case in cases.items():
+        if len(case.image.files) > 1:
+            files.append(replace(case.image.files[0], path=name))
+            name_of[name] = name
+    lists = part_lists.read(source, told, files, name_of.keys())
+    parts: dict[str, str] = {}
+    for path, part in lists.of.items():
+        if parts.setdefault(name := name_of[path], part) != part:
+            raise UserError(
+                f"--split-from {told}: slices of {name} are in the lists for {parts[name]} and {part}; a volume is of "
+                "one part"
+            )
+    return parts, part_lists.apply(replace(lists, of=parts), set(cases), (), problems)
 
 
 def _with_channels(made: Plan, names_of: Sequence[str], count: int, options: Options) -> Plan:
@@ -234,4 +266,12 @@ def _of_slices(found: Sequence[ArrayPair], layers: Sequence[int], warnings: list
 
 def suggest(source: Source) -> Suggestion | None:
     """Options for what names, shapes and a few files leave open; None where they leave nothing to be planned."""
-    return array_suggestion.of(_files(source))
+    files = _files(source)
+    found = array_suggestion.of(files)
+    if found is None or "split_from" in found.choices or not part_lists.are_there(source):
+        return found
+    try:
+        part_lists.read(source, part_lists.LISTS, files, {file.path for file in files})
+    except UserError:  # they are of other files
+        return found
+    return joined([found, Suggestion({"split_from": part_lists.LISTS})])

@@ -54,6 +54,7 @@ def volumes_plan(
     *,
     groups: grouping.Groups | None = None,
     parts: Mapping[str, str] | None = None,
+    split: str = "folders",
     root: str | None = None,
     advice: str = "replace it",
 ) -> Plan:
@@ -62,6 +63,7 @@ def volumes_plan(
     Args:
         groups: whose volume each is; with None, what the cases' paths and `--groups` tell.
         parts: train, val or test of each case where the source says so; else they are split at random.
+        split: the name of the split that it says.
         root, advice: as in `ScanPairLoader`.
 
     Raises:
@@ -78,13 +80,13 @@ def volumes_plan(
     pairs = _checked(cases, problems)
     orientation = grids.usual_layout((pair.grid for pair in pairs.values()), ORIENTATION)
     made = {key: pair.case(key, patient_of[key], orientation) for key, pair in pairs.items()}
-    name, split = _split(list(made), patient_of, ratio, seed, parts)
-    items: dict[str, list[Case] | list[Plane]] = {part: [made[key] for key in split.ids[part]] for part in PARTS}
-    items["train"] = planes(made[key] for key in sorted(split.ids["train"], key=discover.natural_key))
+    name, found = _split(list(made), patient_of, ratio, seed, parts, split)
+    items: dict[str, list[Case] | list[Plane]] = {part: [made[key] for key in found.ids[part]] for part in PARTS}
+    items["train"] = planes(made[key] for key in sorted(found.ids["train"], key=discover.natural_key))
 
     def make_splits(ids: Mapping[str, Sequence[str]], groups: Mapping[str, str]) -> dict[str, Split]:
         lists = {part: list(ids[part]) for part in PARTS}
-        return {name: Split(f"cases: {split.rule}; train: their slices", lists, split.seed)}
+        return {name: Split(f"cases: {found.rule}; train: their slices", lists, found.seed)}
 
     window = options.range or WINDOW
     notes = [groups.note(splits=parts is None)] if groups else []
@@ -130,13 +132,14 @@ def _split(
     ratio: tuple[int, int, int],
     seed: int,
     parts: Mapping[str, str] | None,
+    told: str,
 ) -> tuple[str, Split]:
     """Its name and the keys of its parts; patients with several volumes stay together."""
     if parts is not None:
         from rwkvctl.data.convert import part_folders
 
         by_part = {part: [key for key in keys if parts[key] == part] for part in PARTS}
-        return "folders", part_folders.published(by_part, patients, seed)
+        return told, part_folders.published(by_part, patients, seed)
     together = len({patients[key] for key in keys}) < len(keys)
     own = {key: patients[key] for key in keys}
     split = grouped_split(list(keys), own, ratio, seed) if together else random_split(list(keys), ratio, seed)
