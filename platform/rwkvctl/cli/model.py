@@ -23,6 +23,7 @@ app.command()(model_exchange.pull)
 app.command()(model_calibrate.calibrate)
 app.command()(model_grid.grid)
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+EXPORTED = ("onnx", "pt2")
 
 
 def tracking_uri() -> str:
@@ -186,7 +187,9 @@ def card(
 def export(
     model: Annotated[str, typer.Argument(help="A run, models:/NAME@ALIAS, models:/NAME/VERSION, or a model folder.")],
     out: Annotated[Path, typer.Option(help="File to write.")],
-    form: Annotated[str, typer.Option("--format", help="onnx, or pt2 for torch.export.")] = "onnx",
+    form: Annotated[
+        str | None, typer.Option("--format", help="onnx, or pt2 for torch.export [default: by the ending of --out]")
+    ] = None,
     inputs: Annotated[
         list[Path] | None,
         typer.Option("--check", help="File or folder whose masks must be those of predict, too. Repeatable."),
@@ -204,6 +207,7 @@ def export(
         raise UserError("--fixed-size: is for --logits; without it the file takes images of any size")
     if inputs and logits:
         raise UserError("--check: compares masks, which a file of --logits does not give; leave one of them out")
+    form = format_of(out, form)
     from rwkvctl.config import settings
     from rwkvctl.models import bundle, export_whole
     from rwkvctl.models.export import export as export_network
@@ -229,6 +233,16 @@ def export(
     ]
     fields = asdict(whole) | {"parity": whole.parity.as_fields()}
     shown(whole, fields, [*lines, f"what it takes and gives: {whole.path}.json"], as_json=as_json)
+
+
+def format_of(out: Path, told: str | None) -> str:
+    """That of a file to be exported, by its ending where the user does not tell it."""
+    ending = out.suffix.removeprefix(".").lower()
+    if told is None and ending not in EXPORTED:
+        raise UserError(f"--out {out}: must end in .onnx or .pt2; or say which by --format")
+    if told in EXPORTED and ending in EXPORTED and told != ending:
+        raise UserError(f"--format {told}: --out {out} ends in .{ending}; leave one of them out")
+    return told or ending
 
 
 def shown(made: Exported | ExportedWhole, fields: dict[str, Any], lines: list[str], *, as_json: bool) -> None:

@@ -150,6 +150,9 @@ MISTAKES = [
     ("evaluate nowhere", "run 'nowhere' is not in {home}/runs"),
     ("evaluate nowhere --part train", "part: input should be 'val' or 'test'"),
     ("predict nowhere a.png --out {home}/masks", "run 'nowhere' is not in {home}/runs"),
+    ("model export nowhere --out {home}/a.txt", "must end in .onnx or .pt2; or say which by --format"),
+    ("model export nowhere --out {home}/a.pt2 --format onnx", "ends in .pt2; leave one of them out"),
+    ("model export nowhere --out {home}/a.pt2", "run 'nowhere' is not in {home}/runs"),
     ("sync nowhere", "run 'nowhere' is not in {home}/runs"),
 ]
 
