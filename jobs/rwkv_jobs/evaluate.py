@@ -106,6 +106,11 @@ def data_of(spec: EvaluateSpec, model: Path) -> tuple[Manifest, bundle.BundleInf
     same_data.check(manifest, info)
     if not manifest.has_volumes and any(bundle.read_info(member).volumes for member in members.folders(model)):
         raise UserError(f"data {path}: holds images, and model {spec.model} takes whole volumes; give other --data")
+    if info.volumes is None and isinstance(info.image_size, tuple):
+        raise UserError(
+            f"model {spec.model}: takes images of {' x '.join(map(str, info.image_size))}, and only models of square "
+            "images (image_size is one number) can be evaluated; predict takes it"
+        )
     return manifest, info
 
 

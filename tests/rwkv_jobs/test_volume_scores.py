@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -18,11 +19,13 @@ from torch import Tensor, nn
 
 from rwkv_jobs import scoring
 from rwkv_jobs.entry import guarded
+from rwkv_jobs.evaluate import data_of
 from rwkv_jobs.networks import Networks
 from rwkv_jobs.volume_masks import VolumeMasks
 from rwkv_jobs.worker import Worker
 from rwkv_unet import create_model
-from rwkvctl.config.specs.jobs import PredictSpec
+from rwkvctl.base.errors import UserError
+from rwkvctl.config.specs.jobs import EvaluateSpec, PredictSpec
 from rwkvctl.config.specs.parts import DataSpec
 from rwkvctl.data.convert import synth
 from rwkvctl.data.convert.prepare import prepare
@@ -262,6 +265,14 @@ def test_data_of_images_is_refused_in_one_line(jobs: Jobs, shards: Path, tmp_pat
     error = capfd.readouterr().err
     assert "holds images, and model" in error
     assert "takes whole volumes; give other --data" in error
+
+
+def test_a_model_of_images_that_are_not_square_is_refused(shards: Path, tmp_path: Path) -> None:
+    folder = save(tmp_path / "model", Manifest.load(shards / "polyps"), image_kind="rgb8")
+    described = json.loads((folder / "model.json").read_text())
+    (folder / "model.json").write_text(json.dumps(described | {"volumes": None, "image_size": [48, 32]}))
+    with pytest.raises(UserError, match="takes images of 48 x 32, and only models of square"):
+        data_of(EvaluateSpec(model=str(folder), data=str(shards / "polyps")), folder)
 
 
 def test_volumes_without_a_spacing_are_refused_in_one_line(
