@@ -15,12 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from rwkv_jobs.consistency import Unlabeled
-from rwkv_jobs.epochs import (
-    improves,
-    read_decoded,
-    train_loader,
-    validation_is_due,
-)
+from rwkv_jobs.epochs import improves, read_decoded, train_loader, validation_is_due
 from rwkv_jobs.fit import run_training
 from rwkv_jobs.form import TrainingForm
 from rwkv_jobs.gallery import Gallery

@@ -13,11 +13,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from rwkv_jobs.epochs import (
-    improves,
-    train_loader,
-    validation_is_due,
-)
+from rwkv_jobs.epochs import improves, train_loader, validation_is_due
 from rwkv_jobs.fit import run_training
 from rwkv_jobs.form import TrainingForm
 from rwkv_jobs.model_summary import model_info

@@ -75,6 +75,11 @@ class Found:
         return {own.part for own in self.sets if own.part}
 
     @property
+    def has_split(self) -> bool:
+        """Whether names tell training from other parts."""
+        return "train" in self.parts and len(self.parts) > 1
+
+    @property
     def has_faults(self) -> bool:
         return any(stack.fault for own in self.sets for stack in (own.image, own.label))
 

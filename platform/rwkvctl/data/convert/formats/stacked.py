@@ -79,13 +79,12 @@ def plan(source: Source, options: Options, problems: Problems) -> Plan:
     pairs = {own.words: list(_pairs(own, options)) for own in sets}
     every = [pair for own in pairs.values() for pair in own]
     part_of = {pair.key: own.part or "all" for own in sets for pair in pairs[own.words]}
-    has_parts = "train" in found.parts and len(found.parts) > 1
-    if not has_parts:
+    if not found.has_split:
         part_of = dict.fromkeys(part_of, "all")
     groups = _groups(every, options.groups)
 
     def make_splits(ids: Mapping[str, Sequence[str]], of: Mapping[str, str]) -> dict[str, Split]:
-        if has_parts:
+        if found.has_split:
             return {
                 "given": part_folders.published(ids, of, (options.seeds or DEFAULT_SEEDS)[0], "the source's arrays")
             }
@@ -101,7 +100,7 @@ def plan(source: Source, options: Options, problems: Problems) -> Plan:
         make_splits,
         root="",
         mask_rule="a plane a class" if sets[0].label.planes else None,
-        warnings=[*found.notes, *([groups.note(splits=not has_parts)] if groups else [])],
+        warnings=[*found.notes, *([groups.note(splits=not found.has_split)] if groups else [])],
     )
     if (count := channels.pop()) not in (1, stack_axes.COLOURS):
         made.settle = Settle(tuple(f"channel {number}" for number in range(1, count + 1)))
@@ -131,12 +130,10 @@ def _with_axes(source: Source, own: Stacked, given: str | None, has_parts: bool)
             raise UserError(f"{image}: {axes.question}; are they {axes.image}, say --axes {axes.image}")
     if "z" in axes.image:
         raise UserError(f"{image}: holds volumes {axes.image}; save each in a file, for data prepare arrays or pairs")
-    placed = [
-        replace(stacks.placed(source, stack), axes=text) for stack, text in zip((image, label), axes, strict=False)
-    ]
+    image, label = replace(image, axes=axes.image), replace(label, axes=axes.label)
     groups = own.groups and stacks.placed(source, own.groups)
     try:
-        return replace(own, image=placed[0], label=stack_labels.described(placed[1]), groups=groups)
+        return replace(own, image=image, label=stack_labels.described(label), groups=groups)
     except BadFile as error:
         raise UserError(str(error)) from error
 
@@ -159,13 +156,18 @@ def _classes(sets: Sequence[Stacked], options: Options) -> Sequence[str]:
 def _pairs(own: Stacked, options: Options) -> Iterator[Pair]:
     names = ["_".join((*own.words, f"{number:0{ENDING}d}")) for number in range(own.image.count)]
     keys = discover.sample_keys(options.dataset, names, ENDING)
-    groups = stack_labels.texts(own.groups, own.image.count) if own.groups and options.groups is None else None
+    groups = groups_in(own, options)
     count = own.image.size("c")
     channels = [None] if count in (1, stack_axes.COLOURS) else list(range(count))
     for number, name in enumerate(names):
         first, *others = (own.image.element(number, "picture", channel) for channel in channels)
         mask = own.label.element(number, "labels")
         yield Pair(keys[name], first, (mask,), groups[number] if groups else None, others=tuple(others))
+
+
+def groups_in(own: Stacked, options: Options) -> list[str] | None:
+    """Whose each image is, by an array beside it; None without one, and with `--groups`."""
+    return stack_labels.texts(own.groups, own.image.count) if own.groups and options.groups is None else None
 
 
 def _groups(pairs: Sequence[Pair], choice: str | None) -> grouping.Groups | None:

@@ -60,11 +60,10 @@ def plan(source: Source, options: Options, problems: Problems) -> Plan:
     sets = [_with_axes(source, own, options.axes) for own in found.sets]
     labels = {own.words: stack_labels.numbers(own.label, own.image.count) for own in sets}
     classes, id_of = _classes(sets[0], [one for own in labels.values() for one in own], options)
-    has_parts = "train" in found.parts and len(found.parts) > 1
     parts: dict[str, list[Photo]] = {}
     for own in sets:
-        part = own.part if own.part and has_parts else "all"
-        of_group = stack_labels.texts(own.groups, own.image.count) if own.groups and options.groups is None else None
+        part = own.part if own.part and found.has_split else "all"
+        of_group = stacked.groups_in(own, options)
         for number, label in enumerate(labels[own.words]):
             file = own.image.element(number, "picture")
             made = photo(file, file.path, part, id_of[label])
@@ -81,7 +80,7 @@ def plan(source: Source, options: Options, problems: Problems) -> Plan:
         image_kind="rgb8",
         parts={part: shuffled(photos) for part, photos in parts.items()},
         read=PhotoReader(options.dataset, tuple(classes)),
-        make_splits=official_splits if has_parts else drawn,
+        make_splits=official_splits if found.has_split else drawn,
         warnings=list(found.notes),
         limits=dict.fromkeys(parts, LIMITS),
     )
