@@ -36,7 +36,7 @@ def asked(spec: EvaluateSpec, manifest: Manifest, model: Path) -> Asked:
     """
     info = bundle.read_info(model)
     found = samples_asked(spec, manifest, model, info)
-    if not any(bundle.read_info(member).volumes for member in members.folders(model)):
+    if not members.sees_volumes(model):
         return found
     fold_of = None if found.fold_of is None else {case_of(key): number for key, number in found.fold_of.items()}
     return found._replace(ids=cases_of(found.ids), fold_of=fold_of)

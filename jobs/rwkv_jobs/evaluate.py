@@ -104,7 +104,7 @@ def data_of(spec: EvaluateSpec, model: Path) -> tuple[Manifest, bundle.BundleInf
     manifest = Manifest.load(path)
     bundle.require(info, KINDS[manifest.task], f"data {path} is for {manifest.task}, and model {spec.model}")
     same_data.check(manifest, info)
-    if not manifest.has_volumes and any(bundle.read_info(member).volumes for member in members.folders(model)):
+    if not manifest.has_volumes and members.sees_volumes(model):
         raise UserError(f"data {path}: holds images, and model {spec.model} takes whole volumes; give other --data")
     if info.volumes is None and isinstance(info.image_size, tuple):
         raise UserError(

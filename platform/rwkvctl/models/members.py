@@ -34,6 +34,11 @@ def folders(folder: str | os.PathLike[str]) -> list[Path]:
     return found
 
 
+def sees_volumes(folder: str | os.PathLike[str]) -> bool:
+    """Whether a model, or a member of it, is a network over three axes."""
+    return any(bundle.read_info(member).volumes is not None for member in folders(folder))
+
+
 def check(folder: str | os.PathLike[str]) -> None:
     """UserError where a file of a model, or of a member of it, is missing or damaged."""
     for member in folders(folder):
